@@ -1,0 +1,41 @@
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: help search test lint format clean
+
+help:
+	@echo "make search  install, then run 100 highway and 100 plain networks of depth 50 on the digits"
+	@echo "make test    install, then run the tests"
+	@echo "make lint    install, then check style and types"
+	@echo "make format  rewrite the code in the project's style"
+
+search: .venv/installed
+	$(BIN)/python -m experiments.search --config=digits_depth50 --workdir=runs/digits_depth50
+
+test: .venv/installed-test
+	$(BIN)/python -m pytest -n auto
+
+lint: .venv/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv *.egg-info
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "highway-jax needs Python 3.11 or newer; name one with: make PYTHON=python3.12" >&2; exit 2; }
+	$(PYTHON) -m venv .venv
+
+.venv/installed: setup.py | $(BIN)/python
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+.venv/installed-%: setup.py | $(BIN)/python
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[$*]'
+	@touch $@ .venv/installed

@@ -1,0 +1,1 @@
+"""The programs: read a config, call the library, write a workdir."""

@@ -1,0 +1,144 @@
+"""What the programs share at their edge: the command line, configs, and how mistakes are reported."""
+
+import functools
+import importlib
+import importlib.util
+import os
+import pkgutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import NoReturn
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from experiments import configs
+from highway_jax.data import DataError
+
+
+class UserError(Exception):
+    """A mistake that the user can mend; the message is one line naming what was given and what is allowed."""
+
+
+def run(main: Callable[[list[str]], None], usage: str) -> NoReturn:
+    """Run a program and exit: 0 when done, 2 with one line for a user's mistake, 130 for Ctrl-C.
+
+    `--help` prints `usage`, the program's docstring, instead.
+    """
+    if any(arg in ("-h", "--help") for arg in sys.argv[1:]):
+        print(usage.strip())
+        sys.exit(0)
+    try:
+        main(sys.argv[1:])
+    except (UserError, DataError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of our output, such as `head`, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    sys.exit(0)
+
+
+def known_configs() -> dict[str, tuple[ModuleType, str]]:
+    """Every config name, with the module that makes it and the variant to ask for."""
+    known = {}
+    for info in pkgutil.iter_modules(configs.__path__):
+        module = importlib.import_module(f"{configs.__name__}.{info.name}")
+        for variant in getattr(module, "VARIANTS", ()):
+            known[f"{info.name}_{variant}"] = module, variant
+    return known
+
+
+def load_config(name: str) -> tuple[str, ConfigDict]:
+    """Make a config from a known name or a path to a Python file with `get_config()`; returns (label, config)."""
+    known = known_configs()
+    if name in known:
+        module, variant = known[name]
+        return name, module.get_config(variant)
+    path, _, variant = name.partition(":")
+    if not path.endswith(".py"):
+        raise UserError(f"--config is {name!r}; it must be one of {', '.join(known)}, or a path to a .py file")
+    if not Path(path).is_file():
+        raise UserError(f"--config is {name!r}, but there is no such file")
+    try:
+        spec = importlib.util.spec_from_file_location("user_config", path)
+        assert spec and spec.loader
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        config = module.get_config(variant) if variant else module.get_config()
+    except Exception as error:
+        raise UserError(f"--config is {name!r}, which cannot be loaded: {type(error).__name__}: {error}") from error
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"--config is {name!r}, whose get_config() must return a ConfigDict")
+    return Path(path).stem + (f"_{variant}" if variant else ""), config
+
+
+def parse_flags(argv: list[str], values: flags.FlagValues) -> None:
+    """Parse a program's own flags into `values`."""
+    try:
+        rest = values([sys.argv[0], *argv])
+    except flags.Error as error:
+        raise UserError(" ".join(str(error).split())) from error
+    if len(rest) > 1:
+        raise UserError(f"unexpected argument {rest[1]!r}; every argument is a --flag=value")
+
+
+def parse_config(argv: list[str]) -> tuple[str, ConfigDict, list[str]]:
+    """Take `--config=NAME` and every `--config.key=value` out of the arguments.
+
+    Returns:
+      The config's label, the config with the overrides applied, and the remaining arguments.
+    """
+    name, overrides, rest = None, [], []
+    arguments = iter(argv)
+    for arg in arguments:
+        key, equals, value = arg.partition("=")
+        if not (key.lstrip("-") == "config" or key.lstrip("-").startswith("config.")) or not key.startswith("-"):
+            rest.append(arg)
+            continue
+        if not equals:
+            value = next(arguments, "")
+        if not value:
+            raise UserError(f"{key} is given without a value")
+        if key.lstrip("-") == "config":
+            name = value
+        else:
+            overrides.append((key.lstrip("-"), value))
+    if name is None:
+        raise UserError(f"--config is missing; it must be one of {', '.join(known_configs())}, or a path to a .py file")
+    label, config = load_config(name)
+    for key, value in overrides:
+        _override(config, key, value)
+    return label, config, rest
+
+
+def _override(config: ConfigDict, key: str, value: str) -> None:
+    path, keys = key.removeprefix("config."), leaf_keys(config)
+    if path not in keys:
+        inside = [k for k in keys if k.startswith(path + ".")]
+        raise UserError(f"--{key} is not a key of the config; the keys are {', '.join(inside or keys)}")
+    values = flags.FlagValues()
+    argv = ["", f"--{key}={value}"]
+    try:
+        config_flags.DEFINE_config_dict("config", config, flag_values=values, lock_config=False, sys_argv=argv)
+        values(argv)
+    except (flags.Error, TypeError, ValueError) as error:
+        *parents, leaf = path.split(".")
+        kind = functools.reduce(getattr, parents, config).get_type(leaf)
+        raise UserError(f"--{key} is {value!r}; it must be of type {kind.__name__}") from error
+
+
+def leaf_keys(config: ConfigDict, prefix: str = "") -> list[str]:
+    """The config's keys, those of nested configs with dots."""
+    leaves = []
+    for key, value in config.items():
+        if isinstance(value, ConfigDict):
+            leaves += leaf_keys(value, f"{prefix}{key}.")
+        else:
+            leaves.append(prefix + key)
+    return leaves

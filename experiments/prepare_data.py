@@ -1,0 +1,67 @@
+"""Download and prepare a TFDS dataset in a form that every program here reads without TensorFlow.
+
+    pip install 'highway-jax[prepare]'     (or, in a clone: pip install -e '.[prepare]')
+    python -m experiments.prepare_data --dataset=mnist
+
+--dataset=NAME     an image-classification dataset of TensorFlow Datasets
+--data_dir=DIR     where it goes; by default $TFDS_DATA_DIR or ~/tensorflow_datasets
+--overwrite        prepare it again, in place of what is there
+
+Preparing needs TensorFlow and a network, once; reading needs neither.
+"""
+
+import importlib.util
+
+from absl import flags
+
+from experiments import cli
+from experiments.cli import UserError
+from highway_jax import data
+
+
+def main(argv: list[str]) -> None:
+    values = flags.FlagValues()
+    flags.DEFINE_string("dataset", None, "name", flag_values=values)
+    flags.DEFINE_string("data_dir", None, "where it goes", flag_values=values)
+    flags.DEFINE_bool("overwrite", False, "prepare again", flag_values=values)
+    cli.parse_flags(argv, values)
+    name, data_dir = values.dataset, values.data_dir
+    if not name:
+        raise UserError("--dataset is missing; it must be a TFDS dataset, such as mnist, cifar10 or cifar100")
+    if name == "digits":
+        raise UserError("--dataset is 'digits', which is embedded and needs no preparing")
+    if not values.overwrite:
+        try:
+            found = data.load_tfds(name, data_dir)
+        except data.NotPreparedError:
+            pass
+        else:
+            print(f"{name} is prepared: {len(found.train.labels)} training and {len(found.test.labels)} test images")
+            return
+    if importlib.util.find_spec("tensorflow") is None:
+        raise UserError(
+            f"preparing {name!r} needs TensorFlow, which is not installed; "
+            "install it with: pip install 'highway-jax[prepare]'"
+        )
+    prepare(name, data_dir, values.overwrite)
+    found = data.load_tfds(name, data_dir)
+    print(f"{name} is ready: {len(found.train.labels)} training and {len(found.test.labels)} test images")
+
+
+def prepare(name: str, data_dir: str | None, overwrite: bool) -> None:
+    """Download a dataset and write it as ArrayRecord files."""
+    import tensorflow_datasets as tfds
+
+    mode = tfds.download.GenerateMode
+    config = tfds.download.DownloadConfig(
+        download_mode=mode.REUSE_CACHE_IF_EXISTS if overwrite else mode.REUSE_DATASET_IF_EXISTS
+    )
+    builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
+    try:
+        builder.download_and_prepare(download_config=config)
+    except Exception as error:
+        raise UserError(f"{name!r} could not be prepared: {data.first_line(error)}") from error
+
+
+if __name__ == "__main__":
+    cli.run(main, __doc__)

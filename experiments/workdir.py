@@ -1,0 +1,97 @@
+"""The files of a search's workdir; the README's table says what each holds."""
+
+import csv
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from experiments.cli import UserError, leaf_keys
+
+
+def prepare(path: str, config: ConfigDict) -> Path:
+    """Make the workdir and write `config.json`; a workdir of another config's search is refused."""
+    workdir = Path(path)
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"--workdir is {path!r}, which is a file; it must be a directory or not exist yet")
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        if (workdir / "config.json").exists():
+            _check_same(workdir, config)
+        else:
+            write_text(workdir / "config.json", config.to_json(indent=2) + "\n")
+    except OSError as error:
+        raise UserError(f"--workdir is {path!r}, which cannot be written: {error.strerror}") from error
+    return workdir
+
+
+def _check_same(workdir: Path, config: ConfigDict) -> None:
+    try:
+        earlier = ConfigDict(json.loads((workdir / "config.json").read_text()))
+    except ValueError as error:
+        raise UserError(f"{workdir / 'config.json'} is damaged; remove the workdir or choose another") from error
+    now = ConfigDict(json.loads(config.to_json()))
+    before, after = ({key: _at(c, key) for key in leaf_keys(c)} for c in (earlier, now))
+    changed = [
+        f"{key} ({before.get(key)} there, {after.get(key)} now)"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key)
+    ]
+    if changed:
+        raise UserError(
+            f"--workdir is {str(workdir)!r}, which holds a search with another config: {', '.join(changed)}"
+        )
+
+
+def _at(config: ConfigDict, key: str) -> Any:
+    for part in key.split("."):
+        config = config[part]
+    return config
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file at once or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text)
+    partial.replace(path)
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Write a table at once or not at all; None is an empty field."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows(rows)
+    partial.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON at once or not at all."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def provenance() -> dict[str, Any]:
+    """What a result came from: commit, versions, hardware."""
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        commit = None
+    devices = jax.devices()
+    return {
+        "commit": commit,
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")},
+        "platform": devices[0].platform,
+        "device": devices[0].device_kind,
+        "devices": len(devices),
+        "cpu_cores": len(os.sched_getaffinity(0)),
+    }

@@ -1,0 +1,26 @@
+"""The embedded dataset: scikit-learn's copy of the UCI handwritten digits. No download."""
+
+import numpy as np
+
+from highway_jax.data.dataset import Dataset, Split
+
+TRAIN_SIZE = 1500
+
+
+def digits() -> Dataset:
+    """1,797 real 8x8 digits of 17 grey levels: 1,500 for training and 297 for testing, by a fixed shuffle."""
+    # Imported here: scikit-learn takes a second to import, and is needed for nothing else.
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    order = np.random.RandomState(0).permutation(len(bunch.target))
+    images = bunch.images[order, :, :, None].astype(np.uint8)
+    labels = bunch.target[order].astype(np.int32)
+    train, test = slice(None, TRAIN_SIZE), slice(TRAIN_SIZE, None)
+    return Dataset(
+        name="digits",
+        train=Split(images[train], labels[train]),
+        test=Split(images[test], labels[test]),
+        num_classes=10,
+        max_value=16,
+    )

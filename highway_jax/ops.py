@@ -1,0 +1,76 @@
+"""The highway operation (paper, Appendix A)."""
+
+import jax
+import jax.numpy as jnp
+
+
+def highway(x: jax.Array, h: jax.Array, t: jax.Array, c: jax.Array | None = None) -> jax.Array:
+    """Mix a transformed input with the input itself: `h * t + x * c` (Eq. 2 and 7).
+
+    The carry gate is `c = 1 - t` where it is not given (Eq. 3 and 8). The backward pass is the paper's
+    own (Eq. 9) and keeps nothing but the arguments; with an independent carry gate it is
+    `dx = c * dy` and `dc = x * dy`. Reverse mode only: it is a `jax.custom_vjp`.
+
+    Args:
+      x: the layer's input, of any shape.
+      h: the block state H(x), of the same shape.
+      t: the transform gate T(x), of the same shape, usually in (0, 1).
+      c: the carry gate C(x), of the same shape, or None for `1 - t`.
+
+    Returns:
+      The block output y, of the same shape; its dtype is the arguments' promoted dtype.
+
+    Raises:
+      ValueError: if the shapes differ.
+    """
+    gates = (x, h, t) if c is None else (x, h, t, c)
+    if any(jnp.shape(a) != jnp.shape(x) for a in gates):
+        given = ", ".join(f"{name} {jnp.shape(a)}" for name, a in zip("xhtc", gates, strict=False))
+        raise ValueError(f"highway needs arrays of one shape, but got {given}")
+    dtype = jnp.result_type(*gates)
+    operation = _coupled if c is None else _independent
+    return operation(*(jnp.asarray(a, dtype) for a in gates))
+
+
+def highway_vjp(x: jax.Array, h: jax.Array, t: jax.Array, dy: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Cotangents (dx, dh, dt) of the coupled operation (Eq. 9); all arrays of one shape."""
+    return (1 - t) * dy, t * dy, (h - x) * dy
+
+
+def independent_vjp(
+    x: jax.Array, h: jax.Array, t: jax.Array, c: jax.Array, dy: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Cotangents (dx, dh, dt, dc) with an independent carry gate (from Eq. 7); all arrays of one shape."""
+    return c * dy, t * dy, h * dy, x * dy
+
+
+@jax.custom_vjp
+def _coupled(x, h, t):
+    return h * t + x * (1 - t)
+
+
+@jax.custom_vjp
+def _independent(x, h, t, c):
+    return h * t + x * c
+
+
+def _coupled_fwd(*args):
+    return _coupled(*args), args
+
+
+def _coupled_bwd(args, dy):
+    x, h, t = args
+    return highway_vjp(x, h, t, dy)
+
+
+def _independent_fwd(*args):
+    return _independent(*args), args
+
+
+def _independent_bwd(args, dy):
+    x, h, t, c = args
+    return independent_vjp(x, h, t, c, dy)
+
+
+_coupled.defvjp(_coupled_fwd, _coupled_bwd)
+_independent.defvjp(_independent_fwd, _independent_bwd)

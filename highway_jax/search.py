@@ -1,0 +1,188 @@
+"""A population of runs: sample hyperparameters, start, train an epoch, rank."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from highway_jax import parallel, training
+from highway_jax.activations import ACTIVATIONS
+from highway_jax.data import Array, Split, shuffled_batches
+from highway_jax.training import Hyperparameters, Recipe, Run
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchSpace:
+    """Where a random search draws hyperparameters from (Section 3.1). Equal ends fix a hyperparameter.
+
+    The paper gives the bias's range; the others are this project's.
+
+    Attributes:
+      learning_rate: (low, high), log-uniform.
+      momentum: (low, high), uniform.
+      decay: (low, high) of the learning rate's factor per epoch, uniform.
+      activation: the names to choose from.
+      transform_bias: (low, high), uniform.
+
+    Raises:
+      ValueError: for an inverted range, a value outside what a hyperparameter can be, an unknown name.
+    """
+
+    learning_rate: tuple[float, float] = (1e-3, 1.0)
+    momentum: tuple[float, float] = (0.8, 0.99)
+    decay: tuple[float, float] = (0.9, 1.0)
+    activation: tuple[str, ...] = ACTIVATIONS
+    transform_bias: tuple[float, float] = (-10.0, -1.0)
+
+    def __post_init__(self) -> None:
+        _check_range("learning_rate", self.learning_rate, "above 0", lambda v: v > 0)
+        _check_range("momentum", self.momentum, "in [0, 1)", lambda v: 0 <= v < 1)
+        _check_range("decay", self.decay, "in (0, 1]", lambda v: 0 < v <= 1)
+        _check_range("transform_bias", self.transform_bias, "finite", lambda v: True)
+        if not self.activation or not set(self.activation) <= set(ACTIVATIONS):
+            raise ValueError(f"activation is {self.activation}; it must be one or more of {', '.join(ACTIVATIONS)}")
+
+
+def _check_range(name: str, ends: tuple[float, float], meaning: str, allowed: Callable[[float], bool]) -> None:
+    valid = len(ends) == 2 and all(isinstance(v, (int, float)) and math.isfinite(v) and allowed(v) for v in ends)
+    if not valid:
+        raise ValueError(f"{name} is {ends}; it must be a range (low, high) of numbers, each {meaning}")
+    if ends[0] > ends[1]:
+        raise ValueError(f"{name} is {ends}, an inverted range; low must not be above high")
+
+
+def sample(space: SearchSpace, key: jax.Array) -> Hyperparameters:
+    """Draw one run's hyperparameters, all scalars, from a key of its own."""
+
+    def uniform(key, ends):
+        return jax.random.uniform(key, (), jnp.float32, *ends)
+
+    keys = jax.random.split(key, 5)
+    names = jnp.array([ACTIVATIONS.index(name) for name in space.activation], jnp.int32)
+    return Hyperparameters(
+        learning_rate=jnp.exp(uniform(keys[0], tuple(map(math.log, space.learning_rate)))),
+        momentum=uniform(keys[1], space.momentum),
+        decay=uniform(keys[2], space.decay),
+        activation=jax.random.choice(keys[3], names),
+        transform_bias=uniform(keys[4], space.transform_bias),
+    )
+
+
+def init_population(recipe: Recipe, space: SearchSpace, seed: int, num_runs: int, images: Array, mesh: Mesh) -> Run:
+    """Draw a population's hyperparameters and initial weights, split over the mesh.
+
+    Run i depends on the seed and on i alone: a larger search begins with the smaller one's runs, and
+    searches over several kinds of network draw the same values for what they have in common.
+
+    Args:
+      recipe: what is trained.
+      space: where hyperparameters are drawn from.
+      seed: the search's seed.
+      num_runs: how many; rounded up to what the mesh's devices can share evenly.
+      images: any batch of images; only its shape and dtype matter.
+      mesh: from `parallel.runs_mesh`.
+
+    Returns:
+      A `Run` whose leaves have a leading axis of runs.
+    """
+
+    def start(run: jax.Array) -> Run:
+        sampling, weights = jax.random.split(jax.random.fold_in(_keys(seed)[0], run))
+        return training.init(recipe, sample(space, sampling), weights, images[:1])
+
+    runs = parallel.split_runs(mesh, jnp.arange(parallel.padded(num_runs, mesh)))
+    # One after another: all at once would need the memory of every initializer's alternatives.
+    return jax.jit(parallel.map_runs(start, mesh, runs_per_batch=1))(runs)
+
+
+def population_epoch(
+    recipe: Recipe, batch_size: int, mesh: Mesh, runs_per_batch: int | None
+) -> Callable[[Run, Split, jax.Array], tuple[Run, jax.Array]]:
+    """Build the compiled function that trains a whole population for an epoch.
+
+    All runs see the same batches in the same order, gathered once.
+
+    Args:
+      recipe: what is trained.
+      batch_size: examples per step.
+      mesh: where the population lives.
+      runs_per_batch: how many runs a device trains in lockstep; None for all.
+
+    Returns:
+      `epoch(population, train, key) -> (population, losses)`, with the epoch's mean training loss of
+      every run, (runs,). The given population is donated: use the returned one.
+    """
+    train_runs = parallel.map_runs(
+        lambda run, batches: training.train_epoch(recipe, run, batches), mesh, runs_per_batch
+    )
+
+    def epoch(population: Run, train: Split, key: jax.Array) -> tuple[Run, jax.Array]:
+        return train_runs(population, shuffled_batches(train, key, batch_size))
+
+    return jax.jit(epoch, donate_argnums=0)
+
+
+def epoch_key(seed: int, epoch: int) -> jax.Array:
+    """The key that orders an epoch's batches: one for all runs."""
+    return jax.random.fold_in(_keys(seed)[1], epoch)
+
+
+def _keys(seed: int) -> jax.Array:
+    """The two keys of a search: the runs' and the data's."""
+    return jax.random.split(jax.random.key(seed))
+
+
+@jax.jit
+def take_run(population: Any, run: int | jax.Array) -> Any:
+    """One run's entry of a population, or of any tree whose leaves have a leading axis of runs."""
+    return jax.tree.map(lambda leaf: leaf[run], population)
+
+
+@dataclasses.dataclass(frozen=True)
+class Ranking:
+    """A population's outcome, from its training curves.
+
+    Attributes:
+      best_loss: (runs,) the lowest of each run's mean training losses; inf if it never had a finite one.
+      best_epoch: (runs,) the epoch of that loss, from 1; 0 if there is none.
+      final_loss: (runs,) the last epoch's loss, NaN or inf if the run has diverged.
+      diverged: (runs,) whether any of its losses was not finite.
+      order: (runs,) run indices, the best first.
+    """
+
+    best_loss: np.ndarray
+    best_epoch: np.ndarray
+    final_loss: np.ndarray
+    diverged: np.ndarray
+    order: np.ndarray
+
+    def mean_of_best(self, count: int = 10) -> float:
+        """Mean best loss of the best `count` runs, of all if there are fewer (Figure 1, right)."""
+        return float(self.best_loss[self.order[:count]].mean())
+
+    def median(self) -> float:
+        """Median best loss of all runs, diverged ones included with the best they had."""
+        return float(np.median(self.best_loss))
+
+
+def rank(curves: np.ndarray) -> Ranking:
+    """Rank runs by the lowest of their epochs' mean training losses.
+
+    Args:
+      curves: (runs, epochs) mean training losses; not finite where a run has diverged.
+    """
+    finite = np.isfinite(curves)
+    losses = np.where(finite, curves, np.inf)
+    best_loss = losses.min(axis=1)
+    return Ranking(
+        best_loss=best_loss,
+        best_epoch=np.where(np.isfinite(best_loss), losses.argmin(axis=1) + 1, 0),
+        final_loss=curves[:, -1],
+        diverged=~finite.all(axis=1),
+        order=np.argsort(best_loss, kind="stable"),
+    )

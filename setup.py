@@ -1,0 +1,56 @@
+"""Package metadata. Tool settings are in pyproject.toml."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+here = Path(__file__).parent
+(version,) = re.findall(r'^__version__ = "(.+)"$', (here / "highway_jax/__init__.py").read_text(), re.MULTILINE)
+jax = "jax{}>=0.10.2,<0.12"
+test = ["hypothesis>=6.100", "pytest>=8", "pytest-xdist>=3.5"]
+
+setup(
+    name="highway-jax",
+    version=version,
+    description='Highway networks in JAX and Flax: "Training Very Deep Networks", hundreds of runs at once',
+    long_description=(here / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=find_packages(include=["highway_jax", "highway_jax.*"]),
+    package_data={"highway_jax": ["py.typed"]},
+    install_requires=[
+        jax.format(""),
+        "flax>=0.12",
+        "optax>=0.2.5",
+        "orbax-checkpoint>=0.11.20",
+        "ml-collections>=1.0",
+        "absl-py>=2.0",
+        "numpy>=1.26",
+        "tensorflow-datasets>=4.9.9",
+        "importlib_resources>=6.0",  # tensorflow-datasets imports it without declaring it
+        "scikit-learn>=1.4",
+        "matplotlib>=3.8",
+        "pillow>=10",
+        "rich>=13",
+    ],
+    extras_require={
+        "test": test,
+        "dev": [*test, "mypy>=1.15", "ruff>=0.11"],
+        "prepare": [
+            "tensorflow-cpu>=2.20; platform_machine == 'x86_64'",
+            "tensorflow>=2.20; platform_machine != 'x86_64'",
+        ],
+        "bench": ["torch>=2.13"],
+        "cuda12": [jax.format("[cuda12]")],
+        "cuda13": [jax.format("[cuda13]")],
+        "tpu": [jax.format("[tpu]")],
+    },
+    classifiers=[
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
+)

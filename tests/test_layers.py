@@ -1,0 +1,103 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+
+from highway_jax import HighwayConv, HighwayDense, PlainConv, PlainDense
+
+KEY = jax.random.key(0)
+
+
+def sigmoid(z):
+    return 1 / (1 + np.exp(-z))
+
+
+def shapes(params):
+    return {"/".join(path): leaf.shape for path, leaf in flatten_dict(params).items()}
+
+
+@pytest.mark.parametrize("carry", ["coupled", "independent"])
+@pytest.mark.parametrize("activation", ["relu", "tanh"])
+def test_highway_dense_is_equation_2(carry, activation):
+    layer = HighwayDense(activation=activation, transform_bias=-2.0, carry=carry)
+    x = jax.random.normal(KEY, (4, 6))
+    params = layer.init(KEY, x)["params"]
+    z = {name: np.asarray(x) @ p["kernel"] + p["bias"] for name, p in params.items()}
+    h = np.maximum(z["h"], 0) if activation == "relu" else np.tanh(z["h"])
+    t = sigmoid(z["t"])
+    c = sigmoid(z["c"]) if carry == "independent" else 1 - t
+    np.testing.assert_allclose(layer.apply({"params": params}, x), h * t + x * c, rtol=1e-5, atol=1e-6)
+
+
+def test_parameters_have_the_contracts_names_and_shapes():
+    dense = HighwayDense(carry="independent").init(KEY, jnp.ones((2, 50)))["params"]
+    assert shapes(dense) == {f"{gate}/{leaf}": shape for gate in "htc" for leaf, shape in
+                             (("kernel", (50, 50)), ("bias", (50,)))}  # fmt: skip
+    conv = HighwayConv(kernel_size=(5, 3)).init(KEY, jnp.ones((2, 8, 8, 4)))["params"]
+    assert shapes(conv) == {f"{gate}/{leaf}": shape for gate in "ht" for leaf, shape in
+                            (("kernel", (5, 3, 4, 4)), ("bias", (4,)))}  # fmt: skip
+
+
+def test_parameter_counts_of_section_3_1():
+    def count(layer, width):
+        return sum(leaf.size for leaf in jax.tree.leaves(layer.init(KEY, jnp.ones((1, width)))))
+
+    assert count(HighwayDense(), 50) == 5100
+    assert count(PlainDense(71), 71) == 5112
+
+
+def test_gates_start_biased_to_carry():
+    params = HighwayDense(transform_bias=-3.0, carry="independent").init(KEY, jnp.ones((2, 8)))["params"]
+    np.testing.assert_array_equal(params["t"]["bias"], np.full(8, -3.0))
+    np.testing.assert_array_equal(params["c"]["bias"], np.full(8, 3.0))
+    np.testing.assert_array_equal(params["h"]["bias"], np.zeros(8))
+
+
+@pytest.mark.parametrize(("activation", "variance"), [("tanh", 2 / 600), ("relu", 2 / 300)])
+def test_weights_are_normalized(activation, variance):
+    # Glorot: 2 / (fan in + fan out); He: 2 / fan in.
+    kernel = HighwayDense(activation).init(KEY, jnp.ones((1, 300)))["params"]["t"]["kernel"]
+    assert np.isclose(kernel.var(), variance, rtol=0.03)
+    assert (np.abs(kernel).max() <= np.sqrt(3 * variance) * 1.0001) == (activation == "tanh")  # uniform or normal
+
+
+@pytest.mark.parametrize("layer", [HighwayConv(), HighwayConv((1, 1)), HighwayConv((2, 4), carry="independent")])
+def test_a_highway_convolution_keeps_its_inputs_shape(layer):
+    x = jax.random.normal(KEY, (2, 7, 5, 3))
+    y, variables = layer.init_with_output(KEY, x)
+    assert y.shape == x.shape
+    closed = jax.tree.map(jnp.zeros_like, variables)
+    closed["params"]["t"]["bias"] -= jnp.inf  # T = 0, so a coupled layer is the identity
+    if layer.carry == "coupled":
+        np.testing.assert_array_equal(layer.apply(closed, x), x)
+
+
+def test_one_by_one_convolution_is_a_dense_layer_at_every_position():
+    x = jax.random.normal(KEY, (2, 4, 4, 6))
+    params = HighwayConv((1, 1)).init(KEY, x)["params"]
+    dense = {gate: {"kernel": p["kernel"][0, 0], "bias": p["bias"]} for gate, p in params.items()}
+    expected = HighwayDense().apply({"params": dense}, x)
+    np.testing.assert_allclose(HighwayConv((1, 1)).apply({"params": params}, x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_layers_in_bfloat16_and_with_a_users_own_activation():
+    x = jnp.ones((2, 8))
+    y, variables = HighwayDense(jax.nn.gelu, dtype=jnp.bfloat16).init_with_output(KEY, x)
+    assert y.dtype == jnp.bfloat16
+    assert variables["params"]["h"]["kernel"].dtype == jnp.float32
+
+
+@pytest.mark.parametrize(
+    ("layer", "x", "message"),
+    [
+        (HighwayDense("sigmoid"), jnp.ones((1, 2)), "'sigmoid'.*must be one of 'relu', 'tanh'"),
+        (PlainDense(3, 7), jnp.ones((1, 2)), "activation is 7"),
+        (HighwayDense(carry="open"), jnp.ones((1, 2)), "carry is 'open'.*'coupled' or 'independent'"),
+        (HighwayConv(), jnp.ones((8, 8, 3)), r"4 dimensions.*got shape \(8, 8, 3\)"),
+        (PlainConv(3), jnp.ones((8, 3)), r"4 dimensions.*got shape \(8, 3\)"),
+    ],
+)
+def test_mistakes_are_explained(layer, x, message):
+    with pytest.raises(ValueError, match=message):
+        layer.init(KEY, x)
