@@ -41,10 +41,8 @@ def load_tfds(name: str, data_dir: str | None = None) -> Dataset:
             f"can read; prepare it again as array_record with: {prepare} --overwrite"
         )
     features, splits = builder.info.features, builder.info.splits
-    if not isinstance(features, tfds.features.FeaturesDict) or not (
-        isinstance(features.get("image"), tfds.features.Image)
-        and isinstance(features.get("label"), tfds.features.ClassLabel)
-    ):
+    kinds = {"image": tfds.features.Image, "label": tfds.features.ClassLabel}
+    if not all(key in features and isinstance(features[key], kind) for key, kind in kinds.items()):
         raise DataError(f"dataset {name!r} has no 'image' and 'label' features; it is not for image classification")
     if missing := {"train", "test"} - set(splits):
         raise DataError(f"dataset {name!r} has no {min(missing)!r} split; it has {', '.join(splits)}")

@@ -1,0 +1,92 @@
+import hashlib
+import os
+import struct
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from highway_jax import data
+from highway_jax.data import Split, shuffled_batches
+
+PREPARED = Path(os.environ.get("TFDS_DATA_DIR", Path(__file__).parents[2] / "shared/tfds"))
+needs_mnist = pytest.mark.skipif(
+    not (PREPARED / "mnist").is_dir(), reason="needs prepared MNIST in $TFDS_DATA_DIR; reading real TFDS data untested"
+)
+
+
+def test_digits_are_the_real_ones_split_once_and_for_all():
+    dataset = data.load("digits")
+    assert dataset.train.images.shape == (1500, 8, 8, 1)
+    assert dataset.test.images.shape == (297, 8, 8, 1)
+    assert dataset.train.images.max() == dataset.max_value == 16
+    everything = np.concatenate([dataset.train.images, dataset.test.images])
+    assert len(np.unique(everything.reshape(1797, -1), axis=0)) == 1797
+    assert np.bincount(np.concatenate([dataset.train.labels, dataset.test.labels])).tolist() == [
+        178, 182, 177, 183, 181, 182, 181, 179, 174, 180,
+    ]  # fmt: skip
+    # A changed shuffle would silently change every result.
+    assert hashlib.md5(dataset.test.labels.tobytes()).hexdigest() == "95c5a2cdad09f319b07673eee68ce001"
+
+
+@settings(deadline=None)
+@given(n=st.integers(1, 40), batch_size=st.integers(1, 40), seed=st.integers(0, 2**31))
+def test_an_epoch_shows_every_example_at_most_once_with_its_label(n, batch_size, seed):
+    split = Split(np.arange(n).reshape(n, 1), 10 * np.arange(n))
+    batches = shuffled_batches(split, jax.random.key(seed), batch_size)
+    assert batches.labels.shape == (n // batch_size, batch_size)
+    seen = np.asarray(batches.images).ravel()
+    assert len(set(seen.tolist())) == len(seen)
+    np.testing.assert_array_equal(np.asarray(batches.labels).ravel(), 10 * seen)
+
+
+def test_pixels_are_rescaled_to_the_unit_interval():
+    np.testing.assert_allclose(data.rescale(np.array([0, 51, 255], np.uint8), 255), [0, 0.2, 1])
+
+
+@needs_mnist
+def test_mnist_is_read_to_the_last_bit_without_tensorflow():
+    dataset = data.load("mnist", str(PREPARED))
+    assert (dataset.train.images.shape, dataset.num_classes) == ((60000, 28, 28, 1), 10)
+    idx = struct.pack(">IIII", 2051, 10000, 28, 28) + dataset.test.images.tobytes()
+    assert hashlib.md5(idx).hexdigest() == "2646ac647ad5339dbf082846283269ea"  # of the original file
+    assert np.bincount(dataset.test.labels).tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
+    import sys
+
+    assert "tensorflow" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "message"),
+    [
+        ("nonesuch", data.DataError, "'nonesuch' is unknown; allowed are 'digits' and.*'mnist'"),
+        ("not a name!", data.DataError, "'not a name!' is unknown"),
+        (
+            "mnist",
+            data.NotPreparedError,
+            "'mnist' is not prepared in .*; prepare it with: python -m",
+        ),
+        ("cifar100", data.NotPreparedError, "prepare_data --dataset=cifar100 --data_dir="),
+    ],
+)
+def test_a_dataset_that_cannot_be_had_is_one_line_in_no_time(tmp_path, name, error, message):
+    start = time.monotonic()
+    with pytest.raises(error, match=message) as caught:
+        data.load(name, str(tmp_path))
+    assert "\n" not in str(caught.value)
+    assert time.monotonic() - start < 20  # TFDS by itself tries for minutes
+
+
+@needs_mnist
+def test_a_damaged_dataset_is_one_line(tmp_path):
+    source, copy = PREPARED / "mnist/3.0.1", tmp_path / "mnist/3.0.1"
+    copy.mkdir(parents=True)
+    for file in source.iterdir():
+        (copy / file.name).write_bytes(file.read_bytes()[: 100_000 if "record" in file.name else None])
+    with pytest.raises(data.DataError, match="cannot be read") as caught:
+        data.load("mnist", str(tmp_path))
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,105 @@
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from highway_jax import MLP, data, parallel, search, training
+from highway_jax.search import SearchSpace
+
+DIGITS = data.load("digits")
+RECIPE = training.Recipe(
+    lambda hp: MLP(depth=4, width=10, activation=hp.activation, transform_bias=hp.transform_bias),
+    steps_per_epoch=30,
+    preprocess=functools.partial(data.rescale, max_value=16),
+)
+
+
+def train(num_runs, epochs=2, devices=None, runs_per_batch=1, seed=3):
+    mesh = parallel.runs_mesh(jax.devices()[:devices])
+    population = search.init_population(RECIPE, SearchSpace(), seed, num_runs, DIGITS.train.images, mesh)
+    hyperparameters = jax.tree.map(np.asarray, population.hyperparameters)
+    epoch = search.population_epoch(RECIPE, 50, mesh, runs_per_batch)
+    curves = []
+    for number in range(epochs):
+        population, losses = epoch(population, parallel.replicate(mesh, DIGITS.train), search.epoch_key(seed, number))
+        curves.append(np.asarray(losses))
+    return hyperparameters, np.stack(curves, axis=1)
+
+
+@settings(deadline=None, max_examples=20)
+@given(seed=st.integers(0, 2**31), rate=st.tuples(st.floats(1e-5, 1), st.floats(1e-5, 1)).map(sorted))
+def test_samples_stay_in_their_ranges(seed, rate):
+    space = SearchSpace(learning_rate=tuple(rate), momentum=(0.5, 0.5), activation=("tanh",))
+    hp = jax.vmap(functools.partial(search.sample, space))(jax.random.split(jax.random.key(seed), 50))
+    assert (hp.learning_rate >= rate[0] * (1 - 1e-5)).all()
+    assert (hp.learning_rate <= rate[1] * (1 + 1e-5)).all()
+    assert (hp.momentum == 0.5).all()
+    assert ((hp.decay >= 0.9) & (hp.decay <= 1)).all()
+    assert ((hp.transform_bias >= -10) & (hp.transform_bias <= -1)).all()
+    assert (hp.activation == 1).all()
+
+
+def test_samples_cover_the_space_as_documented():
+    hp = jax.vmap(functools.partial(search.sample, SearchSpace()))(jax.random.split(jax.random.key(0), 2000))
+    quartiles = [0.25, 0.5, 0.75]
+    np.testing.assert_allclose(np.quantile(np.log10(hp.learning_rate), quartiles), [-2.25, -1.5, -0.75], atol=0.15)
+    np.testing.assert_allclose(np.quantile(hp.momentum, quartiles), [0.8475, 0.895, 0.9425], atol=0.01)
+    np.testing.assert_allclose(np.quantile(hp.transform_bias, quartiles), [-7.75, -5.5, -3.25], atol=0.4)
+    assert 0.45 < hp.activation.mean() < 0.55
+
+
+@pytest.mark.parametrize(("devices", "runs_per_batch", "num_runs"), [(1, None, 5), (1, 2, 5), (2, 1, 5), (2, 3, 3)])
+def test_a_search_is_the_same_on_any_devices_and_starts_any_larger_one(devices, runs_per_batch, num_runs):
+    reference_hp, reference = train(num_runs=6, devices=1)
+    hp, curves = train(num_runs, devices=devices, runs_per_batch=runs_per_batch)
+    assert len(curves) == -(-num_runs // devices) * devices  # padded to what the devices can share
+    for field in dataclasses.fields(hp):
+        ours, theirs = getattr(hp, field.name), getattr(reference_hp, field.name)
+        np.testing.assert_array_equal(ours[:num_runs], theirs[:num_runs])
+    np.testing.assert_allclose(curves[:num_runs], reference[:num_runs], rtol=1e-4)
+
+
+def test_the_seed_decides_everything():
+    first, again, other = (train(2, seed=seed)[1] for seed in (1, 1, 2))
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).all()
+
+
+losses = st.one_of(st.floats(0, 10, width=32), st.just(np.float32("nan")), st.just(np.float32("inf")))
+
+
+@given(curves=arrays(np.float32, st.tuples(st.integers(1, 12), st.integers(1, 5)), elements=losses))
+def test_ranking(curves):
+    ranking = search.rank(curves)
+    for run, curve in enumerate(curves):
+        finite = [loss for loss in curve if np.isfinite(loss)]
+        assert ranking.best_loss[run] == min(finite, default=np.inf)
+        assert ranking.diverged[run] == (len(finite) < len(curve))
+        if finite:
+            assert curve[ranking.best_epoch[run] - 1] == min(finite)
+    assert sorted(ranking.order.tolist()) == list(range(len(curves)))
+    ordered = ranking.best_loss[ranking.order]
+    assert (ordered[:-1] <= ordered[1:]).all()
+    np.testing.assert_allclose(ranking.mean_of_best(3), np.sort(ranking.best_loss)[:3].mean(), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"learning_rate": (1.0, 0.1)}, r"learning_rate is \(1.0, 0.1\), an inverted range"),
+        ({"learning_rate": (0.0, 0.1)}, "learning_rate.*each above 0"),
+        ({"momentum": (0.5, 1.0)}, r"momentum.*each in \[0, 1\)"),
+        ({"decay": (0.9,)}, "decay.*range"),
+        ({"transform_bias": (-1.0, float("nan"))}, "transform_bias.*finite"),
+        ({"activation": ("relu", "gelu")}, "activation.*relu, tanh"),
+        ({"activation": ()}, "activation.*one or more"),
+    ],
+)
+def test_mistakes_are_explained(options, message):
+    with pytest.raises(ValueError, match=message):
+        SearchSpace(**options)

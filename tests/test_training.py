@@ -1,0 +1,115 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from highway_jax import MLP, data, parallel, search, training
+from highway_jax.data import shuffled_batches
+from highway_jax.optim import sgd
+from highway_jax.training import Hyperparameters, Recipe
+
+DIGITS = data.load("digits")
+BATCHES = shuffled_batches(DIGITS.train, jax.random.key(7), 50)
+
+
+def network(hp, block="highway"):
+    return MLP(depth=5, width=20, block=block, activation=hp.activation, transform_bias=hp.transform_bias)
+
+
+RECIPE = Recipe(network, steps_per_epoch=30, preprocess=functools.partial(data.rescale, max_value=16))
+EPOCH = functools.partial(training.train_epoch, RECIPE)
+
+
+def start(seed, learning_rate=0.05, activation=0):
+    hp = Hyperparameters(*map(jnp.float32, (learning_rate, 0.9, 0.95)), jnp.int32(activation), jnp.float32(-2.0))
+    return training.init(RECIPE, hp, jax.random.key(seed), DIGITS.train.images)
+
+
+def population(count=4):
+    runs = [start(seed, 0.02 * (seed + 1), seed % 2) for seed in range(count)]
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *runs)
+
+
+def assert_close(a, b, rtol=1e-4):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=rtol, atol=1e-5), a, b)
+
+
+ALONE = [jax.jit(EPOCH)(search.take_run(population(), i), BATCHES) for i in range(4)]
+
+
+@pytest.mark.parametrize("transform", ["vmap", "jit(vmap)", "lax.map", "pmap", "shard_map", "map_runs"])
+def test_a_run_in_a_population_is_the_run_alone_under_every_transformation(transform):
+    runs = population()
+    if transform == "pmap":  # one run a device
+        new, losses = jax.pmap(EPOCH, in_axes=(0, None))(jax.tree.map(lambda leaf: leaf[:2], runs), BATCHES)
+    else:
+        spec = PartitionSpec("runs")
+        mapped = jax.vmap(EPOCH, in_axes=(0, None))
+        new, losses = {
+            "vmap": mapped,
+            "jit(vmap)": jax.jit(mapped),
+            "lax.map": lambda runs, batches: jax.lax.map(lambda run: EPOCH(run, batches), runs, batch_size=3),
+            "shard_map": jax.shard_map(
+                mapped, mesh=parallel.runs_mesh(), in_specs=(spec, PartitionSpec()), out_specs=spec
+            ),
+            "map_runs": jax.jit(parallel.map_runs(EPOCH, parallel.runs_mesh(), runs_per_batch=1)),
+        }[transform](runs, BATCHES)
+    for index in range(len(losses)):
+        assert_close((search.take_run(new.params, index), losses[index]), (ALONE[index][0].params, ALONE[index][1]))
+
+
+def test_training_learns():
+    run = start(0)
+    losses = []
+    for _ in range(8):
+        run, loss = jax.jit(EPOCH)(run, BATCHES)
+        losses.append(float(loss))
+    assert losses[-1] < 0.1 < 1 < losses[0]
+    metrics = training.evaluate(RECIPE, run, DIGITS.test, batch_size=100)
+    assert metrics["accuracy"] > 0.93
+
+
+def test_evaluate_is_the_mean_over_all_examples_whatever_the_batch_size():
+    run, _ = ALONE[0]
+    outputs = np.asarray(training.logits(RECIPE, run, DIGITS.test.images), np.float64)
+    p = np.exp(outputs) / np.exp(outputs).sum(axis=1, keepdims=True)
+    labels = DIGITS.test.labels
+    for batch_size in (1, 100, 297, 1000):
+        metrics = training.evaluate(RECIPE, run, DIGITS.test, batch_size)
+        assert np.isclose(metrics["loss"], -np.log(p[np.arange(297), labels]).mean(), rtol=1e-4)
+        assert np.isclose(metrics["accuracy"], (p.argmax(axis=1) == labels).mean())
+
+
+def test_a_diverged_run_leaves_the_others_untouched():
+    runs = population()
+    rates = runs.hyperparameters.learning_rate.at[1].set(1e38)
+    wild = runs.replace(hyperparameters=runs.hyperparameters.replace(learning_rate=rates))
+    epoch = jax.jit(jax.vmap(EPOCH, in_axes=(0, None)))
+    (calm_runs, calm), (wild_runs, losses) = epoch(runs, BATCHES), epoch(wild, BATCHES)
+    assert not np.isfinite(losses[1])
+    others = np.array([0, 2, 3])
+    np.testing.assert_array_equal(losses[others], calm[others])
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[others], b[others]), wild_runs.params, calm_runs.params)
+    assert np.isnan(training.evaluate(RECIPE, search.take_run(wild_runs, 1), DIGITS.test)["accuracy"])
+
+
+def test_sgd_is_momentum_with_a_rate_that_decays_once_an_epoch():
+    rate, momentum, decay, steps_per_epoch = 0.1, 0.8, 0.5, 3
+    gradients = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
+
+    def train(rate, momentum, decay):
+        optimizer = sgd(rate, momentum, decay, steps_per_epoch)
+        params, state = jnp.zeros(4), optimizer.init(jnp.zeros(4))
+        for gradient in gradients:
+            updates, state = optimizer.update(gradient, state)
+            params += updates
+        return params
+
+    expected, velocity = np.zeros(4), np.zeros(4)
+    for step, gradient in enumerate(gradients):
+        velocity = momentum * velocity + gradient
+        expected -= rate * decay ** (step // steps_per_epoch) * velocity
+    np.testing.assert_allclose(jax.jit(train)(rate, momentum, decay), expected, rtol=1e-5)
