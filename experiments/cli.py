@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import NoReturn
 
-from absl import flags
+from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from experiments import configs
@@ -30,6 +30,7 @@ def run(main: Callable[[list[str]], None], usage: str) -> NoReturn:
     if any(arg in ("-h", "--help") for arg in sys.argv[1:]):
         print(usage.strip())
         sys.exit(0)
+    logging.set_verbosity(logging.ERROR)  # TFDS warns of what is reported here in words of our own
     try:
         main(sys.argv[1:])
     except (UserError, DataError) as error:

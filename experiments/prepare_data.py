@@ -1,6 +1,6 @@
 """Download and prepare a TFDS dataset in a form that every program here reads without TensorFlow.
 
-    pip install 'highway-jax[prepare]'     (or, in a clone: pip install -e '.[prepare]')
+    pip install -e '.[prepare]'
     python -m experiments.prepare_data --dataset=mnist
 
 --dataset=NAME     an image-classification dataset of TensorFlow Datasets
@@ -11,6 +11,9 @@ Preparing needs TensorFlow and a network, once; reading needs neither.
 """
 
 import importlib.util
+import urllib.error
+import urllib.request
+from typing import Any
 
 from absl import flags
 
@@ -40,8 +43,7 @@ def main(argv: list[str]) -> None:
             return
     if importlib.util.find_spec("tensorflow") is None:
         raise UserError(
-            f"preparing {name!r} needs TensorFlow, which is not installed; "
-            "install it with: pip install 'highway-jax[prepare]'"
+            f"preparing {name!r} needs TensorFlow, which is not installed; install it with: pip install -e '.[prepare]'"
         )
     prepare(name, data_dir, values.overwrite)
     found = data.load_tfds(name, data_dir)
@@ -57,10 +59,22 @@ def prepare(name: str, data_dir: str | None, overwrite: bool) -> None:
         download_mode=mode.REUSE_CACHE_IF_EXISTS if overwrite else mode.REUSE_DATASET_IF_EXISTS
     )
     builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
+    check_network(name, builder)
     try:
         builder.download_and_prepare(download_config=config)
     except Exception as error:
         raise UserError(f"{name!r} could not be prepared: {data.first_line(error)}") from error
+
+
+def check_network(name: str, builder: Any) -> None:
+    """Fail in seconds where a dataset's home cannot be reached; TFDS by itself tries for minutes."""
+    for url in list(builder.url_infos)[:1]:
+        try:
+            urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=10).close()
+        except urllib.error.HTTPError:
+            pass  # an answer, if not the hoped-for one
+        except OSError as error:
+            raise UserError(f"preparing {name!r} needs a network, but {url} cannot be reached: {error}") from error
 
 
 if __name__ == "__main__":
