@@ -91,9 +91,12 @@ def init_population(recipe: Recipe, space: SearchSpace, seed: int, num_runs: int
       A `Run` whose leaves have a leading axis of runs.
     """
 
+    # Its own array: the images may live on another mesh, or be a whole dataset.
+    example = np.zeros((1, *images.shape[1:]), images.dtype)
+
     def start(run: jax.Array) -> Run:
         sampling, weights = jax.random.split(jax.random.fold_in(_keys(seed)[0], run))
-        return training.init(recipe, sample(space, sampling), weights, images[:1])
+        return training.init(recipe, sample(space, sampling), weights, example)
 
     runs = parallel.split_runs(mesh, jnp.arange(parallel.padded(num_runs, mesh)))
     # One after another: all at once would need the memory of every initializer's alternatives.

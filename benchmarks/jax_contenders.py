@@ -1,0 +1,119 @@
+"""JAX: ours, and what a user would write in its place.
+
+Each contender takes the work and returns a function that does all of it once and waits for the end, and the
+number of (run, step) pairs that it does.
+"""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+
+from benchmarks.work import CLASSES, INPUTS, LEARNING_RATE, MOMENTUM, TRANSFORM_BIAS, Work
+from highway_jax import MLP, data, parallel, search, training
+from highway_jax.data import Split
+
+Contender = tuple[Callable[[], None], int]
+
+
+def ours(work: Work) -> Contender:
+    """The search's own epoch: `search.population_epoch`, shuffling included."""
+    recipe = training.Recipe(
+        lambda hp: MLP(work.depth, work.width, activation=hp.activation, transform_bias=hp.transform_bias),
+        work.steps,
+        functools.partial(data.rescale, max_value=255),
+    )
+    rate, bias = (LEARNING_RATE, LEARNING_RATE), (TRANSFORM_BIAS, TRANSFORM_BIAS)
+    space = search.SearchSpace(rate, (MOMENTUM, MOMENTUM), (1.0, 1.0), ("relu",), bias)
+    mesh = parallel.runs_mesh()
+    train = parallel.replicate(mesh, Split(*work.data()))
+    population = search.init_population(recipe, space, 0, work.runs, train.images, mesh)
+    runs_per_batch = work.runs_per_batch or parallel.default_runs_per_batch(mesh)
+    epoch = search.population_epoch(recipe, work.batch, mesh, runs_per_batch)
+    key = search.epoch_key(0, 0)
+
+    def go() -> None:
+        nonlocal population
+        population, losses = epoch(population, train, key)
+        assert np.isfinite(np.asarray(losses)).all()
+
+    return go, work.runs * work.steps
+
+
+def _init(work: Work, key: jax.Array) -> dict[str, jax.Array]:
+    keys = jax.random.split(key, 4)
+    he = jax.nn.initializers.he_normal()
+    layers, width = work.depth - 1, work.width
+    return {
+        "input": he(keys[0], (INPUTS, width)),
+        "input_bias": jnp.zeros(width),
+        "h": jax.vmap(lambda k: he(k, (width, width)))(jax.random.split(keys[1], layers)),
+        "h_bias": jnp.zeros((layers, width)),
+        "t": jax.vmap(lambda k: he(k, (width, width)))(jax.random.split(keys[2], layers)),
+        "t_bias": jnp.full((layers, width), TRANSFORM_BIAS),
+        "output": he(keys[3], (width, CLASSES)),
+        "output_bias": jnp.zeros(CLASSES),
+    }
+
+
+def _loss(params: dict[str, jax.Array], images: jax.Array, labels: jax.Array) -> jax.Array:
+    def layer(x, weights):
+        wh, bh, wt, bt = weights
+        h, t = jax.nn.relu(x @ wh + bh), jax.nn.sigmoid(x @ wt + bt)
+        return h * t + x * (1 - t), None
+
+    x = jax.nn.relu(images @ params["input"] + params["input_bias"])
+    x, _ = lax.scan(layer, x, (params["h"], params["h_bias"], params["t"], params["t_bias"]))
+    logits = x @ params["output"] + params["output_bias"]
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+
+def _step(optimizer, state, batch):
+    params, opt_state = state
+    loss, gradients = jax.value_and_grad(_loss)(params, *batch)
+    updates, opt_state = optimizer.update(gradients, opt_state)
+    return (optax.apply_updates(params, updates), opt_state), loss
+
+
+def _batches(work: Work) -> list[tuple[jax.Array, jax.Array]]:
+    images, labels = work.data()
+    x = jnp.asarray(images.reshape(work.steps, work.batch, INPUTS), jnp.float32) / 255
+    return list(zip(x, jnp.asarray(labels.reshape(work.steps, work.batch)), strict=True))
+
+
+def jax_loop(work: Work) -> Contender:
+    """One run after another, a jitted step at a time: the loop that the search replaces."""
+    runs = min(work.runs, 4)
+    optimizer = optax.sgd(LEARNING_RATE, MOMENTUM)
+    step = jax.jit(functools.partial(_step, optimizer), donate_argnums=0)
+    batches = _batches(work)
+    states = [(p, optimizer.init(p)) for p in (_init(work, jax.random.key(run)) for run in range(runs))]
+
+    def go() -> None:
+        for run in range(runs):
+            for batch in batches:
+                states[run], _ = step(states[run], batch)
+        jax.block_until_ready(states)
+
+    return go, runs * work.steps
+
+
+def jax_vmap(work: Work) -> Contender:
+    """`vmap` of the same step over all runs, plain autodiff."""
+    optimizer = optax.sgd(LEARNING_RATE, MOMENTUM)
+    step = jax.jit(jax.vmap(functools.partial(_step, optimizer), in_axes=(0, None)), donate_argnums=0)
+    batches = _batches(work)
+    params = jax.vmap(functools.partial(_init, work))(jax.random.split(jax.random.key(0), work.runs))
+    state = params, jax.vmap(optimizer.init)(params)
+
+    def go() -> None:
+        nonlocal state
+        for batch in batches:
+            state, _ = step(state, batch)
+        jax.block_until_ready(state)
+
+    return go, work.runs * work.steps

@@ -1,0 +1,45 @@
+"""What the machine could do at most: the rates of a large matrix product and of a large copy, measured."""
+
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def gemm_flops(size: int | None = None, repetitions: int = 5) -> float:
+    """Floating-point operations a second of a large float32 product: the best of NumPy, JAX and PyTorch."""
+    size = size or (2048 if jax.default_backend() == "cpu" else 8192)
+    a = np.random.default_rng(0).normal(size=(size, size)).astype(np.float32)
+    products: list[Callable[[], object]] = []
+    on_device = jnp.asarray(a)
+    product = jax.jit(lambda a: jnp.matmul(a, a, precision="highest"))
+    products.append(lambda: product(on_device).block_until_ready())
+    if jax.default_backend() == "cpu":
+        products.append(lambda: a @ a)
+        try:
+            import torch
+        except ImportError:
+            pass
+        else:
+            tensor = torch.from_numpy(a)
+            products.append(lambda: tensor @ tensor)
+    return 2 * size**3 / min(_fastest(function, repetitions) for function in products)
+
+
+def copy_bytes(repetitions: int = 5) -> float:
+    """Bytes a second, read and written, of a large copy on the device."""
+    array = jnp.zeros(2**26 if jax.default_backend() == "cpu" else 2**29, jnp.float32)
+    copy = jax.jit(lambda a: a + 1)
+    return 2 * array.nbytes / _fastest(lambda: copy(array).block_until_ready(), repetitions)
+
+
+def _fastest(function: Callable[[], object], repetitions: int) -> float:
+    function()
+    times = []
+    for _ in range(repetitions):
+        start = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - start)
+    return min(times)

@@ -1,0 +1,306 @@
+"""A population of highway networks, ours against what a user would write in its place, and against the machine.
+
+    pip install -e '.[bench]'
+    python -m benchmarks.population                      # depth 100, 100 runs, batch 100, width 50
+    python -m benchmarks.population --depth=10,50,100 --scaling
+
+--depth, --runs, --batch, --width, --steps    the work; --depth takes a list
+--repetitions=N    of every contender, interleaved; the median counts
+--only=NAME,...    some of the contenders
+--scaling          also time ours against runs (1 to 256) and depth (10 to 1000), and draw a figure
+--out=DIR          where the JSON and the figure go; by default benchmarks/results
+
+Every contender lives in a process of its own, set up as its users would have it; ours sees a CPU device per core.
+Times are milliseconds per run and step; the limit is what the machine's measured rates would allow.
+"""
+
+import dataclasses
+import json
+import multiprocessing
+import os
+import platform
+import resource
+import statistics
+import sys
+import time
+from importlib.metadata import PackageNotFoundError, version
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.work import Work
+from experiments import cli
+from experiments.cli import UserError
+
+CONTENDERS = {
+    "ours": "highway-jax, as the search runs it",
+    "jax_loop": "JAX, one run after another",
+    "jax_vmap": "JAX, vmap over runs, plain autodiff",
+    "torch_loop": "PyTorch, nn.Module, one run after another",
+    "torch_compile": "PyTorch, the same with torch.compile",
+    "torch_bmm": "PyTorch, all runs batched by hand",
+    "torch_vmap": "PyTorch, torch.func.vmap over runs",
+}
+
+
+def serve(connection: Connection, name: str, work: Work) -> None:
+    """A contender's process: set up, say how long the first repetition took, then repeat when asked."""
+    try:
+        if name == "ours":
+            from highway_jax import parallel
+
+            parallel.split_cpu()
+        if name.startswith("torch"):
+            from benchmarks import torch_contenders as module
+        else:
+            from benchmarks import jax_contenders as module
+        go, pairs = getattr(module, name)(work)
+        start = time.perf_counter()
+        go()
+        first = time.perf_counter() - start
+        go()
+        connection.send({"first_seconds": first, "pairs": pairs})
+        while connection.recv():
+            start = time.perf_counter()
+            go()
+            connection.send(time.perf_counter() - start)
+        connection.send({"peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, "device": device(name)})
+    except Exception as error:
+        connection.send({"error": f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"})
+
+
+def device(name: str) -> str:
+    """What a contender ran on."""
+    if name.startswith("torch"):
+        import torch
+
+        return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    import jax
+
+    return f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+
+
+class Process:
+    """A contender in a process of its own."""
+
+    def __init__(self, name: str, work: Work) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=serve, args=(theirs, name, work), daemon=True)
+        self.process.start()
+        theirs.close()
+        self.setup = self._receive()
+        self.times: list[float] = []
+
+    def _receive(self) -> Any:
+        try:
+            answer = self.connection.recv()
+        except EOFError:
+            answer = {"error": "the process died"}
+        return answer
+
+    @property
+    def failed(self) -> bool:
+        return "error" in self.setup
+
+    def repeat(self) -> None:
+        """Time one repetition."""
+        self.connection.send(True)
+        self.times.append(self._receive())
+
+    def finish(self) -> dict[str, Any]:
+        """End the process; its figures, in milliseconds per run and step."""
+        if self.failed:
+            return {"error": self.setup["error"]}
+        self.connection.send(False)
+        end = self._receive()
+        self.process.join()
+        ms = [1e3 * seconds / self.setup["pairs"] for seconds in self.times]
+        return {
+            "ms": statistics.median(ms),
+            "ms_min": min(ms),
+            "ms_max": max(ms),
+            "first_seconds": self.setup["first_seconds"],
+            "repetition_seconds": statistics.median(self.times),
+            **end,
+        }
+
+
+def compare(work: Work, names: list[str], repetitions: int) -> dict[str, Any]:
+    """Time contenders against each other, interleaved so that a machine's drift meets all alike."""
+    processes = {}
+    for name in names:
+        print(f"setting up {name}", file=sys.stderr)
+        processes[name] = Process(name, work)
+    for _ in range(repetitions):
+        for process in processes.values():
+            if not process.failed:
+                process.repeat()
+    return {name: process.finish() for name, process in processes.items()}
+
+
+def measure_limit(connection: Connection) -> None:
+    """The machine's rates, in a process of its own."""
+    from benchmarks import limit
+
+    connection.send({"gemm_flops": limit.gemm_flops(), "copy_bytes": limit.copy_bytes()})
+
+
+def limit_ms(work: Work, rates: dict[str, float], backend: str) -> float:
+    """Milliseconds per run and step that the rates allow: a CPU's caches hide the traffic, a GPU's do not."""
+    products = work.flops() / rates["gemm_flops"]
+    return 1e3 * (products if backend == "cpu" else max(products, work.bytes() / rates["copy_bytes"]))
+
+
+def hardware() -> dict[str, Any]:
+    """The machine and the versions of what was timed."""
+    cpu = platform.processor()
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), cpu)
+    versions = {}
+    for name in ("jax", "jaxlib", "flax", "optax", "numpy", "torch"):
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = None
+    return {
+        "cpu": cpu,
+        "cores": len(os.sched_getaffinity(0)),
+        "python": platform.python_version(),
+        "versions": versions,
+    }
+
+
+def print_table(result: dict[str, Any], console: Console) -> None:
+    """One work's figures, the fastest way to read them."""
+    work, limit = result["work"], result["limit_ms"]
+    table = Table(
+        title=f"depth {work['depth']}, {work['runs']} runs, batch {work['batch']}, width {work['width']}: "
+        "milliseconds per run and step",
+        title_justify="left",
+    )
+    for column in ("", "median", "min to max", "ours is faster by", "of the limit", "first call", "peak memory"):
+        table.add_column(column, justify="left" if not column else "right")
+    reference = result["contenders"].get("ours", {}).get("ms")
+    for name, figures in result["contenders"].items():
+        if "error" in figures:
+            table.add_row(CONTENDERS[name], figures["error"][:60])
+            continue
+        table.add_row(
+            CONTENDERS[name],
+            f"{figures['ms']:.3g}",
+            f"{figures['ms_min']:.3g} to {figures['ms_max']:.3g}",
+            f"{figures['ms'] / reference:.1f}x" if reference else "",
+            f"{limit / figures['ms']:.0%}",
+            f"{figures['first_seconds']:.1f} s",
+            f"{figures['peak_mib']:.0f} MiB",
+        )
+    table.add_row(f"the limit: {result['rates']['gemm_flops'] / 1e9:.0f} GFLOP/s", f"{limit:.3g}", "", "", "100%")
+    console.print(table)
+
+
+def scaling(work: Work, repetitions: int) -> dict[str, list[dict[str, Any]]]:
+    """How the cost of ours grows with runs and with depth."""
+    works = {
+        "runs": [dataclasses.replace(work, runs=runs) for runs in (1, 4, 16, 64, 256)],
+        "depth": [dataclasses.replace(work, depth=d, runs=min(work.runs, 16)) for d in (10, 30, 100, 300, 1000)],
+    }
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for axis, variants in works.items():
+        rows[axis] = []
+        for variant in variants:
+            figures = compare(variant, ["ours"], repetitions)["ours"]
+            # What the first call takes beyond a repetition is compilation.
+            compile_seconds = figures["first_seconds"] - figures["repetition_seconds"]
+            rows[axis].append({**dataclasses.asdict(variant), **figures, "compile_seconds": compile_seconds})
+            print(f"{axis} {getattr(variant, axis)}: {figures['ms']:.3g} ms per run and step", file=sys.stderr)
+    return rows
+
+
+def scaling_figure(rows: dict[str, list[dict[str, Any]]]) -> Figure:
+    """Time per step and peak memory, log-log."""
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    panels = figure.subplots(1, 3)
+    for axes, axis in zip(panels, rows, strict=False):
+        x = [row[axis] for row in rows[axis]]
+        y = [row["ms"] * row["runs"] for row in rows[axis]]
+        axes.loglog(x, y, "o-", color="#1f5fa8", linewidth=2)
+        axes.loglog(x, [y[-1] * v / x[-1] for v in x], "--", color="0.6", linewidth=1, label="linear")
+        axes.set_xlabel("runs" if axis == "runs" else "depth (layers)")
+        axes.set_ylabel("milliseconds per step of all runs")
+        fixed = rows[axis][0]["depth"] if axis == "runs" else rows[axis][0]["runs"]
+        axes.set_title(f"depth {fixed}" if axis == "runs" else f"{fixed} runs", fontsize=11)
+        axes.legend(frameon=False)
+    for axis, color in ("runs", "#1f5fa8"), ("depth", "#d1601f"):
+        panels[2].loglog(
+            [row[axis] for row in rows[axis]], [row["peak_mib"] for row in rows[axis]], "o-", color=color, label=axis
+        )
+    panels[2].set(xlabel="runs, or depth", ylabel="peak memory of the process (MiB)")
+    panels[2].set_title("memory", fontsize=11)
+    panels[2].legend(frameon=False)
+    for axes in panels:
+        axes.grid(alpha=0.25, linewidth=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def main(argv: list[str]) -> None:
+    values = flags.FlagValues()
+    flags.DEFINE_list("depth", ["100"], "", flag_values=values)
+    for name, default in ("runs", 100), ("batch", 100), ("width", 50), ("steps", 10), ("repetitions", 5):
+        flags.DEFINE_integer(name, default, "", lower_bound=1, flag_values=values)
+    flags.DEFINE_integer("runs_per_batch", None, "", lower_bound=1, flag_values=values)
+    flags.DEFINE_list("only", list(CONTENDERS), "", flag_values=values)
+    flags.DEFINE_bool("scaling", False, "", flag_values=values)
+    flags.DEFINE_string("out", "benchmarks/results", "", flag_values=values)
+    cli.parse_flags(argv, values)
+    if unknown := set(values.only) - set(CONTENDERS):
+        raise UserError(f"--only has {min(unknown)!r}; it must be some of {', '.join(CONTENDERS)}")
+    if not all(depth.isdigit() and int(depth) >= 2 for depth in values.depth):
+        raise UserError(f"--depth is {','.join(values.depth)!r}; it must be integers of at least 2")
+
+    context = multiprocessing.get_context("spawn")
+    connection, theirs = context.Pipe()
+    process = context.Process(target=measure_limit, args=(theirs,), daemon=True)
+    process.start()
+    rates = connection.recv()
+    process.join()
+
+    out = Path(values.out)
+    out.mkdir(parents=True, exist_ok=True)
+    machine = hardware()
+    console = Console(width=150)
+    label = None
+    for depth in map(int, values.depth):
+        work = Work(depth, values.runs, values.batch, values.width, values.steps, values.runs_per_batch)
+        contenders = compare(work, values.only, values.repetitions)
+        kind = next((f["device"] for f in contenders.values() if "device" in f), "cpu")
+        backend = "cpu" if kind.endswith("cpu") else "gpu"
+        label = backend if backend == "cpu" else kind.split(" x ")[-1].replace(" ", "_").lower()
+        result = {
+            "machine": machine,
+            "device": kind,
+            "work": dataclasses.asdict(work),
+            "flops_per_run_step": work.flops(),
+            "bytes_per_run_step": work.bytes(),
+            "rates": rates,
+            "limit_ms": limit_ms(work, rates, backend),
+            "contenders": contenders,
+        }
+        print_table(result, console)
+        (out / f"population_{label}_depth{depth}.json").write_text(json.dumps(result, indent=2) + "\n")
+    if values.scaling:
+        work = Work(int(values.depth[-1]), values.runs, values.batch, values.width, values.steps, values.runs_per_batch)
+        rows = scaling(work, values.repetitions)
+        (out / f"scaling_{label}.json").write_text(json.dumps({"machine": machine, **rows}, indent=2) + "\n")
+        scaling_figure(rows).savefig(out / f"scaling_{label}.png", dpi=130)
+
+
+if __name__ == "__main__":
+    cli.run(main, __doc__)

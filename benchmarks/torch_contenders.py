@@ -1,0 +1,128 @@
+"""PyTorch: as users write it, and the best that they can do by hand. On the GPU where there is one."""
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from benchmarks.jax_contenders import Contender
+from benchmarks.work import CLASSES, INPUTS, LEARNING_RATE, MOMENTUM, TRANSFORM_BIAS, Work
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+class Highway(nn.Module):
+    """A highway layer as one finds it in PyTorch code."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.h = nn.Linear(width, width)
+        self.t = nn.Linear(width, width)
+        nn.init.constant_(self.t.bias, TRANSFORM_BIAS)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h, t = torch.relu(self.h(x)), torch.sigmoid(self.t(x))
+        return h * t + x * (1 - t)
+
+
+def network(work: Work) -> nn.Module:
+    """The whole network."""
+    layers = [Highway(work.width) for _ in range(work.depth - 1)]
+    model = nn.Sequential(nn.Linear(INPUTS, work.width), nn.ReLU(), *layers, nn.Linear(work.width, CLASSES))
+    return model.to(DEVICE)
+
+
+def _batches(work: Work) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    images, labels = work.data()
+    x = torch.tensor(images.reshape(work.steps, work.batch, INPUTS), dtype=torch.float32, device=DEVICE) / 255
+    return list(zip(x, torch.tensor(labels.reshape(work.steps, work.batch), device=DEVICE).long(), strict=True))
+
+
+def _wait() -> None:
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+
+
+def _loop(work: Work, compiled: bool) -> Contender:
+    runs = min(work.runs, 2)
+    models = [network(work) for _ in range(runs)]
+    optimizers = [torch.optim.SGD(m.parameters(), LEARNING_RATE, MOMENTUM) for m in models]
+    forward = [torch.compile(m) if compiled else m for m in models]
+    batches = _batches(work)
+
+    def go() -> None:
+        for model, optimizer in zip(forward, optimizers, strict=True):
+            for images, labels in batches:
+                optimizer.zero_grad()
+                functional.cross_entropy(model(images), labels).backward()
+                optimizer.step()
+        _wait()
+
+    return go, runs * work.steps
+
+
+def torch_loop(work: Work) -> Contender:
+    """`nn.Module`, one run after another."""
+    return _loop(work, compiled=False)
+
+
+def torch_compile(work: Work) -> Contender:
+    """The same under `torch.compile`."""
+    return _loop(work, compiled=True)
+
+
+def torch_bmm(work: Work) -> Contender:
+    """All runs batched by hand: H and T of all runs as one `baddbmm` a layer."""
+    models = [network(work) for _ in range(work.runs)]
+
+    def stacked(get) -> nn.Parameter:
+        return nn.Parameter(torch.stack([get(m) for m in models]).detach().contiguous())
+
+    def affine(layer) -> tuple[nn.Parameter, nn.Parameter]:
+        return stacked(lambda m: layer(m).weight.T), stacked(lambda m: layer(m).bias[None])
+
+    first, last = affine(lambda m: m[0]), affine(lambda m: m[-1])
+    hidden = []
+    for index in range(2, work.depth + 1):
+        kernel = stacked(lambda m, i=index: torch.cat([m[i].h.weight.T, m[i].t.weight.T], dim=1))
+        bias = stacked(lambda m, i=index: torch.cat([m[i].h.bias, m[i].t.bias])[None])
+        hidden.append((kernel, bias))
+    optimizer = torch.optim.SGD([p for pair in (first, *hidden, last) for p in pair], LEARNING_RATE, MOMENTUM)
+    batches = _batches(work)
+
+    def go() -> None:
+        for images, labels in batches:
+            optimizer.zero_grad()
+            x = torch.relu(torch.baddbmm(first[1], images.expand(work.runs, -1, -1), first[0]))
+            for kernel, bias in hidden:
+                h, t = torch.baddbmm(bias, x, kernel).chunk(2, dim=-1)
+                x = torch.lerp(x, torch.relu(h), torch.sigmoid(t))
+            logits = torch.baddbmm(last[1], x, last[0])
+            loss = functional.cross_entropy(logits.flatten(0, 1), labels.repeat(work.runs))
+            (loss * work.runs).backward()
+            optimizer.step()
+        _wait()
+
+    return go, work.runs * work.steps
+
+
+def torch_vmap(work: Work) -> Contender:
+    """`torch.func.vmap` of a run's gradient over all runs."""
+    models = [network(work) for _ in range(work.runs)]
+    params, _ = torch.func.stack_module_state(models)
+    base = network(work).to("meta")
+    optimizer = torch.optim.SGD(params.values(), LEARNING_RATE, MOMENTUM)
+    batches = _batches(work)
+
+    def loss(params, images, labels):
+        return functional.cross_entropy(torch.func.functional_call(base, params, (images,)), labels)
+
+    gradient = torch.func.vmap(torch.func.grad(loss), in_dims=(0, None, None))
+
+    def go() -> None:
+        for images, labels in batches:
+            for name, value in gradient(params, images, labels).items():
+                params[name].grad = value
+            optimizer.step()
+        _wait()
+
+    return go, work.runs * work.steps

@@ -1,0 +1,52 @@
+"""What every contender trains, so that all do the same work."""
+
+import dataclasses
+
+import numpy as np
+
+INPUTS, CLASSES = 784, 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """A population of highway networks on batches of MNIST's size; SGD with momentum.
+
+    All runs use relu. Ours still treats the activation as data and computes tanh beside it, as a search
+    does; the others need not.
+    """
+
+    depth: int
+    runs: int
+    batch: int
+    width: int
+    steps: int
+    runs_per_batch: int | None = None
+
+    def flops(self) -> int:
+        """Floating-point operations of one run's step in matrix products, forward and backward."""
+        kernels = INPUTS * self.width + (self.depth - 1) * 2 * self.width**2 + self.width * CLASSES
+        return self.batch * (6 * kernels - 2 * INPUTS * self.width)  # the images need no gradient
+
+    def bytes(self) -> int:
+        """Bytes one run's step must move at least.
+
+        Parameters, momentum and gradients read and written once; the images read twice; every layer's
+        input, block state and gate written once and read once.
+        """
+        parameters = (
+            (INPUTS + 1) * self.width
+            + (self.depth - 1) * 2 * (self.width + 1) * self.width
+            + (self.width + 1) * CLASSES
+        )
+        activations = 3 * (self.depth - 1) * self.batch * self.width
+        return 4 * (6 * parameters + 2 * activations + 2 * self.batch * INPUTS)
+
+    def data(self) -> tuple[np.ndarray, np.ndarray]:
+        """Images (steps * batch, 28, 28, 1) uint8 and labels; made up, since only their size matters."""
+        rng = np.random.default_rng(0)
+        count = self.steps * self.batch
+        images = rng.integers(0, 256, (count, 28, 28, 1), dtype=np.uint8)
+        return images, rng.integers(0, CLASSES, count).astype(np.int32)
+
+
+LEARNING_RATE, MOMENTUM, TRANSFORM_BIAS = 0.01, 0.9, -3.0
