@@ -32,7 +32,7 @@ def ours(work: Work) -> Contender:
     mesh = parallel.runs_mesh()
     train = parallel.replicate(mesh, Split(*work.data()))
     population = search.init_population(recipe, space, 0, work.runs, train.images, mesh)
-    runs_per_batch = work.runs_per_batch or parallel.default_runs_per_batch(mesh)
+    runs_per_batch = work.runs_per_batch or search.choose_runs_per_batch(recipe, population, train, work.batch, mesh)
     epoch = search.population_epoch(recipe, work.batch, mesh, runs_per_batch)
     key = search.epoch_key(0, 0)
 

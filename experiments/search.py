@@ -15,53 +15,25 @@ import functools
 import json
 import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from absl import flags
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from experiments import cli, workdir
 from experiments.cli import UserError
 from experiments.configs.figure1 import random_search
+from experiments.progress import Report, print_summary, progress
+from experiments.workdir import Outcome
 from highway_jax import MLP, checkpoint, data, parallel, plotting, search, training
-from highway_jax.activations import ACTIVATIONS
 from highway_jax.models import BLOCKS
 
-RUN_COLUMNS = (
-    "network",
-    "run",
-    "rank",
-    "learning_rate",
-    "momentum",
-    "decay",
-    "activation",
-    "transform_bias",
-    "best_loss",
-    "best_epoch",
-    "final_loss",
-    "diverged",
-    "test_accuracy",
-)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What the search over one kind of network found: host arrays with a leading axis of runs."""
-
-    hyperparameters: training.Hyperparameters
-    curves: np.ndarray
-    test_accuracy: np.ndarray
-    best_params: Any
-    seconds: float
+PRECISIONS = ("float32", "tensorfloat32", "bfloat16")
 
 
 def main(argv: list[str]) -> None:
@@ -76,6 +48,7 @@ def main(argv: list[str]) -> None:
         raise UserError(
             f"config.batch_size is {config.batch_size}; it must be at most {examples}, {dataset.name}'s training images"
         )
+    jax.config.update("jax_default_matmul_precision", config.matmul_precision)
     directory = workdir.prepare(values.workdir or f"runs/{name}", config)
     console = Console()
     if (directory / "summary.json").exists():
@@ -101,6 +74,10 @@ def check(config: ConfigDict) -> search.SearchSpace:
     networks = tuple(config.networks)
     if not networks or not set(networks) <= set(BLOCKS) or len(set(networks)) < len(networks):
         raise UserError(f"config.networks is {networks}; it must be one or more of {', '.join(BLOCKS)}, each once")
+    if config.matmul_precision not in PRECISIONS:
+        raise UserError(
+            f"config.matmul_precision is {config.matmul_precision!r}; it must be one of {', '.join(PRECISIONS)}"
+        )
     if config.data_dir is not None and not Path(config.data_dir).expanduser().is_dir():
         raise UserError(f"config.data_dir is {config.data_dir!r}; it must be an existing directory")
     ranges = {key: tuple(value) for key, value in config.search.items()}
@@ -145,10 +122,10 @@ def run_search(
         soft_wrap=True,
     )
     outcomes: dict[str, Outcome] = {}
-    with progress(config, console) as report:
+    with progress(config.networks, config.epochs, console) as report:
         for network in config.networks:
             outcomes[network] = search_network(config, space, dataset, network, mesh, report)
-            write_tables(directory, outcomes)
+            workdir.write_tables(directory, outcomes)
             checkpoint.save_params(directory / "best" / network, outcomes[network].best_params)
     title = f"{dataset.name}, depth {config.depth}, {config.num_runs} runs of each network"
     figure = plotting.figure1({network: o.curves for network, o in outcomes.items()}, title)
@@ -158,16 +135,20 @@ def run_search(
         {**workdir.provenance(), "seconds": {network: round(o.seconds, 1) for network, o in outcomes.items()}},
     )
     # Last: it marks the workdir as finished.
-    workdir.write_json(directory / "summary.json", {network: summarize(o) for network, o in outcomes.items()})
+    workdir.write_json(directory / "summary.json", {network: workdir.summarize(o) for network, o in outcomes.items()})
 
 
-def search_network(config: ConfigDict, space, dataset, network: str, mesh, report) -> Outcome:
+def search_network(
+    config: ConfigDict, space: search.SearchSpace, dataset: data.Dataset, network: str, mesh: Mesh, report: Report
+) -> Outcome:
     """Train a population of one kind of network."""
     started = time.monotonic()
     what = recipe(config, network, dataset)
-    runs_per_batch = config.runs_per_batch or parallel.default_runs_per_batch(mesh)
     train = parallel.replicate(mesh, dataset.train)
     population = search.init_population(what, space, config.seed, config.num_runs, dataset.train.images, mesh)
+    runs_per_batch = config.runs_per_batch or search.choose_runs_per_batch(
+        what, population, dataset.train, config.batch_size, mesh
+    )
     hyperparameters = _host(population.hyperparameters, config.num_runs)
     epoch = search.population_epoch(what, config.batch_size, mesh, runs_per_batch)
 
@@ -191,107 +172,6 @@ def search_network(config: ConfigDict, space, dataset, network: str, mesh, repor
 def _host(tree: Any, num_runs: int) -> Any:
     """Copy to the host, without the runs that only fill up the devices."""
     return jax.tree.map(lambda leaf: np.asarray(leaf)[:num_runs], tree)
-
-
-def write_tables(directory: Path, outcomes: dict[str, Outcome]) -> None:
-    """Write `runs.csv` and `curves.csv`; float32 values are written so that they can be read back exactly."""
-    runs, curves = [], []
-    for network, outcome in outcomes.items():
-        ranking = search.rank(outcome.curves)
-        rank_of = np.argsort(ranking.order) + 1
-        hp = {f.name: getattr(outcome.hyperparameters, f.name) for f in fields(outcome.hyperparameters)}
-        for run, losses in enumerate(outcome.curves):
-            row = {
-                "network": network,
-                "run": run,
-                "rank": rank_of[run],
-                **{name: value[run] for name, value in hp.items()},
-                "activation": ACTIVATIONS[hp["activation"][run]],
-                "best_loss": ranking.best_loss[run],
-                "best_epoch": ranking.best_epoch[run],
-                "final_loss": ranking.final_loss[run],
-                "diverged": bool(ranking.diverged[run]),
-                "test_accuracy": outcome.test_accuracy[run],
-            }
-            if network == "plain":
-                row["transform_bias"] = None
-            runs.append([row[column] for column in RUN_COLUMNS])
-            curves += [(network, run, epoch, loss) for epoch, loss in enumerate(losses, start=1)]
-    workdir.write_csv(directory / "runs.csv", RUN_COLUMNS, runs)
-    workdir.write_csv(directory / "curves.csv", ("network", "run", "epoch", "train_loss"), curves)
-
-
-def summarize(outcome: Outcome) -> dict[str, Any]:
-    """One network's entry of `summary.json`; a number that is not finite becomes null."""
-    ranking = search.rank(outcome.curves)
-    best = int(ranking.order[0])
-    summary = {
-        "best_loss": float(ranking.best_loss[best]),
-        "best_run": best,
-        "top10_mean_loss": ranking.mean_of_best(10),
-        "median_loss": ranking.median(),
-        "diverged": int(ranking.diverged.sum()),
-        "num_runs": len(outcome.curves),
-        "best_run_test_accuracy": float(outcome.test_accuracy[best]),
-        "seconds": round(outcome.seconds, 1),
-    }
-    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in summary.items()}
-
-
-def print_summary(summary: dict[str, Any], console: Console) -> None:
-    """Print the final table, a column per network."""
-    table = Table(title="lowest mean training loss of an epoch (nats)", title_justify="left")
-    table.add_column("")
-    for network in summary:
-        table.add_column(network, justify="right")
-    rows = {
-        "best run": lambda s: _number(s["best_loss"]),
-        "mean of the best 10": lambda s: _number(s["top10_mean_loss"]),
-        "median": lambda s: _number(s["median_loss"]),
-        "diverged runs": lambda s: f"{s['diverged']} of {s['num_runs']}",
-        "best run's test accuracy": lambda s: (
-            "-" if s["best_run_test_accuracy"] is None else f"{s['best_run_test_accuracy']:.2%}"
-        ),
-    }
-    for label, cell in rows.items():
-        table.add_row(label, *map(cell, summary.values()))
-    console.print(table)
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2e}"
-
-
-@contextmanager
-def progress(config: ConfigDict, console: Console) -> Iterator[Any]:
-    """Show progress: a live bar per network on a terminal, a few plain lines elsewhere.
-
-    Yields `report(network, epoch, best_loss, diverged)`.
-    """
-    if console.is_terminal:
-        columns = (
-            TextColumn("{task.description:8}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("epochs"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[status]}"),
-        )
-        with Progress(*columns, console=console) as bars:
-            tasks = {n: bars.add_task(n, total=config.epochs, status="") for n in config.networks}
-            yield lambda network, epoch, best_loss, diverged: bars.update(
-                tasks[network], completed=epoch, status=f"best loss {best_loss:.2e}, {diverged} diverged"
-            )
-        return
-    every = max(1, config.epochs // 10)
-
-    def report(network: str, epoch: int, best_loss: float, diverged: int) -> None:
-        if epoch % every == 0 or epoch in (1, config.epochs):
-            print(
-                f"{network}: epoch {epoch}/{config.epochs}, best loss {best_loss:.2e}, {diverged} diverged", flush=True
-            )
-
-    yield report
 
 
 if __name__ == "__main__":

@@ -2,18 +2,50 @@
 
 import csv
 import json
+import math
 import os
 import platform
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from experiments.cli import UserError, leaf_keys
+from highway_jax import search, training
+from highway_jax.activations import ACTIVATIONS
+
+RUN_COLUMNS = (
+    "network",
+    "run",
+    "rank",
+    "learning_rate",
+    "momentum",
+    "decay",
+    "activation",
+    "transform_bias",
+    "best_loss",
+    "best_epoch",
+    "final_loss",
+    "diverged",
+    "test_accuracy",
+)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the search over one kind of network found: host arrays with a leading axis of runs."""
+
+    hyperparameters: training.Hyperparameters
+    curves: np.ndarray
+    test_accuracy: np.ndarray
+    best_params: Any
+    seconds: float
 
 
 def prepare(path: str, config: ConfigDict) -> Path:
@@ -95,3 +127,48 @@ def provenance() -> dict[str, Any]:
         "devices": len(devices),
         "cpu_cores": len(os.sched_getaffinity(0)),
     }
+
+
+def write_tables(directory: Path, outcomes: Mapping[str, Outcome]) -> None:
+    """Write `runs.csv` and `curves.csv`; float32 values are written so that they can be read back exactly."""
+    runs, curves = [], []
+    for network, outcome in outcomes.items():
+        ranking = search.rank(outcome.curves)
+        rank_of = np.argsort(ranking.order) + 1
+        hp = {f.name: getattr(outcome.hyperparameters, f.name) for f in fields(outcome.hyperparameters)}
+        for run, losses in enumerate(outcome.curves):
+            row = {
+                "network": network,
+                "run": run,
+                "rank": rank_of[run],
+                **{name: value[run] for name, value in hp.items()},
+                "activation": ACTIVATIONS[hp["activation"][run]],
+                "best_loss": ranking.best_loss[run],
+                "best_epoch": ranking.best_epoch[run],
+                "final_loss": ranking.final_loss[run],
+                "diverged": bool(ranking.diverged[run]),
+                "test_accuracy": outcome.test_accuracy[run],
+            }
+            if network == "plain":
+                row["transform_bias"] = None
+            runs.append([row[column] for column in RUN_COLUMNS])
+            curves += [(network, run, epoch, loss) for epoch, loss in enumerate(losses, start=1)]
+    write_csv(directory / "runs.csv", RUN_COLUMNS, runs)
+    write_csv(directory / "curves.csv", ("network", "run", "epoch", "train_loss"), curves)
+
+
+def summarize(outcome: Outcome) -> dict[str, Any]:
+    """One network's entry of `summary.json`; a number that is not finite becomes null."""
+    ranking = search.rank(outcome.curves)
+    best = int(ranking.order[0])
+    summary = {
+        "best_loss": float(ranking.best_loss[best]),
+        "best_run": best,
+        "top10_mean_loss": ranking.mean_of_best(10),
+        "median_loss": ranking.median(),
+        "diverged": int(ranking.diverged.sum()),
+        "num_runs": len(outcome.curves),
+        "best_run_test_accuracy": float(outcome.test_accuracy[best]),
+        "seconds": round(outcome.seconds, 1),
+    }
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in summary.items()}

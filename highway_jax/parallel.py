@@ -41,23 +41,20 @@ def padded(num_runs: int, mesh: Mesh) -> int:
     return -(-num_runs // mesh.size) * mesh.size
 
 
-def default_runs_per_batch(mesh: Mesh) -> int | None:
-    """How many runs a device should train in lockstep: one on a CPU, all it has (None) on an accelerator.
-
-    A thin network's weights and activations fit in a core's cache, so a CPU is fastest with one run at a
-    time; an accelerator needs many to be busy.
-    """
-    return 1 if mesh.devices.flat[0].platform == "cpu" else None
+def free_memory(mesh: Mesh) -> int | None:
+    """Bytes still free on a device of the mesh, or None where the device does not say (a CPU)."""
+    stats = mesh.devices.flat[0].memory_stats() or {}
+    return stats["bytes_limit"] - stats["bytes_in_use"] if "bytes_limit" in stats else None
 
 
-def map_runs(function: Callable[..., Any], mesh: Mesh, runs_per_batch: int | None) -> Callable[..., Any]:
+def map_runs(function: Callable[..., Any], mesh: Mesh, runs_per_batch: int) -> Callable[..., Any]:
     """Map a function of one run over a population that is split over the mesh.
 
     Args:
       function: `function(run, *shared)`, pure.
       mesh: from `runs_mesh`.
-      runs_per_batch: how many runs a device takes through the function in lockstep; the batches follow
-        one another. None for all at once.
+      runs_per_batch: how many runs a device takes through the function in lockstep, at most all it has;
+        the batches follow one another.
 
     Returns:
       `mapped(population, *shared)`: every leaf of the population and of the result has a leading axis
@@ -68,7 +65,8 @@ def map_runs(function: Callable[..., Any], mesh: Mesh, runs_per_batch: int | Non
         def one(run):
             return function(run, *shared)
 
-        if runs_per_batch is None:
+        runs = jax.tree.leaves(population)[0].shape[0]
+        if runs_per_batch >= runs:
             return jax.vmap(one)(population)
         # A batch of one is cheaper without a batch axis.
         return lax.map(one, population, batch_size=None if runs_per_batch == 1 else runs_per_batch)

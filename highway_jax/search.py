@@ -103,8 +103,36 @@ def init_population(recipe: Recipe, space: SearchSpace, seed: int, num_runs: int
     return jax.jit(parallel.map_runs(start, mesh, runs_per_batch=1))(runs)
 
 
+def choose_runs_per_batch(
+    recipe: Recipe, population: Run, train: Split, batch_size: int, mesh: Mesh, memory: int | None = None
+) -> int:
+    """How many runs a device should train in lockstep.
+
+    One on a CPU: a thin network's weights and activations then stay in a core's cache. On an accelerator,
+    which needs many runs to be busy, as many as memory holds beside the population, by what the compiler
+    says of a single run's epoch.
+
+    Args:
+      recipe, population, train, batch_size, mesh: what will be trained, on what and where.
+      memory: bytes free on each device; asked of the device by default.
+    """
+    here = len(jax.tree.leaves(population)[0]) // mesh.size
+    memory = parallel.free_memory(mesh) if memory is None else memory
+    if memory is None:
+        return 1 if mesh.devices.flat[0].platform == "cpu" else here
+    run = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), population)
+    split = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), train)
+    batches = jax.eval_shape(lambda split: shuffled_batches(split, epoch_key(0, 0), batch_size), split)
+    compiled = jax.jit(lambda run, batches: training.train_epoch(recipe, run, batches)).lower(run, batches).compile()
+    usage = compiled.memory_analysis()
+    # A batch of runs is copied out of the population and back.
+    one = usage.temp_size_in_bytes + 2 * usage.output_size_in_bytes
+    shared = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(batches))
+    return int(min(here, max(1, (0.8 * memory - shared) // one)))
+
+
 def population_epoch(
-    recipe: Recipe, batch_size: int, mesh: Mesh, runs_per_batch: int | None
+    recipe: Recipe, batch_size: int, mesh: Mesh, runs_per_batch: int
 ) -> Callable[[Run, Split, jax.Array], tuple[Run, jax.Array]]:
     """Build the compiled function that trains a whole population for an epoch.
 
@@ -114,7 +142,7 @@ def population_epoch(
       recipe: what is trained.
       batch_size: examples per step.
       mesh: where the population lives.
-      runs_per_batch: how many runs a device trains in lockstep; None for all.
+      runs_per_batch: how many runs a device trains in lockstep; see `choose_runs_per_batch`.
 
     Returns:
       `epoch(population, train, key) -> (population, losses)`, with the epoch's mean training loss of

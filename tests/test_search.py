@@ -53,7 +53,7 @@ def test_samples_cover_the_space_as_documented():
     assert 0.45 < hp.activation.mean() < 0.55
 
 
-@pytest.mark.parametrize(("devices", "runs_per_batch", "num_runs"), [(1, None, 5), (1, 2, 5), (2, 1, 5), (2, 3, 3)])
+@pytest.mark.parametrize(("devices", "runs_per_batch", "num_runs"), [(1, 9, 5), (1, 2, 5), (2, 1, 5), (2, 3, 3)])
 def test_a_search_is_the_same_on_any_devices_and_starts_any_larger_one(devices, runs_per_batch, num_runs):
     reference_hp, reference = train(num_runs=6, devices=1)
     hp, curves = train(num_runs, devices=devices, runs_per_batch=runs_per_batch)
@@ -62,6 +62,24 @@ def test_a_search_is_the_same_on_any_devices_and_starts_any_larger_one(devices, 
         ours, theirs = getattr(hp, field.name), getattr(reference_hp, field.name)
         np.testing.assert_array_equal(ours[:num_runs], theirs[:num_runs])
     np.testing.assert_allclose(curves[:num_runs], reference[:num_runs], rtol=1e-4)
+
+
+def test_runs_per_batch_follow_the_memory_that_there_is():
+    mesh = parallel.runs_mesh(jax.devices()[:1])
+    population = search.init_population(RECIPE, SearchSpace(), 0, 12, DIGITS.train.images, mesh)
+    choose = functools.partial(search.choose_runs_per_batch, RECIPE, population, DIGITS.train, 50, mesh)
+    assert choose() == 1  # this is a CPU
+    chosen = [choose(memory=memory) for memory in (0, 4 * 10**5, 10**6, 10**12)]
+    assert chosen[0] == 1 < chosen[1] < chosen[2] <= chosen[3] == 12
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_an_epoch_lowers_for_accelerators(platform):
+    mesh = parallel.runs_mesh(jax.devices()[:1])
+    population = search.init_population(RECIPE, SearchSpace(), 0, 4, DIGITS.train.images, mesh)
+    epoch = search.population_epoch(RECIPE, 50, mesh, runs_per_batch=4)
+    exported = jax.export.export(epoch, platforms=[platform])(population, DIGITS.train, search.epoch_key(0, 0))
+    assert exported.platforms == (platform,)
 
 
 def test_the_seed_decides_everything():
