@@ -24,7 +24,6 @@ def ours(work: Work) -> Contender:
     """The search's own epoch: `search.population_epoch`, shuffling included."""
     recipe = training.Recipe(
         lambda hp: MLP(work.depth, work.width, activation=hp.activation, transform_bias=hp.transform_bias),
-        work.steps,
         functools.partial(data.rescale, max_value=255),
     )
     rate, bias = (LEARNING_RATE, LEARNING_RATE), (TRANSFORM_BIAS, TRANSFORM_BIAS)

@@ -105,7 +105,6 @@ def recipe(config: ConfigDict, network: str, dataset: data.Dataset) -> training.
 
     return training.Recipe(
         network=build,
-        steps_per_epoch=len(dataset.train.labels) // config.batch_size,
         preprocess=functools.partial(data.rescale, max_value=dataset.max_value),
     )
 

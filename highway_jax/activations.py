@@ -19,7 +19,7 @@ Activation = str | int | jax.Array | Callable[[jax.Array], jax.Array]
 def canonical(activation: Activation) -> Any:
     """Turn any accepted form into an index (an int or a traced integer scalar) or a function.
 
-    Raises ValueError for an unknown name and for an index outside `ACTIVATIONS`.
+    Raises ValueError for an unknown name and for an index outside `ACTIVATIONS`, unless that is an array.
     """
     if isinstance(activation, str):
         if activation not in ACTIVATIONS:
@@ -27,7 +27,9 @@ def canonical(activation: Activation) -> Any:
                 f"activation is {activation!r}; it must be one of {', '.join(map(repr, ACTIVATIONS))}, or a function"
             )
         return ACTIVATIONS.index(activation)
-    if isinstance(activation, int) and not 0 <= activation < len(ACTIVATIONS):
+    if callable(activation) or isinstance(activation, jax.Array):  # an array's value may not be known yet
+        return activation
+    if activation not in range(len(ACTIVATIONS)):
         raise ValueError(f"activation is {activation}; as an index it must be 0 to {len(ACTIVATIONS) - 1}")
     return activation
 

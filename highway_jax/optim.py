@@ -1,21 +1,16 @@
 """The optimizer, as a function of hyperparameters that may be traced."""
 
+import jax
 import optax
 
 
-def sgd(learning_rate, momentum, decay, steps_per_epoch: int) -> optax.GradientTransformation:
-    """SGD with momentum whose learning rate decays exponentially, once an epoch (Section 3.1).
+def sgd(learning_rate: float | jax.Array, momentum: float | jax.Array) -> optax.GradientTransformation:
+    """SGD with momentum; both scalars may be traced. The rate is no part of the optimizer's state."""
+    return optax.sgd(learning_rate, momentum)
 
-    In epoch e (from 0) the rate is `learning_rate * decay**e`.
 
-    Args:
-      learning_rate: the initial rate; a scalar, traced or not, as are the next two.
-      momentum: weight of the previous update.
-      decay: factor per epoch.
-      steps_per_epoch: updates per epoch.
-    """
-
-    def rate(step):
-        return learning_rate * decay ** (step // steps_per_epoch)
-
-    return optax.sgd(rate, momentum)
+def exponential_decay(
+    learning_rate: float | jax.Array, decay: float | jax.Array, epoch: int | jax.Array
+) -> float | jax.Array:
+    """The learning rate of an epoch (from 0): `learning_rate * decay**epoch` (Section 3.1)."""
+    return learning_rate * decay**epoch

@@ -18,7 +18,12 @@ def split_cpu(devices: int | None = None) -> None:
     XLA parallelizes the small products of thin networks badly by itself; runs split over such devices
     keep every core busy. Call it before JAX is first used; without effect on accelerators.
     """
-    jax.config.update("jax_num_cpu_devices", devices or len(os.sched_getaffinity(0)))
+    jax.config.update("jax_num_cpu_devices", devices or cpu_cores())
+
+
+def cpu_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def runs_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import numbers
 from collections.abc import Callable
 from typing import Any
 
@@ -49,9 +50,15 @@ class SearchSpace:
 
 
 def _check_range(name: str, ends: tuple[float, float], meaning: str, allowed: Callable[[float], bool]) -> None:
-    valid = len(ends) == 2 and all(isinstance(v, (int, float)) and math.isfinite(v) and allowed(v) for v in ends)
-    if not valid:
-        raise ValueError(f"{name} is {ends}; it must be a range (low, high) of numbers, each {meaning}")
+    def valid(value) -> bool:
+        if not isinstance(value, numbers.Real) or isinstance(value, bool):
+            return False
+        value = np.float32(value)  # as it will be used: 0.99999999 is 1
+        return bool(np.isfinite(value)) and allowed(value)
+
+    with np.errstate(over="ignore"):
+        if len(ends) != 2 or not all(map(valid, ends)) or not np.isfinite(np.float32(ends[1]) - np.float32(ends[0])):
+            raise ValueError(f"{name} is {ends}; it must be a range (low, high) of numbers, each {meaning}")
     if ends[0] > ends[1]:
         raise ValueError(f"{name} is {ends}, an inverted range; low must not be above high")
 
@@ -65,7 +72,10 @@ def sample(space: SearchSpace, key: jax.Array) -> Hyperparameters:
     keys = jax.random.split(key, 5)
     names = jnp.array([ACTIVATIONS.index(name) for name in space.activation], jnp.int32)
     return Hyperparameters(
-        learning_rate=jnp.exp(uniform(keys[0], tuple(map(math.log, space.learning_rate)))),
+        # Clipped because exp(log(rate)) can round to outside the range.
+        learning_rate=jnp.clip(
+            jnp.exp(uniform(keys[0], tuple(map(math.log, space.learning_rate)))), *space.learning_rate
+        ),
         momentum=uniform(keys[1], space.momentum),
         decay=uniform(keys[2], space.decay),
         activation=jax.random.choice(keys[3], names),
@@ -125,6 +135,7 @@ def choose_runs_per_batch(
     batches = jax.eval_shape(lambda split: shuffled_batches(split, epoch_key(0, 0), batch_size), split)
     compiled = jax.jit(lambda run, batches: training.train_epoch(recipe, run, batches)).lower(run, batches).compile()
     usage = compiled.memory_analysis()
+    assert usage is not None
     # A batch of runs is copied out of the population and back.
     one = usage.temp_size_in_bytes + 2 * usage.output_size_in_bytes
     shared = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(batches))

@@ -40,9 +40,17 @@ class Hyperparameters:
 
 @struct.dataclass
 class Run:
-    """A run's hyperparameters and its whole training state: all that an epoch needs and returns."""
+    """A run's hyperparameters and its whole training state: all that an epoch needs and returns.
+
+    Attributes:
+      hyperparameters: the run's.
+      epoch: epochs trained so far, int32; decides the learning rate.
+      params: the network's parameters.
+      opt_state: the optimizer's state.
+    """
 
     hyperparameters: Hyperparameters
+    epoch: Any
     params: Any
     opt_state: Any
 
@@ -53,18 +61,16 @@ class Recipe:
 
     Attributes:
       network: builds the model from (possibly traced) hyperparameters.
-      steps_per_epoch: updates per epoch; the learning rate decays after as many.
       preprocess: turns stored images (batch, height, width, channels) into the network's input.
     """
 
     network: Callable[[Hyperparameters], nn.Module]
-    steps_per_epoch: int
     preprocess: Callable[[Array], Array] = lambda images: images
 
-    def optimizer(self, hyperparameters: Hyperparameters) -> optax.GradientTransformation:
-        """The optimizer of a run."""
+    def optimizer(self, hyperparameters: Hyperparameters, epoch: jax.Array) -> optax.GradientTransformation:
+        """The optimizer of a run in an epoch."""
         hp = hyperparameters
-        return optim.sgd(hp.learning_rate, hp.momentum, hp.decay, self.steps_per_epoch)
+        return optim.sgd(optim.exponential_decay(hp.learning_rate, hp.decay, epoch), hp.momentum)
 
 
 def init(recipe: Recipe, hyperparameters: Hyperparameters, key: jax.Array, images: Array) -> Run:
@@ -78,7 +84,8 @@ def init(recipe: Recipe, hyperparameters: Hyperparameters, key: jax.Array, image
     """
     # A batch of one is enough to learn the shapes.
     params = recipe.network(hyperparameters).init(key, recipe.preprocess(images[:1]))["params"]
-    return Run(hyperparameters, params, recipe.optimizer(hyperparameters).init(params))
+    epoch = jnp.int32(0)
+    return Run(hyperparameters, epoch, params, recipe.optimizer(hyperparameters, epoch).init(params))
 
 
 def logits(recipe: Recipe, run: Run, images: Array) -> jax.Array:
@@ -89,7 +96,7 @@ def logits(recipe: Recipe, run: Run, images: Array) -> jax.Array:
 
 
 def train_step(recipe: Recipe, run: Run, batch: Split) -> tuple[Run, jax.Array]:
-    """One update on one batch.
+    """One update on one batch, at the learning rate of the run's epoch.
 
     Returns:
       The run, and the batch's mean cross entropy (nats) before the update.
@@ -100,7 +107,8 @@ def train_step(recipe: Recipe, run: Run, batch: Split) -> tuple[Run, jax.Array]:
         return optax.softmax_cross_entropy_with_integer_labels(outputs, batch.labels).mean()
 
     value, gradients = jax.value_and_grad(loss)(run.params)
-    updates, opt_state = recipe.optimizer(run.hyperparameters).update(gradients, run.opt_state, run.params)
+    optimizer = recipe.optimizer(run.hyperparameters, run.epoch)
+    updates, opt_state = optimizer.update(gradients, run.opt_state, run.params)
     return dataclasses.replace(run, params=optax.apply_updates(run.params, updates), opt_state=opt_state), value
 
 
@@ -111,7 +119,7 @@ def train_epoch(recipe: Recipe, run: Run, batches: Split) -> tuple[Run, jax.Arra
       The run, and its mean cross entropy (nats) over the epoch, each batch's taken before its update.
     """
     run, losses = lax.scan(lambda run, batch: train_step(recipe, run, batch), run, batches)
-    return run, losses.mean()
+    return dataclasses.replace(run, epoch=run.epoch + 1), losses.mean()
 
 
 def evaluate(recipe: Recipe, run: Run, split: Split, batch_size: int = 1000) -> dict[str, jax.Array]:

@@ -17,15 +17,15 @@ def layer(params, index):
 
 
 @pytest.mark.parametrize("activation", ["relu", "tanh", jax.nn.silu])
-@pytest.mark.parametrize("block", ["highway", "plain"])
-def test_the_scanned_network_is_its_layers_one_after_another(block, activation):
-    model = MLP(depth=6, width=5, num_classes=3, block=block, activation=activation, transform_bias=-0.5)
+@pytest.mark.parametrize(("block", "carry"), [("highway", "coupled"), ("highway", "independent"), ("plain", "coupled")])
+def test_the_scanned_network_is_its_layers_one_after_another(block, carry, activation):
+    model = MLP(6, 5, num_classes=3, block=block, activation=activation, transform_bias=-0.5, carry=carry)
     params = model.init(KEY, X)["params"]
 
     def by_hand(params, x):
         x = PlainDense(5, activation).apply({"params": params["input"]}, x.reshape(3, -1))
         for index in range(5):
-            single = HighwayDense(activation) if block == "highway" else PlainDense(5, activation)
+            single = HighwayDense(activation, carry=carry) if block == "highway" else PlainDense(5, activation)
             stacked = layer_params(params)
             x = single.apply(layer(stacked, index), x)
         return x @ params["output"]["kernel"] + params["output"]["bias"]
@@ -36,6 +36,20 @@ def test_the_scanned_network_is_its_layers_one_after_another(block, activation):
     np.testing.assert_allclose(scanned(params, X), by_hand(params, X), rtol=1e-5, atol=1e-5)
     ours, reference = (jax.grad(lambda p, x: (f(p, x) ** 2).sum(), (0, 1))(params, X) for f in (scanned, by_hand))  # noqa: B023
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), ours, reference)
+
+
+@pytest.mark.parametrize("carry", ["coupled", "independent"])
+def test_every_layer_starts_with_weights_of_its_own_and_biased_to_carry(carry):
+    bias = jnp.float32(-4.0)
+    model = MLP(depth=4, width=300, activation="tanh", transform_bias=bias, carry=carry)
+    gates = layer_params(model.init(KEY, X)["params"])
+    assert {gate: float(p["bias"].mean()) for gate, p in gates.items()} == (
+        {"h": 0, "t": -4} if carry == "coupled" else {"h": 0, "t": -4, "c": 4}
+    )
+    kernels = np.concatenate([p["kernel"] for p in gates.values()])
+    np.testing.assert_allclose(kernels.var(axis=(1, 2)), 2 / 600, rtol=0.03)  # Glorot
+    correlations = np.corrcoef(kernels.reshape(len(kernels), -1)) - np.eye(len(kernels))
+    assert np.abs(correlations).max() < 0.05
 
 
 @pytest.mark.parametrize("parts", [2, 3])
@@ -84,6 +98,7 @@ def test_the_program_of_a_thousand_layers_is_no_longer_than_that_of_ten():
         ({"depth": 1}, "depth is 1; it must be at least 2"),
         ({"width": 0}, "width is 0"),
         ({"block": "residual"}, "block is 'residual'.*'highway', 'plain'"),
+        ({"carry": "open"}, "carry is 'open'.*'coupled', 'independent'"),
         ({"activation": "elu"}, "activation is 'elu'"),
     ],
 )

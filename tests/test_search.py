@@ -14,7 +14,6 @@ from highway_jax.search import SearchSpace
 DIGITS = data.load("digits")
 RECIPE = training.Recipe(
     lambda hp: MLP(depth=4, width=10, activation=hp.activation, transform_bias=hp.transform_bias),
-    steps_per_epoch=30,
     preprocess=functools.partial(data.rescale, max_value=16),
 )
 
@@ -32,12 +31,12 @@ def train(num_runs, epochs=2, devices=None, runs_per_batch=1, seed=3):
 
 
 @settings(deadline=None, max_examples=20)
-@given(seed=st.integers(0, 2**31), rate=st.tuples(st.floats(1e-5, 1), st.floats(1e-5, 1)).map(sorted))
+@given(seed=st.integers(0, 2**31), rate=st.tuples(st.floats(1e-5, 1), st.floats(1e-5, 1)).map(sorted).map(tuple))
 def test_samples_stay_in_their_ranges(seed, rate):
-    space = SearchSpace(learning_rate=tuple(rate), momentum=(0.5, 0.5), activation=("tanh",))
+    space = SearchSpace(learning_rate=rate, momentum=(0.5, 0.5), activation=("tanh",))
     hp = jax.vmap(functools.partial(search.sample, space))(jax.random.split(jax.random.key(seed), 50))
-    assert (hp.learning_rate >= rate[0] * (1 - 1e-5)).all()
-    assert (hp.learning_rate <= rate[1] * (1 + 1e-5)).all()
+    assert (hp.learning_rate >= np.float32(rate[0])).all()
+    assert (hp.learning_rate <= np.float32(rate[1])).all()
     assert (hp.momentum == 0.5).all()
     assert ((hp.decay >= 0.9) & (hp.decay <= 1)).all()
     assert ((hp.transform_bias >= -10) & (hp.transform_bias <= -1)).all()
@@ -54,7 +53,9 @@ def test_samples_cover_the_space_as_documented():
 
 
 @pytest.mark.parametrize(("devices", "runs_per_batch", "num_runs"), [(1, 9, 5), (1, 2, 5), (2, 1, 5), (2, 3, 3)])
-def test_a_search_is_the_same_on_any_devices_and_starts_any_larger_one(devices, runs_per_batch, num_runs):
+def test_a_search_is_the_same_on_any_devices_and_starts_any_larger_one(devices, runs_per_batch, num_runs, request):
+    if devices == 2:
+        request.getfixturevalue("two_devices")
     reference_hp, reference = train(num_runs=6, devices=1)
     hp, curves = train(num_runs, devices=devices, runs_per_batch=runs_per_batch)
     assert len(curves) == -(-num_runs // devices) * devices  # padded to what the devices can share
@@ -114,6 +115,9 @@ def test_ranking(curves):
         ({"momentum": (0.5, 1.0)}, r"momentum.*each in \[0, 1\)"),
         ({"decay": (0.9,)}, "decay.*range"),
         ({"transform_bias": (-1.0, float("nan"))}, "transform_bias.*finite"),
+        ({"momentum": (0.5, 1 - 1e-12)}, "momentum"),  # 1 in float32
+        ({"learning_rate": (1e-50, 1.0)}, "learning_rate.*each above 0"),  # 0 in float32
+        ({"transform_bias": (-3e38, 3e38)}, "transform_bias"),
         ({"activation": ("relu", "gelu")}, "activation.*relu, tanh"),
         ({"activation": ()}, "activation.*one or more"),
     ],

