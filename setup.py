@@ -30,6 +30,7 @@ setup(
         "absl-py>=2.0",
         "numpy>=1.26",
         "tensorflow-datasets>=4.9.9",
+        "array_record>=0.6; sys_platform == 'darwin'",  # tensorflow-datasets asks for it on Linux only
         "importlib_resources>=6.0",  # tensorflow-datasets imports it without declaring it
         "scikit-learn>=1.4",
         "matplotlib>=3.8",

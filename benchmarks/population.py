@@ -251,6 +251,7 @@ def scaling_figure(rows: dict[str, list[dict[str, Any]]]) -> Figure:
 
 
 def main(argv: list[str]) -> None:
+    """The program."""
     values = flags.FlagValues()
     flags.DEFINE_list("depth", ["100"], "", flag_values=values)
     for name, default in ("runs", 100), ("batch", 100), ("width", 50), ("steps", 10), ("repetitions", 5):

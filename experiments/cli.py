@@ -12,10 +12,10 @@ from types import ModuleType
 from typing import NoReturn
 
 from absl import flags, logging
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict, FrozenConfigDict, config_flags
 
 from experiments import configs
-from highway_jax.data import DataError
+from highway_jax.data import DataError, first_line
 
 
 class UserError(Exception):
@@ -25,24 +25,39 @@ class UserError(Exception):
 def run(main: Callable[[list[str]], None], usage: str) -> NoReturn:
     """Run a program and exit: 0 when done, 2 with one line for a user's mistake, 130 for Ctrl-C.
 
-    `--help` prints `usage`, the program's docstring, instead.
+    A file that cannot be read or written counts as the user's to mend. `--help` prints `usage`, the
+    program's docstring, instead.
     """
-    if any(arg in ("-h", "--help") for arg in sys.argv[1:]):
-        print(usage.strip())
-        sys.exit(0)
-    logging.set_verbosity(logging.ERROR)  # TFDS warns of what is reported here in words of our own
+    logging.set_verbosity(logging.FATAL)  # TFDS warns of what is reported here in words of our own
     try:
-        main(sys.argv[1:])
+        if any(arg in ("-h", "--help") for arg in sys.argv[1:]):
+            say(usage.strip())
+        else:
+            main(sys.argv[1:])
     except (UserError, DataError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:
+        print(f"error: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
-    except BrokenPipeError:  # the reader of our output, such as `head`, has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+        print("interrupted", file=sys.stderr, flush=True)
+        # At once: XLA's threads may be at work, and the interpreter's end would pull the ground from under them.
+        os._exit(130)
     sys.exit(0)
+
+
+def say(text: str) -> None:
+    """Print a line. That nobody reads on (`| head`) is no reason to stop working."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        ignore_output()
+
+
+def ignore_output() -> None:
+    """Send what is printed from now on nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def known_configs() -> dict[str, tuple[ModuleType, str]]:
@@ -72,10 +87,15 @@ def load_config(name: str) -> tuple[str, ConfigDict]:
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         config = module.get_config(variant) if variant else module.get_config()
-    except Exception as error:
-        raise UserError(f"--config is {name!r}, which cannot be loaded: {type(error).__name__}: {error}") from error
-    if not isinstance(config, ConfigDict):
+    except (Exception, SystemExit) as error:
+        raise UserError(f"--config is {name!r}, which cannot be loaded: {first_line(error)}") from error
+    if not isinstance(config, (ConfigDict, FrozenConfigDict)):
         raise UserError(f"--config is {name!r}, whose get_config() must return a ConfigDict")
+    try:
+        config.to_json()  # it is written to the workdir
+        config = ConfigDict(config)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"--config is {name!r}, which has a value that is no JSON: {first_line(error)}") from error
     return Path(path).stem + (f"_{variant}" if variant else ""), config
 
 
@@ -138,6 +158,7 @@ def leaf_keys(config: ConfigDict, prefix: str = "") -> list[str]:
     """The config's keys, those of nested configs with dots."""
     leaves = []
     for key, value in config.items():
+        key = str(key)
         if isinstance(value, ConfigDict):
             leaves += leaf_keys(value, f"{prefix}{key}.")
         else:

@@ -11,8 +11,10 @@ Preparing needs TensorFlow and a network, once; reading needs neither.
 """
 
 import importlib.util
+import shutil
 import urllib.error
 import urllib.request
+from pathlib import Path
 from typing import Any
 
 from absl import flags
@@ -51,17 +53,20 @@ def main(argv: list[str]) -> None:
 
 
 def prepare(name: str, data_dir: str | None, overwrite: bool) -> None:
-    """Download a dataset and write it as ArrayRecord files."""
+    """Download a dataset and write it as ArrayRecord files; with `overwrite`, what is there goes first."""
     import tensorflow_datasets as tfds
 
-    mode = tfds.download.GenerateMode
-    config = tfds.download.DownloadConfig(
-        download_mode=mode.REUSE_CACHE_IF_EXISTS if overwrite else mode.REUSE_DATASET_IF_EXISTS
-    )
-    builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
-    check_network(name, builder)
+    data_dir = data_dir and str(Path(data_dir).expanduser())
     try:
-        builder.download_and_prepare(download_config=config)
+        there = Path(tfds.builder(name, data_dir=data_dir).data_path)
+        if overwrite and there.exists():
+            check_network(name, tfds.builder(name, data_dir=data_dir))
+            shutil.rmtree(there)
+        builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
+        check_network(name, builder)
+        builder.download_and_prepare()
+    except UserError:
+        raise
     except Exception as error:
         raise UserError(f"{name!r} could not be prepared: {data.first_line(error)}") from error
 

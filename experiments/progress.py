@@ -8,11 +8,28 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from experiments.cli import ignore_output, say
+
+
+class Output(Console):
+    """The terminal, or wherever else output goes; paths and names are printed as they are.
+
+    That nobody reads on (`| head`) is no reason to stop working.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(markup=False, emoji=False, highlight=False, soft_wrap=True)
+
+    def on_broken_pipe(self) -> None:
+        """Print to nowhere from now on."""
+        ignore_output()
+
+
 Report = Callable[[str, int, float, int], None]
 
 
 @contextmanager
-def progress(networks: tuple[str, ...], epochs: int, console: Console) -> Iterator[Report]:
+def progress(networks: tuple[str, ...], epochs: int, console: Output) -> Iterator[Report]:
     """Show progress: a live bar per network on a terminal, a few plain lines elsewhere.
 
     Yields `report(network, epoch, best_loss, diverged)`, to be called after every epoch.
@@ -39,12 +56,12 @@ def progress(networks: tuple[str, ...], epochs: int, console: Console) -> Iterat
 
     def line(network: str, epoch: int, best_loss: float, diverged: int) -> None:
         if epoch % every == 0 or epoch in (1, epochs):
-            print(f"{network}: epoch {epoch}/{epochs}, best loss {best_loss:.2e}, {diverged} diverged", flush=True)
+            say(f"{network}: epoch {epoch}/{epochs}, best loss {best_loss:.2e}, {diverged} diverged")
 
     yield line
 
 
-def print_summary(summary: Mapping[str, Mapping[str, Any]], console: Console) -> None:
+def print_summary(summary: Mapping[str, Mapping[str, Any]], console: Output) -> None:
     """Print `summary.json` as a table, a column per network."""
     table = Table(title="lowest mean training loss of an epoch (nats)", title_justify="left")
     table.add_column("")

@@ -12,7 +12,6 @@ best/NETWORK, the parameters of each network's best run. On a finished workdir t
 """
 
 import functools
-import json
 import math
 import time
 from pathlib import Path
@@ -23,17 +22,13 @@ import numpy as np
 from absl import flags
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
-from rich.console import Console
 
 from experiments import cli, workdir
+from experiments.checks import check
 from experiments.cli import UserError
-from experiments.configs.figure1 import random_search
-from experiments.progress import Report, print_summary, progress
+from experiments.progress import Output, Report, print_summary, progress
 from experiments.workdir import Outcome
 from highway_jax import MLP, checkpoint, data, parallel, plotting, search, training
-from highway_jax.models import BLOCKS
-
-PRECISIONS = ("float32", "tensorfloat32", "bfloat16")
 
 
 def main(argv: list[str]) -> None:
@@ -42,52 +37,41 @@ def main(argv: list[str]) -> None:
     name, config, rest = cli.parse_config(argv)
     cli.parse_flags(rest, values)
     space = check(config)
-    dataset = data.load(config.dataset, config.data_dir)
-    examples = len(dataset.train.labels)
-    if config.batch_size > examples:
-        raise UserError(
-            f"config.batch_size is {config.batch_size}; it must be at most {examples}, {dataset.name}'s training images"
-        )
-    jax.config.update("jax_default_matmul_precision", config.matmul_precision)
-    directory = workdir.prepare(values.workdir or f"runs/{name}", config)
-    console = Console()
-    if (directory / "summary.json").exists():
+    directory = Path(values.workdir or f"runs/{name}")
+    console = Output()
+    if workdir.finished(directory, config):
         console.print(f"{directory} holds this search's results:")
     else:
-        run_search(config, space, dataset, directory, console)
-    print_summary(json.loads((directory / "summary.json").read_text()), console)
-    console.print(f"Figure 1: {directory / 'figure1.png'}", soft_wrap=True)
+        dataset = data.load(config.dataset, config.data_dir)
+        if config.batch_size > len(dataset.train.labels):
+            raise UserError(
+                f"config.batch_size is {config.batch_size}; it must be at most {len(dataset.train.labels)}, "
+                f"{dataset.name}'s training images"
+            )
+        jax.config.update("jax_default_matmul_precision", config.matmul_precision)
+        mesh = find_devices(config.num_runs)
+        workdir.prepare(directory, config)
+        try:
+            run_search(config, space, dataset, directory, mesh, console)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            raise UserError(
+                f"a device's memory is too small for config.runs_per_batch {config.runs_per_batch} and "
+                f"config.num_runs {config.num_runs}; lower one of them"
+            ) from error
+    summary = workdir.finished(directory, config)
+    assert summary
+    print_summary(summary, console)
+    console.print(f"Figure 1: {directory / 'figure1.png'}")
 
 
-def check(config: ConfigDict) -> search.SearchSpace:
-    """Refuse a config that cannot be searched, naming the key; returns the space to search."""
-    if missing := set(cli.leaf_keys(random_search("digits", 2, 1, 1))) - set(cli.leaf_keys(config)):
-        raise UserError(f"the config has no key {', '.join(sorted(missing))}; experiments/configs/figure1.py has all")
-    least = {"num_runs": 1, "epochs": 1, "batch_size": 1, "depth": 2, "seed": 0, "runs_per_batch": 1}
-    for key, value in {**{k: config[k] for k in least}, **{f"width.{k}": v for k, v in config.width.items()}}.items():
-        if value is None and key == "runs_per_batch":
-            continue
-        if not isinstance(value, int) or value < least.get(key, 1):
-            raise UserError(f"config.{key} is {value!r}; it must be an integer of at least {least.get(key, 1)}")
-    if config.seed >= 2**32:
-        raise UserError(f"config.seed is {config.seed}; it must be below 2**32")
-    networks = tuple(config.networks)
-    if not networks or not set(networks) <= set(BLOCKS) or len(set(networks)) < len(networks):
-        raise UserError(f"config.networks is {networks}; it must be one or more of {', '.join(BLOCKS)}, each once")
-    if config.matmul_precision not in PRECISIONS:
-        raise UserError(
-            f"config.matmul_precision is {config.matmul_precision!r}; it must be one of {', '.join(PRECISIONS)}"
-        )
-    if config.data_dir is not None and not Path(config.data_dir).expanduser().is_dir():
-        raise UserError(f"config.data_dir is {config.data_dir!r}; it must be an existing directory")
-    ranges = {key: tuple(value) for key, value in config.search.items()}
-    for key, ends in ranges.items():
-        if key != "activation" and len(ends) == 1:  # a single number fixes a hyperparameter
-            ranges[key] = ends * 2
+def find_devices(num_runs: int) -> Mesh:
+    """The devices to search on: all of them, or as many as there are runs."""
     try:
-        return search.SearchSpace(**ranges)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"config.search.{error}") from error
+        return parallel.runs_mesh(jax.devices()[:num_runs])
+    except RuntimeError as error:  # such as JAX_PLATFORMS naming what is not there
+        raise UserError(f"JAX finds no device: {data.first_line(error)}") from error
 
 
 def recipe(config: ConfigDict, network: str, dataset: data.Dataset) -> training.Recipe:
@@ -110,15 +94,18 @@ def recipe(config: ConfigDict, network: str, dataset: data.Dataset) -> training.
 
 
 def run_search(
-    config: ConfigDict, space: search.SearchSpace, dataset: data.Dataset, directory: Path, console: Console
+    config: ConfigDict,
+    space: search.SearchSpace,
+    dataset: data.Dataset,
+    directory: Path,
+    mesh: Mesh,
+    console: Output,
 ) -> None:
     """Search with every kind of network and write the workdir's files."""
-    mesh = parallel.runs_mesh()
     console.print(
         f"{dataset.name}: {len(dataset.train.labels)} training images, depth {config.depth}, "
         f"{config.num_runs} runs of each network ({', '.join(config.networks)}), {config.epochs} epochs, "
-        f"on {mesh.size} {mesh.devices.flat[0].device_kind} device{'s' * (mesh.size > 1)}",
-        soft_wrap=True,
+        f"on {mesh.size} {mesh.devices.flat[0].device_kind} device{'s' * (mesh.size > 1)}"
     )
     outcomes: dict[str, Outcome] = {}
     with progress(config.networks, config.epochs, console) as report:
@@ -152,15 +139,17 @@ def search_network(
     epoch = search.population_epoch(what, config.batch_size, mesh, runs_per_batch)
 
     curves = np.empty((config.num_runs, config.epochs), np.float32)
-    best_loss, best_params = math.inf, None
+    # The best run and its parameters so far, lowest index first among equals, as in the ranking.
+    best, best_params = (math.inf, 0), None
     for number in range(config.epochs):
         population, losses = epoch(population, train, search.epoch_key(config.seed, number))
         curves[:, number] = losses = _host(losses, config.num_runs)
-        # The best run so far may diverge later, so its parameters are kept now.
         leader = int(np.argmin(np.where(np.isfinite(losses), losses, np.inf)))
-        if best_params is None or losses[leader] < best_loss:
-            best_loss, best_params = float(losses[leader]), search.take_run(population.params, leader)
-        report(network, number + 1, best_loss, int((~np.isfinite(losses)).sum()))
+        loss = float(losses[leader]) if np.isfinite(losses[leader]) else math.inf
+        if best_params is None or (loss, leader) < best:
+            # It may diverge later, so its parameters are kept now.
+            best, best_params = (loss, leader), search.take_run(population.params, leader)
+        report(network, number + 1, best[0], int((~np.isfinite(losses)).sum()))
 
     test = parallel.map_runs(lambda run, split: training.evaluate(what, run, split), mesh, runs_per_batch)
     metrics = jax.jit(test)(population, parallel.replicate(mesh, dataset.test))

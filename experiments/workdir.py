@@ -1,9 +1,9 @@
 """The files of a search's workdir; the README's table says what each holds."""
 
 import csv
+import functools
 import json
 import math
-import os
 import platform
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,7 +17,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments.cli import UserError, leaf_keys
-from highway_jax import search, training
+from highway_jax import parallel, search, training
 from highway_jax.activations import ACTIVATIONS
 
 RUN_COLUMNS = (
@@ -48,29 +48,57 @@ class Outcome:
     seconds: float
 
 
-def prepare(path: str, config: ConfigDict) -> Path:
-    """Make the workdir and write `config.json`; a workdir of another config's search is refused."""
-    workdir = Path(path)
-    if workdir.exists() and not workdir.is_dir():
-        raise UserError(f"--workdir is {path!r}, which is a file; it must be a directory or not exist yet")
+# What a result does not depend on.
+ANYWHERE = ("data_dir", "runs_per_batch")
+
+
+def finished(workdir: Path, config: ConfigDict) -> dict[str, Any] | None:
+    """The `summary.json` of a workdir that holds this config's finished search, or None.
+
+    Raises:
+      UserError: if the workdir is a file, is damaged, or holds a search with another config.
+    """
+    try:
+        if workdir.exists() and not workdir.is_dir():
+            raise UserError(f"--workdir is {str(workdir)!r}, which is a file; it must be a directory or not exist yet")
+        if not (workdir / "config.json").exists():
+            return None
+        _check_same(ConfigDict(_read_object(workdir / "config.json")), config, workdir)
+        if not (workdir / "summary.json").exists():
+            return None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"--workdir is {str(workdir)!r}, which cannot be used: {reason}") from error
+    summary = _read_object(workdir / "summary.json")
+    entry = {"best_loss", "top10_mean_loss", "median_loss", "diverged", "num_runs", "best_run_test_accuracy"}
+    complete = all(isinstance(values, dict) and entry <= set(values) for values in summary.values())
+    if set(summary) != set(config.networks) or not complete:
+        raise UserError(f"{workdir / 'summary.json'} is damaged; remove the workdir or choose another --workdir")
+    return summary
+
+
+def prepare(workdir: Path, config: ConfigDict) -> None:
+    """Make the workdir and write `config.json`."""
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        if (workdir / "config.json").exists():
-            _check_same(workdir, config)
-        else:
-            write_text(workdir / "config.json", config.to_json(indent=2) + "\n")
+        write_text(workdir / "config.json", config.to_json(indent=2) + "\n")
     except OSError as error:
-        raise UserError(f"--workdir is {path!r}, which cannot be written: {error.strerror}") from error
-    return workdir
+        raise UserError(f"--workdir is {str(workdir)!r}, which cannot be written: {error.strerror}") from error
 
 
-def _check_same(workdir: Path, config: ConfigDict) -> None:
+def _read_object(path: Path) -> dict[str, Any]:
     try:
-        earlier = ConfigDict(json.loads((workdir / "config.json").read_text()))
-    except ValueError as error:
-        raise UserError(f"{workdir / 'config.json'} is damaged; remove the workdir or choose another") from error
-    now = ConfigDict(json.loads(config.to_json()))
-    before, after = ({key: _at(c, key) for key in leaf_keys(c)} for c in (earlier, now))
+        value = json.loads(path.read_text())
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise UserError(f"{path} is damaged; remove the workdir or choose another --workdir")
+    return value
+
+
+def _check_same(there: ConfigDict, now: ConfigDict, workdir: Path) -> None:
+    now = ConfigDict(json.loads(now.to_json()))  # as it would be read back
+    before, after = ({key: _at(c, key) for key in leaf_keys(c) if key not in ANYWHERE} for c in (there, now))
     changed = [
         f"{key} ({before.get(key)} there, {after.get(key)} now)"
         for key in sorted(before.keys() | after.keys())
@@ -78,14 +106,13 @@ def _check_same(workdir: Path, config: ConfigDict) -> None:
     ]
     if changed:
         raise UserError(
-            f"--workdir is {str(workdir)!r}, which holds a search with another config: {', '.join(changed)}"
+            f"--workdir is {str(workdir)!r}, which holds a search with another config: {', '.join(changed)}; "
+            "choose another --workdir"
         )
 
 
 def _at(config: ConfigDict, key: str) -> Any:
-    for part in key.split("."):
-        config = config[part]
-    return config
+    return functools.reduce(lambda inner, part: inner[part], key.split("."), config)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -125,7 +152,7 @@ def provenance() -> dict[str, Any]:
         "platform": devices[0].platform,
         "device": devices[0].device_kind,
         "devices": len(devices),
-        "cpu_cores": len(os.sched_getaffinity(0)),
+        "cpu_cores": parallel.cpu_cores(),
     }
 
 

@@ -1,4 +1,4 @@
-"""Figure 1 on MNIST: the paper's own setting, 100 runs of each network for 400 epochs.
+"""Figure 1 on MNIST, at the paper's size: 100 runs of each network for 400 epochs.
 
     python -m experiments.search --config=mnist_depth10 --config.num_runs=10 --config.epochs=2
 

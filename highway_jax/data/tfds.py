@@ -1,6 +1,7 @@
 """Datasets prepared by TensorFlow Datasets, read without TensorFlow and without a network."""
 
 import io
+from pathlib import Path
 
 import numpy as np
 
@@ -20,6 +21,8 @@ def load_tfds(name: str, data_dir: str | None = None) -> Dataset:
         `image` and `label` features, no `train` and `test` splits, or images of several sizes.
     """
     import tensorflow_datasets as tfds  # imported here: it costs half a second
+
+    data_dir = data_dir and str(Path(data_dir).expanduser())
 
     try:
         builder = tfds.builder(name, data_dir=data_dir)
@@ -75,6 +78,6 @@ def _decode(encoded: bytes) -> np.ndarray:
     return image[..., None] if image.ndim == 2 else image
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """An exception's kind and the first line of what it says."""
     return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no details'}"

@@ -1,20 +1,25 @@
 """The search as a user meets it: its command line, its files, its exit status."""
 
 import csv
+import errno
 import json
 import math
 import os
 import re
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import cli, search
-from highway_jax import MLP, checkpoint, data
+from experiments import cli, search, workdir
+from highway_jax import MLP, checkpoint, data, parallel, training
+from highway_jax import search as library
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["--config=digits_depth10", "--config.num_runs=3", "--config.epochs=2"]
@@ -35,8 +40,8 @@ def rows(path):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A workdir made by a real process, and what the process said."""
-    workdir = tmp_path_factory.mktemp("search") / "work"
-    return workdir, command(*SMALL, f"--workdir={workdir}")
+    directory = tmp_path_factory.mktemp("search") / "work"
+    return directory, command(*SMALL, f"--workdir={directory}")
 
 
 def test_a_search_says_what_it_found(finished):
@@ -47,16 +52,16 @@ def test_a_search_says_what_it_found(finished):
 
 
 def test_the_workdir_keeps_the_contract(finished):
-    workdir, _ = finished
-    assert json.loads((workdir / "config.json").read_text())["num_runs"] == 3
-    assert (workdir / "figure1.png").read_bytes().startswith(b"\x89PNG")
+    directory, _ = finished
+    assert json.loads((directory / "config.json").read_text())["num_runs"] == 3
+    assert (directory / "figure1.png").read_bytes().startswith(b"\x89PNG")
 
-    runs, curves = rows(workdir / "runs.csv"), rows(workdir / "curves.csv")
+    runs, curves = rows(directory / "runs.csv"), rows(directory / "curves.csv")
     assert [(r["network"], r["run"]) for r in runs] == [(n, str(i)) for n in ("highway", "plain") for i in range(3)]
     assert list(curves[0]) == ["network", "run", "epoch", "train_loss"]
     assert len(curves) == 2 * 3 * 2
 
-    summary = json.loads((workdir / "summary.json").read_text())
+    summary = json.loads((directory / "summary.json").read_text())
     for network in ("highway", "plain"):
         mine = [r for r in runs if r["network"] == network]
         losses = {
@@ -86,36 +91,96 @@ def test_both_networks_share_what_they_have_in_common(finished):
 
 
 def test_the_best_runs_parameters_give_its_test_accuracy(finished):
-    workdir, _ = finished
-    best = next(r for r in rows(workdir / "runs.csv") if r["network"] == "highway" and r["rank"] == "1")
+    directory, _ = finished
+    best = next(r for r in rows(directory / "runs.csv") if r["network"] == "highway" and r["rank"] == "1")
     assert best["best_epoch"] == "2"  # the parameters are of that epoch; the accuracy, of the last
-    params = checkpoint.restore_params(workdir / "best/highway")
+    params = checkpoint.restore_params(directory / "best/highway")
     test = data.load("digits").test
     logits = MLP(depth=10, activation=best["activation"]).apply({"params": params}, test.images / np.float32(16))
     assert math.isclose((logits.argmax(-1) == test.labels).mean(), float(best["test_accuracy"]), rel_tol=1e-6)
 
 
+def test_the_program_trains_as_the_library_does(finished):
+    directory, _ = finished
+    digits, mesh = data.load("digits"), parallel.runs_mesh(jax.devices()[:1])
+    recipe = training.Recipe(
+        lambda hp: MLP(10, activation=hp.activation, transform_bias=hp.transform_bias),
+        lambda images: data.rescale(images, 16),
+    )
+    population = library.init_population(recipe, library.SearchSpace(), 0, 3, digits.train.images, mesh)
+    epoch = library.population_epoch(recipe, 50, mesh, 1)
+    curves = [c for c in rows(directory / "curves.csv") if c["network"] == "highway"]
+    for number in range(2):
+        population, losses = epoch(population, digits.train, library.epoch_key(0, number))
+        written = [float(c["train_loss"]) for c in curves if c["epoch"] == str(number + 1)]
+        np.testing.assert_allclose(losses, written, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("losses", "leader", "epoch"),
+    [
+        ([[3, 2], [1, np.nan], [np.nan, np.nan]], 1, 1),  # the leader diverges after its best epoch
+        ([[3, 2], [4, 2]], 0, 2),
+        ([[1, 0], [0, 1]], 0, 2),  # equals: the lower index wins, as in the ranking
+        ([[np.nan, np.nan], [np.inf, 7]], 1, 2),
+    ],
+)
+def test_the_parameters_kept_are_the_best_runs_after_its_best_epoch(losses, leader, epoch, monkeypatch):
+    """With training replaced by given (runs, epochs) losses, and parameters by (run, epochs trained)."""
+    losses = np.asarray(losses, np.float32)
+    runs, epochs = losses.shape
+
+    def population_epoch(*args):
+        def train(population, *args):
+            trained = population.epoch[0] + 1
+            params = {"run": jnp.arange(runs), "epoch": jnp.full(runs, trained)}
+            return population.replace(params=params, epoch=population.epoch + 1), losses[:, trained - 1]
+
+        return train
+
+    monkeypatch.setattr(library, "population_epoch", population_epoch)
+    monkeypatch.setattr(training, "evaluate", lambda recipe, run, split: {"accuracy": jnp.float32(0)})
+    config = cli.load_config("digits_depth10")[1]
+    config.num_runs, config.epochs = runs, epochs
+    outcome = search.search_network(
+        config, library.SearchSpace(), data.load("digits"), "highway", parallel.runs_mesh(jax.devices()[:1]), print
+    )
+    assert (outcome.best_params["run"], outcome.best_params["epoch"]) == (leader, epoch)
+    ranking = library.rank(outcome.curves)
+    assert (ranking.order[0], ranking.best_epoch[leader]) == (leader, epoch)
+
+
 def test_a_finished_workdir_is_printed_again_and_left_alone(finished):
-    workdir, first = finished
-    before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
-    process = command(*SMALL, f"--workdir={workdir}")
+    directory, first = finished
+    before = {path: path.stat().st_mtime_ns for path in directory.rglob("*")}
+    process = command(*SMALL, f"--workdir={directory}")
     assert (process.returncode, process.stderr) == (0, "")
     assert first.stdout[first.stdout.index("best run") :] in process.stdout
-    assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*")} == before
+    assert {path: path.stat().st_mtime_ns for path in directory.rglob("*")} == before
 
 
 def test_a_workdir_of_another_config_is_refused(finished):
-    workdir, _ = finished
-    process = command(*SMALL, "--config.seed=5", f"--workdir={workdir}")
+    directory, _ = finished
+    process = command(*SMALL, "--config.seed=5", f"--workdir={directory}")
     assert process.returncode == 2
     assert process.stderr.startswith("error: --workdir")
-    assert process.stderr.endswith("another config: seed (0 there, 5 now)\n")
+    assert process.stderr.endswith("another config: seed (0 there, 5 now); choose another --workdir\n")
 
 
 def test_help_is_the_programs_docstring():
     process = command("--help")
     assert process.returncode == 0
     assert "--config=NAME" in process.stdout
+
+
+def refused(args, monkeypatch, capsys):
+    """What the program says of a mistake, in this process."""
+    monkeypatch.setattr(sys, "argv", ["search", *args])
+    with pytest.raises(SystemExit) as stop:
+        cli.run(search.main, search.__doc__)
+    errors = capsys.readouterr().err
+    assert (stop.value.code, errors.count("\n"), errors[:7]) == (2, 1, "error: "), errors
+    return errors
 
 
 MISTAKES = [
@@ -129,6 +194,10 @@ MISTAKES = [
     ([*SMALL, "--config.epochs="], "--config.epochs is given without a value"),
     ([*SMALL, "--config.num_runs=0"], "config.num_runs is 0; it must be an integer of at least 1"),
     ([*SMALL, "--config.epochs=-1"], "config.epochs is -1; it must be an integer of at least 1"),
+    ([*SMALL, "--config.num_runs=100000000000000000000"], "it must be an integer of at most 1000000"),
+    ([*SMALL, "--config.networks=([1],)"], "config.networks is .*; it must be one or more of highway, plain"),
+    ([*SMALL, "--config.matmul_precision=float8"], "config.matmul_precision is 'float8'; it must be one of float32"),
+    ([*SMALL, f"--workdir={'x' * 300}"], "--workdir is 'x.*', which cannot be used: File name too long"),
     ([*SMALL, "--config.depth=1"], "config.depth is 1; it must be an integer of at least 2"),
     ([*SMALL, "--config.width.plain=0"], "config.width.plain is 0; it must be an integer of at least 1"),
     ([*SMALL, "--config.runs_per_batch=0"], "config.runs_per_batch is 0; it must be an integer of at least 1"),
@@ -156,15 +225,79 @@ def test_a_mistake_is_one_line_and_status_2(args, message, monkeypatch, capsys, 
     monkeypatch.chdir(ROOT)
     if not any(arg.startswith("--workdir") for arg in args):
         args = [f"--workdir={tmp_path / 'work'}", *args]
-    monkeypatch.setattr(sys, "argv", ["search", *args])
-    with pytest.raises(SystemExit) as stop:
-        cli.run(search.main, search.__doc__)
-    assert stop.value.code == 2
-    errors = capsys.readouterr().err
-    assert errors.count("\n") == 1
-    assert errors.startswith("error: ")
-    assert re.search(message, errors)
+    assert re.search(message, refused(args, monkeypatch, capsys))
     assert not (tmp_path / "work").exists()  # nothing is left behind
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("c.search.learning_rate = None", "config.search.learning_rate is .*None.*; it must be a range"),
+        ("c.networks = 3", "config.networks is .*3"),
+        ("c.data_dir = 3", "config.data_dir is 3; it must be text"),
+        ("c.seed = True", "config.seed is True; it must be an integer"),
+        ("c.depht = 3", "the config has a key 'depht'"),
+        ("del c.depth", "the config has no key 'depth'"),
+        ("c.dataset = print", "a value that is no JSON"),
+        ("raise ValueError('one\\ntwo')", "cannot be loaded: ValueError: one"),
+        ("raise SystemExit(7)", "cannot be loaded: SystemExit: 7"),
+        ("c = 3", "must return a ConfigDict"),
+    ],
+)
+def test_a_mistake_in_a_users_config_file_is_one_line_and_status_2(body, message, monkeypatch, capsys, tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from experiments.configs.figure1 import random_search\n"
+        "def get_config():\n"
+        "    c = random_search('digits', depth=3, batch_size=500, epochs=1)\n"
+        f"    with c.ignore_type():\n        {body}\n    return c\n"
+    )
+    errors = refused([f"--config={tmp_path}/mine.py", f"--workdir={tmp_path}/work"], monkeypatch, capsys)
+    assert re.search(message, errors)
+    assert not (tmp_path / "work").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [("config.json", "[1, 2]"), ("config.json", "{"), ("summary.json", ""), ("summary.json", '{"highway": {}}')],
+)
+def test_a_damaged_workdir_is_one_line_and_status_2(file, text, finished, tmp_path, monkeypatch, capsys):
+    shutil.copytree(finished[0], tmp_path / "work")
+    (tmp_path / "work" / file).write_text(text)
+    errors = refused([*SMALL, f"--workdir={tmp_path}/work"], monkeypatch, capsys)
+    assert f"{file} is damaged" in errors
+
+
+def test_a_full_disk_is_one_line_and_status_2(tmp_path, monkeypatch, capsys):
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device", "runs.csv")
+
+    monkeypatch.setattr(workdir, "write_csv", full)
+    errors = refused([*SMALL, f"--workdir={tmp_path}/work"], monkeypatch, capsys)
+    assert errors == "error: runs.csv: No space left on device\n"
+
+
+def test_ctrl_c_ends_a_search_in_order(tmp_path):
+    args = ["--config=digits_depth10", "--config.epochs=1000", f"--workdir={tmp_path}/work"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "experiments.search", *args],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert "100 runs of each network" in process.stdout.readline()
+    assert "highway: epoch 1/1000" in process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (130, "interrupted\n")
+
+
+def test_a_search_goes_on_when_nobody_reads_what_it_prints(tmp_path):
+    args = [*SMALL, f"--workdir={tmp_path}/work"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "experiments.search", *args], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    process.stdout.close()
+    errors = process.stderr.read()
+    assert (process.wait(timeout=120), errors) == (0, b"")
+    assert (tmp_path / "work/summary.json").exists()
 
 
 def test_a_mistake_in_a_real_process_leaves_no_traceback(tmp_path):
