@@ -1,4 +1,5 @@
 import hashlib
+import json
 import os
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from highway_jax import data
 from highway_jax.data import Split, shuffled_batches
+from tests.tfds_files import write_mnist
 
 PREPARED = Path(os.environ.get("TFDS_DATA_DIR", Path(__file__).parents[2] / "shared/tfds"))
 needs_mnist = pytest.mark.skipif(
@@ -90,12 +92,42 @@ def test_a_dataset_that_cannot_be_had_is_one_line_in_no_time(tmp_path, name, err
     assert "\n" not in str(caught.value)
 
 
-@needs_mnist
-def test_a_damaged_dataset_is_one_line(tmp_path):
-    source, copy = PREPARED / "mnist/3.0.1", tmp_path / "mnist/3.0.1"
-    copy.mkdir(parents=True)
-    for file in source.iterdir():
-        (copy / file.name).write_bytes(file.read_bytes()[: 100_000 if "record" in file.name else None])
-    with pytest.raises(data.DataError, match="cannot be read") as caught:
+def fake_mnist():
+    rng = np.random.default_rng(0)
+    return [(rng.integers(0, 256, (n, 28, 28, 1), dtype=np.uint8), rng.integers(0, 10, n)) for n in (20, 5)]
+
+
+def test_a_prepared_dataset_is_read_as_it_was_written(tmp_path, monkeypatch):
+    train, test = fake_mnist()
+    write_mnist(tmp_path / "data", train, test)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for place in (str(tmp_path / "data"), "~/data"):
+        dataset = data.load("mnist", place)
+        for split, (images, labels) in (dataset.train, train), (dataset.test, test):
+            np.testing.assert_array_equal(split.images, images)
+            np.testing.assert_array_equal(split.labels, labels)
+        assert (dataset.num_classes, dataset.max_value, split.labels.dtype) == (10, 255, np.int32)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ({"fileFormat": "tfrecord"}, "stored as tfrecord, which only TensorFlow can read.* --overwrite"),
+        ({"splits": "train"}, "'mnist' has no 'test' split; it has train"),
+        ({"cut": "mnist-train"}, "'mnist' in .* cannot be read"),
+        ({"cut": "dataset_info"}, "'mnist' .*cannot be "),
+    ],
+)
+def test_an_unusable_dataset_is_one_line(tmp_path, damage, message):
+    train, test = fake_mnist()
+    info = {key: value for key, value in damage.items() if key == "fileFormat"}
+    directory = write_mnist(tmp_path, train, test, **info)
+    if "splits" in damage:
+        written = json.loads((directory / "dataset_info.json").read_text())
+        written["splits"] = written["splits"][:1]
+        (directory / "dataset_info.json").write_text(json.dumps(written))
+    for file in directory.glob(f"{damage.get('cut', 'nothing')}*"):
+        file.write_bytes(file.read_bytes()[:200])
+    with pytest.raises(data.DataError, match=message) as caught:
         data.load("mnist", str(tmp_path))
     assert "\n" not in str(caught.value)
