@@ -254,7 +254,7 @@ def main(argv: list[str]) -> None:
     """The program."""
     values = flags.FlagValues()
     flags.DEFINE_list("depth", ["100"], "", flag_values=values)
-    for name, default in ("runs", 100), ("batch", 100), ("width", 50), ("steps", 10), ("repetitions", 5):
+    for name, default in ("runs", 100), ("batch", 100), ("width", 50), ("steps", 30), ("repetitions", 5):
         flags.DEFINE_integer(name, default, "", lower_bound=1, flag_values=values)
     flags.DEFINE_integer("runs_per_batch", None, "", lower_bound=1, flag_values=values)
     flags.DEFINE_list("only", list(CONTENDERS), "", flag_values=values)

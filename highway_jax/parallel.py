@@ -70,11 +70,11 @@ def map_runs(function: Callable[..., Any], mesh: Mesh, runs_per_batch: int) -> C
         def one(run):
             return function(run, *shared)
 
-        runs = jax.tree.leaves(population)[0].shape[0]
-        if runs_per_batch >= runs:
+        if runs_per_batch == 1:  # cheaper without a batch axis
+            return lax.map(one, population)
+        if runs_per_batch >= jax.tree.leaves(population)[0].shape[0]:
             return jax.vmap(one)(population)
-        # A batch of one is cheaper without a batch axis.
-        return lax.map(one, population, batch_size=None if runs_per_batch == 1 else runs_per_batch)
+        return lax.map(one, population, batch_size=runs_per_batch)
 
     def mapped(population, *shared):
         runs, whole = PartitionSpec(RUNS), PartitionSpec()
