@@ -44,7 +44,7 @@ setup(
             "tensorflow-cpu>=2.20; platform_machine == 'x86_64'",
             "tensorflow>=2.20; platform_machine != 'x86_64'",
         ],
-        "bench": ["torch>=2.13"],
+        "bench": ["torch==2.13.0"],
         "cuda12": [jax.format("[cuda12]")],
         "cuda13": [jax.format("[cuda13]")],
         "tpu": [jax.format("[tpu]")],

@@ -1,0 +1,61 @@
+"""The benchmark runs and writes what it says; what it measures is no test's business."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+from benchmarks import jax_contenders
+from benchmarks.work import INPUTS, Work
+from highway_jax import MLP
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_benchmark_writes_its_table_and_json(tmp_path):
+    work = ["--depth=3", "--runs=2", "--batch=4", "--width=5", "--steps=2", "--repetitions=2"]
+    process = subprocess.run(
+        [sys.executable, "-m", "benchmarks.population", *work, "--only=ours,jax_loop,jax_vmap", f"--out={tmp_path}"],
+        cwd=ROOT,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert process.returncode == 0, process.stderr
+    assert "the limit" in process.stdout
+    result = json.loads((tmp_path / "population_cpu_depth3.json").read_text())
+    assert set(result["contenders"]) == {"ours", "jax_loop", "jax_vmap"}
+    for figures in result["contenders"].values():
+        assert 0 < figures["ms_min"] <= figures["ms"] <= figures["ms_max"]
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [("--only=mine", "--only has 'mine'"), ("--depth=1", "--depth is '1'"), ("--runs=0", "--runs")],
+)
+def test_a_mistake_is_one_line_and_status_2(flag, message):
+    command = [sys.executable, "-m", "benchmarks.population", flag]
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (process.returncode, process.stderr.count("\n")) == (2, 1)
+    assert message in process.stderr
+
+
+def test_all_train_the_same_network():
+    work = Work(depth=4, runs=1, batch=2, width=5, steps=1)
+    ours = MLP(4, 5).init(jax.random.key(0), jax.numpy.zeros((1, INPUTS)))
+    theirs = jax_contenders._init(work, jax.random.key(0))
+    assert sum(p.size for p in jax.tree.leaves(ours)) == sum(p.size for p in jax.tree.leaves(theirs))
+
+
+def test_operations_are_counted_as_xla_counts_them():
+    # One further layer only: XLA counts a scan's body once.
+    work = Work(depth=2, runs=1, batch=64, width=50, steps=1)
+    params = jax_contenders._init(work, jax.random.key(0))
+    batch = jax.numpy.zeros((64, INPUTS)), jax.numpy.zeros(64, int)
+    analysis = jax.jit(jax.grad(jax_contenders._loss)).lower(params, *batch).compile().cost_analysis()
+    assert 1 <= analysis["flops"] / work.flops() < 1.15  # the rest is elementwise
