@@ -28,6 +28,7 @@ clean:
 	rm -rf .venv *.egg-info
 
 $(BIN)/python:
+	@echo "installing into .venv, about half a minute"
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "highway-jax needs Python 3.11 or newer; name one with: make PYTHON=python3.12" >&2; exit 2; }
 	$(PYTHON) -m venv .venv

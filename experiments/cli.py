@@ -103,6 +103,8 @@ def parse_flags(argv: list[str], values: flags.FlagValues) -> None:
     """Parse a program's own flags into `values`."""
     try:
         rest = values([sys.argv[0], *argv])
+    except flags.UnrecognizedFlagError as error:
+        raise UserError(f"--{error.flagname} is no flag; a config's key is set with --config.KEY=VALUE") from error
     except flags.Error as error:
         raise UserError(" ".join(str(error).split())) from error
     if len(rest) > 1:

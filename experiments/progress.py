@@ -78,6 +78,8 @@ def print_summary(summary: Mapping[str, Mapping[str, Any]], console: Output) -> 
     for label, cell in rows.items():
         table.add_row(label, *map(cell, summary.values()))
     console.print(table)
+    if any(s["top10_mean_loss"] is None for s in summary.values()):
+        console.print(f"-: fewer than {top} runs ever had a finite loss")
 
 
 def _number(value: float | None, form: str) -> str:

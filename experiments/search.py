@@ -102,9 +102,10 @@ def run_search(
     console: Output,
 ) -> None:
     """Search with every kind of network and write the workdir's files."""
+    plural = "s" * (config.epochs > 1)
     console.print(
         f"{dataset.name}: {len(dataset.train.labels)} training images, depth {config.depth}, "
-        f"{config.num_runs} runs of each network ({', '.join(config.networks)}), {config.epochs} epochs, "
+        f"{config.num_runs} runs of each network ({', '.join(config.networks)}), {config.epochs} epoch{plural}, "
         f"on {mesh.size} {mesh.devices.flat[0].device_kind} device{'s' * (mesh.size > 1)}"
     )
     outcomes: dict[str, Outcome] = {}

@@ -63,7 +63,10 @@ def finished(workdir: Path, config: ConfigDict) -> dict[str, Any] | None:
             raise UserError(f"--workdir is {str(workdir)!r}, which is a file; it must be a directory or not exist yet")
         if not (workdir / "config.json").exists():
             return None
-        _check_same(ConfigDict(_read_object(workdir / "config.json")), config, workdir)
+        earlier = ConfigDict(_read_object(workdir / "config.json"))
+        if not (workdir / "runs.csv").exists():
+            return None  # interrupted before there was a result
+        _check_same(earlier, config, workdir)
         if not (workdir / "summary.json").exists():
             return None
     except (OSError, ValueError) as error:

@@ -41,7 +41,7 @@ def figure1(curves: Mapping[str, np.ndarray], title: str, best_of: int = 10) -> 
     best.set_ylabel("mean cross entropy on the training set (nats)")
     for axes in (best, top):
         axes.set_yscale("log")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.set_xlabel("epoch")
         axes.grid(alpha=0.25, linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)

@@ -5,12 +5,15 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 
-def test_the_readmes_code_runs_from_top_to_bottom(capsys):
-    scope = {}
+def test_every_example_in_the_readme_runs_by_itself(capsys):
+    results = {}
     for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
-        exec(block, scope)
-    assert scope["gates"].shape == (99, 8, 50)
-    assert scope["losses"].shape == (8,)
+        scope = {}
+        exec(block, scope)  # each by itself, as one would paste it
+        results |= scope
+    assert results["gates"].shape == (99, 8, 50)
+    assert results["losses"].shape == (8,)
+    assert results["get_config"]().depth == 30
 
 
 def test_what_the_readme_names_exists():

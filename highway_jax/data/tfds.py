@@ -37,7 +37,9 @@ def load_tfds(name: str, data_dir: str | None = None) -> Dataset:
     prepare = f"python -m experiments.prepare_data --dataset={name}" + (f" --data_dir={data_dir}" if data_dir else "")
     folder = builder.data_path
     if not builder.is_prepared():
-        raise NotPreparedError(f"dataset {name!r} is not prepared in {folder}; prepare it with: {prepare}")
+        raise NotPreparedError(
+            f"dataset {name!r} is not prepared in {folder} ($TFDS_DATA_DIR says where else); prepare it with: {prepare}"
+        )
     if builder.info.file_format not in (tfds.core.FileFormat.ARRAY_RECORD, tfds.core.FileFormat.PARQUET):
         raise DataError(
             f"dataset {name!r} in {folder} is stored as {builder.info.file_format.value}, which only TensorFlow "

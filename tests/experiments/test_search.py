@@ -167,6 +167,14 @@ def test_a_workdir_of_another_config_is_refused(finished):
     assert process.stderr.endswith("another config: seed (0 there, 5 now); choose another --workdir\n")
 
 
+def test_a_workdir_without_results_is_taken_over(tmp_path):
+    (tmp_path / "config.json").write_text('{"epochs": 7}')
+    args = ["--config=digits_depth10", "--config.num_runs=2", "--config.epochs=1", f"--workdir={tmp_path}"]
+    process = command(*args)
+    assert (process.returncode, process.stderr) == (0, "")
+    assert json.loads((tmp_path / "config.json").read_text())["epochs"] == 1
+
+
 def test_help_is_the_programs_docstring():
     process = command("--help")
     assert process.returncode == 0
@@ -215,7 +223,7 @@ MISTAKES = [
     (["--config=mnist_depth10", "--config.data_dir=."], "dataset 'mnist' is not prepared in .*; prepare it with: "),
     ([*SMALL, "--workdir=setup.py"], "--workdir is 'setup.py', which is a file"),
     ([*SMALL, "--workdir=/proc/nowhere"], "--workdir is '/proc/nowhere', which cannot be written"),
-    ([*SMALL, "--wrokdir=x"], "Unknown command line flag 'wrokdir'"),
+    ([*SMALL, "--wrokdir=x"], "--wrokdir is no flag; a config's key is set with --config.KEY=VALUE"),
     ([*SMALL, "stray"], "unexpected argument 'stray'"),
 ]
 
