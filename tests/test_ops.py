@@ -35,8 +35,9 @@ def test_values_and_gradients_agree_with_a_float64_reference_of_equations_2_and_
 @settings(deadline=None, max_examples=10)
 @given(shape=shapes, seed=st.integers(0, 2**31), independent=st.booleans())
 def test_gradients_agree_with_finite_differences(shape, seed, independent):
-    args = [jnp.float32(a) for a in arrays(shape, seed, 4 if independent else 3)]
-    check_grads(highway, args, order=2, modes=["rev"], atol=1e-2, rtol=1e-2)
+    with jax.enable_x64(True):  # finite differences of second order need the digits
+        args = [jnp.float64(a) for a in arrays(shape, seed, 4 if independent else 3)]
+        check_grads(highway, args, order=2, modes=["rev"], atol=1e-5, rtol=1e-5)
 
 
 def test_closed_gate_carries_and_open_gate_transforms_exactly():
