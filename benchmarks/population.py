@@ -17,7 +17,6 @@ Times are milliseconds per run and step; the limit is what the machine's measure
 import dataclasses
 import json
 import multiprocessing
-import os
 import platform
 import resource
 import statistics
@@ -36,6 +35,7 @@ from rich.table import Table
 from benchmarks.work import Work
 from experiments import cli
 from experiments.cli import UserError
+from highway_jax import parallel
 
 CONTENDERS = {
     "ours": "highway-jax, as the search runs it",
@@ -52,8 +52,6 @@ def serve(connection: Connection, name: str, work: Work) -> None:
     """A contender's process: set up, say how long the first repetition took, then repeat when asked."""
     try:
         if name == "ours":
-            from highway_jax import parallel
-
             parallel.split_cpu()
         if name.startswith("torch"):
             from benchmarks import torch_contenders as module
@@ -171,7 +169,7 @@ def hardware() -> dict[str, Any]:
             versions[name] = None
     return {
         "cpu": cpu,
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": parallel.cpu_cores(),
         "python": platform.python_version(),
         "versions": versions,
     }

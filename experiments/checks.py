@@ -1,12 +1,11 @@
 """Refuse a search's config that cannot be run, naming the key, the value and what is allowed."""
 
-import functools
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from experiments.cli import UserError, leaf_keys
+from experiments.cli import UserError, leaves
 from experiments.configs.figure1 import random_search
 from highway_jax.models import BLOCKS
 from highway_jax.search import SearchSpace
@@ -31,14 +30,14 @@ def check(config: ConfigDict) -> SearchSpace:
     Raises:
       UserError: naming the first key that is wrong.
     """
-    known = set(leaf_keys(random_search("digits", 2, 1, 1)))
-    given = set(leaf_keys(config))
-    if missing := known - given:
+    known = set(leaves(random_search("digits", 2, 1, 1)))
+    given = leaves(config)
+    if missing := known - set(given):
         raise UserError(f"the config has no key {min(missing)!r}; experiments/configs/figure1.py shows them all")
-    if unknown := given - known:
+    if unknown := set(given) - known:
         raise UserError(f"the config has a key {min(unknown)!r}; the keys are {', '.join(sorted(known))}")
     for key, (low, high) in INTEGERS.items():
-        value = functools.reduce(getattr, key.split("."), config)
+        value = given[key]
         if value is None and key == "runs_per_batch":
             continue
         if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from absl import flags, logging
 from ml_collections import ConfigDict, FrozenConfigDict, config_flags
@@ -141,7 +141,7 @@ def parse_config(argv: list[str]) -> tuple[str, ConfigDict, list[str]]:
 
 
 def _override(config: ConfigDict, key: str, value: str) -> None:
-    path, keys = key.removeprefix("config."), leaf_keys(config)
+    path, keys = key.removeprefix("config."), leaves(config)
     if path not in keys:
         inside = [k for k in keys if k.startswith(path + ".")]
         raise UserError(f"--{key} is not a key of the config; the keys are {', '.join(inside or keys)}")
@@ -156,13 +156,12 @@ def _override(config: ConfigDict, key: str, value: str) -> None:
         raise UserError(f"--{key} is {value!r}; it must be of type {kind.__name__}") from error
 
 
-def leaf_keys(config: ConfigDict, prefix: str = "") -> list[str]:
-    """The config's keys, those of nested configs with dots."""
-    leaves = []
+def leaves(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
+    """The config's keys, those of nested configs with dots, and their values."""
+    found: dict[str, Any] = {}
     for key, value in config.items():
-        key = str(key)
         if isinstance(value, ConfigDict):
-            leaves += leaf_keys(value, f"{prefix}{key}.")
+            found |= leaves(value, f"{prefix}{key}.")
         else:
-            leaves.append(prefix + key)
-    return leaves
+            found[f"{prefix}{key}"] = value
+    return found

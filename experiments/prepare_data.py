@@ -58,13 +58,11 @@ def prepare(name: str, data_dir: str | None, overwrite: bool) -> None:
 
     data_dir = data_dir and str(Path(data_dir).expanduser())
     try:
-        there = Path(tfds.builder(name, data_dir=data_dir).data_path)
-        if overwrite and there.exists():
-            check_network(name, tfds.builder(name, data_dir=data_dir))
-            shutil.rmtree(there)
-        builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
-        check_network(name, builder)
-        builder.download_and_prepare()
+        there = tfds.builder(name, data_dir=data_dir)
+        check_network(name, there)
+        if overwrite and Path(there.data_path).exists():
+            shutil.rmtree(there.data_path)
+        tfds.builder(name, data_dir=data_dir, file_format="array_record").download_and_prepare()
     except UserError:
         raise
     except Exception as error:

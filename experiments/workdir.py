@@ -1,7 +1,6 @@
 """The files of a search's workdir; the README's table says what each holds."""
 
 import csv
-import functools
 import json
 import math
 import platform
@@ -16,7 +15,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments.cli import UserError, leaf_keys
+from experiments.cli import UserError, leaves
 from highway_jax import parallel, search, training
 from highway_jax.activations import ACTIVATIONS
 
@@ -101,7 +100,7 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 def _check_same(there: ConfigDict, now: ConfigDict, workdir: Path) -> None:
     now = ConfigDict(json.loads(now.to_json()))  # as it would be read back
-    before, after = ({key: _at(c, key) for key in leaf_keys(c) if key not in ANYWHERE} for c in (there, now))
+    before, after = ({key: value for key, value in leaves(c).items() if key not in ANYWHERE} for c in (there, now))
     changed = [
         f"{key} ({before.get(key)} there, {after.get(key)} now)"
         for key in sorted(before.keys() | after.keys())
@@ -112,10 +111,6 @@ def _check_same(there: ConfigDict, now: ConfigDict, workdir: Path) -> None:
             f"--workdir is {str(workdir)!r}, which holds a search with another config: {', '.join(changed)}; "
             "choose another --workdir"
         )
-
-
-def _at(config: ConfigDict, key: str) -> Any:
-    return functools.reduce(lambda inner, part: inner[part], key.split("."), config)
 
 
 def write_text(path: Path, text: str) -> None:

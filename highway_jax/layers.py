@@ -16,6 +16,8 @@ from highway_jax.activations import Activation, activate
 from highway_jax.initializers import constant, normalized
 from highway_jax.ops import highway
 
+CARRIES = ("coupled", "independent")
+
 
 class PlainDense(nn.Module):
     """A plain layer, y = H(x): an affine map and an activation (Eq. 1).
@@ -128,8 +130,8 @@ class HighwayConv(nn.Module):
 
 
 def _highway(layer: Any, x: jax.Array, affine: Callable[[str, Any], nn.Module]) -> jax.Array:
-    if layer.carry not in ("coupled", "independent"):
-        raise ValueError(f"carry is {layer.carry!r}; it must be 'coupled' or 'independent'")
+    if layer.carry not in CARRIES:
+        raise ValueError(f"carry is {layer.carry!r}; it must be {' or '.join(map(repr, CARRIES))}")
     h = activate(affine("h", 0.0)(x), layer.activation)
     t = jax.nn.sigmoid(affine("t", layer.transform_bias)(x))
     c = jax.nn.sigmoid(affine("c", -layer.transform_bias)(x)) if layer.carry == "independent" else None

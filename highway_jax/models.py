@@ -11,11 +11,10 @@ from flax.typing import Dtype
 
 from highway_jax.activations import Activation
 from highway_jax.initializers import column_blocks, layerwise, normalized
-from highway_jax.layers import PlainDense
+from highway_jax.layers import CARRIES, PlainDense
 from highway_jax.stack import highway_stack, highway_states, plain_stack, plain_states
 
 BLOCKS = ("highway", "plain")
-CARRIES = ("coupled", "independent")
 
 
 class MLP(nn.Module):

@@ -131,8 +131,7 @@ def choose_runs_per_batch(
     if memory is None:
         return 1 if mesh.devices.flat[0].platform == "cpu" else here
     run = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), population)
-    split = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), train)
-    batches = jax.eval_shape(lambda split: shuffled_batches(split, epoch_key(0, 0), batch_size), split)
+    batches = jax.eval_shape(lambda split: shuffled_batches(split, epoch_key(0, 0), batch_size), train)
     compiled = jax.jit(lambda run, batches: training.train_epoch(recipe, run, batches)).lower(run, batches).compile()
     usage = compiled.memory_analysis()
     assert usage is not None
