@@ -99,16 +99,18 @@ def load_config(name: str) -> tuple[str, ConfigDict]:
     return Path(path).stem + (f"_{variant}" if variant else ""), config
 
 
-def parse_flags(argv: list[str], values: flags.FlagValues) -> None:
-    """Parse a program's own flags into `values`."""
+def parse_flags(argv: list[str], values: flags.FlagValues, positional: bool = False) -> list[str]:
+    """Parse a program's own flags into `values`; returns the other arguments, which are refused unless `positional`."""
+    values.set_gnu_getopt(True)  # flags may follow them
     try:
-        rest = values([sys.argv[0], *argv])
+        _, *rest = values([sys.argv[0], *argv])
     except flags.UnrecognizedFlagError as error:
         raise UserError(f"--{error.flagname} is no flag; a config's key is set with --config.KEY=VALUE") from error
     except flags.Error as error:
         raise UserError(" ".join(str(error).split())) from error
-    if len(rest) > 1:
-        raise UserError(f"unexpected argument {rest[1]!r}; every argument is a --flag=value")
+    if rest and not positional:
+        raise UserError(f"unexpected argument {rest[0]!r}; every argument is a --flag=value")
+    return rest
 
 
 def parse_config(argv: list[str]) -> tuple[str, ConfigDict, list[str]]:
@@ -156,11 +158,11 @@ def _override(config: ConfigDict, key: str, value: str) -> None:
         raise UserError(f"--{key} is {value!r}; it must be of type {kind.__name__}") from error
 
 
-def leaves(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
+def leaves(config: ConfigDict | dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """The config's keys, those of nested configs with dots, and their values."""
     found: dict[str, Any] = {}
     for key, value in config.items():
-        if isinstance(value, ConfigDict):
+        if isinstance(value, (ConfigDict, dict)):
             found |= leaves(value, f"{prefix}{key}.")
         else:
             found[f"{prefix}{key}"] = value

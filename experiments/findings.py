@@ -1,0 +1,183 @@
+"""What searches found, in words and tables, from their workdirs alone."""
+
+import json
+import math
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from experiments import cli
+from experiments.results import NetworkResult, Result
+from highway_jax.plotting import number
+
+BEST = 10
+OUTCOMES = ("rank", "run", "best_loss", "best_epoch", "final_loss", "test_accuracy")
+
+
+def labels(searches: Sequence[Result]) -> list[str]:
+    """What to call every search: its depth, and as much more as tells it from the others."""
+    configs = [search.config for search in searches]
+    candidates = [
+        [f"depth {config.depth}" for config in configs],
+        [f"{config.dataset}, depth {config.depth}" for config in configs],
+        [f"depth {search.config.depth}, {search.directory.resolve().name}" for search in searches],
+        [f"depth {search.config.depth}, {search.directory}" for search in searches],
+    ]
+    if len({config.dataset for config in configs}) > 1:
+        del candidates[0]
+    return next(names for names in candidates if len(set(names)) == len(names))
+
+
+def describe(searches: Sequence[Result]) -> str:
+    """What was searched, such as "digits, depth 10 and 20; 100 runs of each network; 30 epochs"."""
+
+    def each(key: str) -> str:
+        *most, last = dict.fromkeys(str(search.config[key]) for search in searches)
+        return f"{', '.join(most)} and {last}" if most else last
+
+    return f"{each('dataset')}, depth {each('depth')}; {each('num_runs')} runs of each network; {each('epochs')} epochs"
+
+
+def findings(searches: Sequence[Result]) -> list[str]:
+    """What was found, in a sentence: the whole way from the shallowest to the deepest, then every search."""
+    sentences = []
+    for search, name in zip(searches, labels(searches), strict=True):
+        best = {network: float(found.best_loss.min()) for network, found in search.networks.items()}
+        parts = [
+            f"the best of {len(found.run)} {network} runs reaches {number(best[network])}"
+            if math.isfinite(best[network])
+            else f"none of {len(found.run)} {network} runs ever had a finite loss"
+            for network, found in search.networks.items()
+        ]
+        sentence = f"{name[0].upper()}{name[1:]}: {', '.join(parts)}"
+        if len(best) == 2 and all(0 < loss < math.inf for loss in best.values()):
+            low, high = sorted(best, key=lambda network: best[network])
+            ratio = best[high] / best[low]
+            times = f"{ratio:,.{0 if ratio >= 10 else 1}f} times {low}'s"
+            sentence += f" ({high}'s is {times})" if ratio >= 1.05 else " (about the same)"
+        sentences.append(sentence + ".")
+    return sentences
+
+
+def trend(searches: Sequence[Result]) -> str:
+    """What becomes of the best loss from the shallowest search to the deepest; empty if they are not alike."""
+    first, last = searches[0], searches[-1]
+    shared = [network for network in first.networks if network in last.networks]
+    if first.config.depth == last.config.depth or first.config.dataset != last.config.dataset or not shared:
+        return ""
+    best = {n: [number(s.networks[n].best_loss.min()) for s in (first, last)] for n in shared}
+    parts = [f"from {shallow} to {deep} for {network} networks" for network, (shallow, deep) in best.items()]
+    return f"From depth {first.config.depth} to {last.config.depth}, the best loss goes {' and '.join(parts)}."
+
+
+def state(search: Result) -> str:
+    """How far an unfinished search is; empty for a finished one."""
+    if search.summary is not None:
+        return ""
+    parts = [
+        f"epoch {search.networks[network].curves.shape[1]} of {search.config.epochs} of {network}"
+        if network in search.networks
+        else f"no results of {network} yet"
+        for network in search.config.networks
+    ]
+    return "unfinished: " + "; ".join(parts)
+
+
+def glance(search: Result, network: str, found: NetworkResult) -> dict[str, str]:
+    """One network's line in the table of all searches."""
+    best = found.order[0]
+    seconds = (search.summary or {}).get(network, {}).get("seconds")
+    return {
+        "best loss": number(found.best_loss[best]),
+        f"mean of best {BEST}": number(found.best_loss[found.order[:BEST]].mean()),
+        "median": number(np.median(found.best_loss)),
+        "diverged": f"{found.diverged.sum()} of {len(found.run)}",
+        "never finite": str(np.isinf(found.best_loss).sum()),
+        "best run's test accuracy": "" if np.isnan(found.test_accuracy[best]) else f"{found.test_accuracy[best]:.2%}",
+        "time": duration(seconds) if isinstance(seconds, (int, float)) else "",
+    }
+
+
+def explained(values: np.ndarray, losses: np.ndarray) -> float | None:
+    """How much of the variance of the runs' ranks a hyperparameter explains by itself.
+
+    One-way analysis of variance of the ranks (equals share theirs) over fifths of the values, or over the
+    names: epsilon squared, which is 0 on average where there is no effect. 0 to 1; None for too few runs
+    or a hyperparameter that is the same in all.
+    """
+    kinds = np.unique(values)
+    if len(losses) < 25 or len(kinds) < 2 or np.isnan(values[0] if values.dtype.kind == "f" else 0):
+        return None
+    if values.dtype.kind == "f":
+        groups = np.array_split(np.argsort(values, kind="stable"), 5)
+    else:
+        groups = [np.flatnonzero(values == kind) for kind in kinds]
+    _, place, count = np.unique(losses, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(count) - (count - 1) / 2)[place]
+    total = ((ranks - ranks.mean()) ** 2).sum()
+    within = sum(((ranks[group] - ranks[group].mean()) ** 2).sum() for group in groups)
+    freedom = (len(ranks) - 1) / (len(ranks) - len(groups))
+    return max(0.0, 1 - freedom * within / total) if total else None
+
+
+def run_table(found: NetworkResult, runs: np.ndarray) -> tuple[list[str], list[list[str]]]:
+    """Runs' settings and outcomes, as `runs.csv` has them: column names and rows; without what none has."""
+    outcomes = {name: getattr(found, name) for name in OUTCOMES}
+    known = ("transform_bias", "test_accuracy")
+    table = {n: v for n, v in (outcomes | found.hyperparameters).items() if n not in known or not np.isnan(v).all()}
+    return list(table), [[str(column[run]) for column in table.values()] for run in runs]
+
+
+def diverged_table(found: NetworkResult) -> tuple[list[str], list[list[str]]]:
+    """The diverged runs, with the epoch of their first loss that was not finite."""
+    columns, rows = run_table(found, np.flatnonzero(found.diverged))
+    epochs = np.argmin(np.isfinite(found.curves), axis=1)[found.diverged] + 1
+    return ["diverged_in_epoch", *columns], [[str(epoch), *row] for epoch, row in zip(epochs, rows, strict=True)]
+
+
+def merged(tables: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
+    """Every key's value in every table, as text; a single one where they are all the same."""
+    lines = []
+    for key in dict.fromkeys(key for table in tables for key in table):
+        texts = ["" if table.get(key) is None else _text(table[key]) for table in tables]
+        lines.append((key, texts[:1] if len(set(texts)) == 1 else texts))
+    return lines
+
+
+def _text(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+def duration(seconds: float) -> str:
+    """Such as 48 s, 3 min 15 s, 2 h 5 min."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def command(search: Result) -> str:
+    """The command that makes this search again: the known config nearest to its own, and what differs."""
+    mine = cli.leaves(search.config)
+
+    def differing(config: ConfigDict) -> dict[str, Any]:
+        known = cli.leaves(ConfigDict(json.loads(config.to_json())))
+        return {key: mine[key] for key in known if key in mine and mine[key] != known[key]}
+
+    known = {name: differing(module.get_config(variant)) for name, (module, variant) in cli.known_configs().items()}
+    name = min(known, key=lambda name: len(known[name]))
+    changes = [
+        f"--config.{key}={tuple(value) if isinstance(value, (list, tuple)) else value}"
+        for key, value in known[name].items()
+    ]
+    arguments = [f"--config={name}", *changes, f"--workdir={search.directory}"]
+    return shlex.join(["python", "-m", "experiments.search", *arguments])
+
+
+def report_command(searches: Sequence[Result]) -> str:
+    """The command that makes this page again."""
+    return shlex.join(["python", "-m", "experiments.report", *(str(search.directory) for search in searches)])

@@ -1,0 +1,160 @@
+"""One page of what searches found: figures, the best runs with their exact settings, how to repeat them.
+
+    python -m experiments.report WORKDIR [WORKDIR ...] [--output=DIR]
+
+WORKDIR            of a search, finished or not; several, such as one per depth, make one page
+--output=DIR       where report.html and its figures go; by default into the first workdir
+
+The page needs no network and no other file. Its figures lie beside it as report_*.png. If a workdir holds an
+analysis.json, the workdir's figure2.png and so on are shown too; "captions" in that file, by file name, go below.
+"""
+
+import base64
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jinja2
+from absl import flags
+from matplotlib.figure import Figure
+from PIL import Image
+
+from experiments import cli, findings, results
+from experiments.cli import UserError
+from experiments.findings import BEST
+from experiments.results import HYPERPARAMETERS, Result
+from highway_jax import plotting
+
+# What searches of one page may differ in and still be compared.
+COMPARABLE = ("depth", "data_dir", "runs_per_batch")
+ANALYSIS_FIGURE = re.compile(r"figure(\d+)\.png")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A PNG file's name and contents, and what is written below it."""
+
+    name: str
+    png: bytes
+    caption: str
+
+    @property
+    def url(self) -> str:
+        """The picture itself, as a URL."""
+        return f"data:image/png;base64,{base64.b64encode(self.png).decode()}"
+
+
+def main(argv: list[str]) -> None:
+    values = flags.FlagValues()
+    flags.DEFINE_string("output", None, "where the page goes", flag_values=values)
+    workdirs = [Path(workdir) for workdir in cli.parse_flags(argv, values, positional=True)]
+    if not workdirs:
+        raise UserError("no workdir is given; give one or more, such as runs/digits_depth50")
+    for i, workdir in enumerate(workdirs):
+        if workdir.resolve() in [earlier.resolve() for earlier in workdirs[:i]]:
+            raise UserError(f"workdir {str(workdir)!r} is given twice")
+    output = workdirs[0] if values.output is None else Path(values.output)
+    searches = sorted(map(results.load, workdirs), key=lambda result: result.config.depth)
+    pictures = draw(searches)
+    page = render(searches, pictures)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        for picture in (picture for section in pictures.values() for picture in section):
+            (output / picture.name).write_bytes(picture.png)
+        (output / "report.html").write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--output is {str(output)!r}, which cannot be written: {error.strerror}") from error
+    cli.say(f"report: {output / 'report.html'}")
+
+
+def render(searches: Sequence[Result], pictures: dict[str, list[Picture]]) -> str:
+    """The page, from `report.html.jinja`; all text in it is escaped."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    named = list(zip(findings.labels(searches), searches, strict=True))
+    configs = findings.merged([cli.leaves(search.config) for search in searches])
+    origins = findings.merged([cli.leaves(search.provenance or {}) for search in searches])
+    return environment.get_template("report.html.jinja").render(
+        searches=named,
+        findings=findings,
+        pictures=pictures,
+        analyses=[
+            (name, found) for name, s in zip(findings.labels(searches), searches, strict=True) if (found := analysis(s))
+        ],
+        configs=configs,
+        origins=origins,
+        differing=[key for key, values in configs if len(values) > 1 and key not in COMPARABLE],
+        hyperparameters=HYPERPARAMETERS,
+        best=BEST,
+    )
+
+
+def draw(searches: Sequence[Result]) -> dict[str, list[Picture]]:
+    """The page's figures by section: Figure 1, every search's hyperparameters, the losses of all runs."""
+    names, title = findings.labels(searches), findings.describe(searches)
+    curves = [{network: found.curves for network, found in search.networks.items()} for search in searches]
+    losses = [{network: found.best_loss for network, found in search.networks.items()} for search in searches]
+    if len(searches) == 1:
+        figure1 = plotting.figure1(curves[0], title, BEST)
+    else:
+        figure1 = plotting.figure1_depths(
+            curves,
+            [search.config.depth for search in searches],
+            names,
+            [search.config.dataset for search in searches],
+            title,
+            BEST,
+        )
+    panels = [
+        plotting.hyperparameters(
+            {network: found.hyperparameters for network, found in search.networks.items()},
+            {network: found.best_loss for network, found in search.networks.items()},
+            {network: found.diverged for network, found in search.networks.items()},
+            f"{search.config.dataset}, {name}" if name.startswith("depth") else name,
+        )
+        for search, name in zip(searches, names, strict=True)
+    ]
+    numbers = [f"_{i}" if len(searches) > 1 else "" for i in range(1, len(searches) + 1)]
+    return {
+        "figure1": [Picture("report_figure1.png", png(figure1), "")],
+        "hyperparameters": [
+            Picture(f"report_hyperparameters{number}.png", png(panel), name)
+            for number, panel, name in zip(numbers, panels, names, strict=True)
+        ],
+        "losses": [Picture("report_losses.png", png(plotting.loss_distribution(losses, names, title)), "")],
+    }
+
+
+def png(figure: Figure) -> bytes:
+    """A figure as a PNG of 256 colours, which is a third of the size of one of all colours."""
+    drawn, small = io.BytesIO(), io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=150)
+    Image.open(drawn).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(small, format="png", optimize=True)
+    return small.getvalue()
+
+
+def analysis(search: Result) -> list[Picture]:
+    """The figures that an analysis left in the workdir, by number, with their captions."""
+    path = search.directory / "analysis.json"
+    if not path.exists():
+        return []
+    captions = results.read_json(path).get("captions")
+    found = {
+        int(match[1]): file for file in search.directory.iterdir() if (match := ANALYSIS_FIGURE.fullmatch(file.name))
+    }
+    return [
+        Picture(file.name, file.read_bytes(), str(captions.get(file.name, "")) if isinstance(captions, dict) else "")
+        for number, file in sorted(found.items())
+        if number != 1  # the search's own
+    ]
+
+
+if __name__ == "__main__":
+    cli.run(main, __doc__)

@@ -1,0 +1,240 @@
+"""Read a search's workdir back: its config, its runs and their training curves."""
+
+import csv
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from experiments.cli import UserError
+
+HYPERPARAMETERS = ("learning_rate", "momentum", "decay", "activation", "transform_bias")
+OUTCOMES = ("run", "rank", "best_loss", "best_epoch", "final_loss", "diverged", "test_accuracy")
+CONFIG_TYPES = {"dataset": str, "depth": int, "num_runs": int, "epochs": int, "networks": list}
+
+
+@dataclass(frozen=True)
+class NetworkResult:
+    """The runs of one kind of network: arrays with a leading axis of runs, by run number.
+
+    Attributes:
+      hyperparameters: a (runs,) array each of `HYPERPARAMETERS`: names for the activation, float32 for the rest;
+        transform_bias is NaN where the network has no gates.
+      run: (runs,) int, 0 to runs - 1.
+      rank: (runs,) int, 1 is the best.
+      best_loss: (runs,) float32, in nats; inf if the run never had a finite loss.
+      best_epoch: (runs,) int, the epoch of that loss, from 1; 0 if there is none.
+      final_loss: (runs,) float32.
+      diverged: (runs,) bool.
+      test_accuracy: (runs,) float32, NaN if it is not known yet.
+      curves: (runs, epochs so far) float32, every epoch's mean training loss; NaN where a run has no row.
+    """
+
+    hyperparameters: dict[str, np.ndarray]
+    run: np.ndarray
+    rank: np.ndarray
+    best_loss: np.ndarray
+    best_epoch: np.ndarray
+    final_loss: np.ndarray
+    diverged: np.ndarray
+    test_accuracy: np.ndarray
+    curves: np.ndarray
+
+    @property
+    def order(self) -> np.ndarray:
+        """(runs,) run numbers, the best first."""
+        return np.argsort(self.rank)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a workdir holds.
+
+    Attributes:
+      directory: where it is.
+      config: of the search.
+      networks: what was found with every kind of network that has results, in the config's order.
+      provenance: commit, versions, hardware, seconds; None if it is not written yet.
+      summary: an entry per network; None if the search is unfinished.
+    """
+
+    directory: Path
+    config: ConfigDict
+    networks: dict[str, NetworkResult]
+    provenance: dict[str, Any] | None
+    summary: dict[str, Any] | None
+
+
+def load(directory: str | Path) -> Result:
+    """Read a workdir, that of an unfinished search included; float32 values come back as they were.
+
+    Raises:
+      UserError: naming the file that is missing, cannot be read or is damaged.
+    """
+    directory = Path(directory)
+    if not _exists(directory):
+        raise UserError(f"workdir {str(directory)!r} does not exist")
+    if not directory.is_dir():
+        raise UserError(f"workdir {str(directory)!r} is a file; it must be a search's workdir")
+    config = _read_config(directory / "config.json")
+    paths = directory / "summary.json", directory / "provenance.json"
+    summary, provenance = (read_json(path) if _exists(path) else None for path in paths)
+    networks = _read_networks(directory, config, finished=summary is not None)
+    if summary is not None and not (summary.keys() == networks.keys() and all(map(_is_object, summary.values()))):
+        raise _damaged(directory / "summary.json", f"it must have an entry of each of {', '.join(networks)}")
+    return Result(directory, config, networks, provenance, summary)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a file that holds a JSON object."""
+    try:
+        value = json.loads(_read_text(path))
+    except (ValueError, RecursionError) as error:
+        raise _damaged(path, "it is no JSON") from error
+    if not _is_object(value):
+        raise _damaged(path, "it must be a JSON object")
+    return value
+
+
+def _read_config(path: Path) -> ConfigDict:
+    config = read_json(path)
+    for key, kind in CONFIG_TYPES.items():
+        value = config.get(key)
+        if not isinstance(value, kind) or isinstance(value, bool) or (kind is int and value < 1):
+            raise _damaged(path, f"{key} is {value!r}")
+    if not all(isinstance(network, str) for network in config["networks"]):
+        raise _damaged(path, f"networks is {config['networks']!r}")
+    try:
+        return ConfigDict(config)
+    except (KeyError, TypeError, ValueError) as error:  # a key that is no name
+        raise _damaged(path, error) from error
+
+
+def _read_networks(directory: Path, config: ConfigDict, finished: bool) -> dict[str, NetworkResult]:
+    path = directory / "runs.csv"
+    if not _exists(path):
+        raise UserError(f"{path} is missing; the search has written no results yet, or this is no search's workdir")
+    runs = _read_table(path, ("network", *HYPERPARAMETERS, *OUTCOMES))
+    curves = _read_curves(directory / "curves.csv")
+    if strangers := (set(runs["network"]) | curves.keys()) - set(config.networks):
+        raise _damaged(path, f"network {min(strangers)!r} is not one of the config's")
+
+    networks = {}
+    for network in config.networks:
+        rows = np.flatnonzero(runs["network"] == network)
+        if not len(rows) and not finished:
+            continue
+        table = {name: column[rows] for name, column in runs.items()}
+        try:
+            number = table["run"].astype(int)
+            rows = np.argsort(number)
+            if len(rows) != config.num_runs or (number[rows] != np.arange(len(rows))).any():
+                raise ValueError(f"the {network} runs must be 0 to {config.num_runs - 1}")
+            table = {name: column[rows] for name, column in table.items()}
+            result = NetworkResult(
+                {h: table[h] if h == "activation" else _floats(table[h]) for h in HYPERPARAMETERS},
+                curves=curves.get(network, np.empty((0, 0), np.float32)),
+                diverged=_booleans(table["diverged"]),
+                **{name: table[name].astype(int) for name in ("run", "rank", "best_epoch")},
+                **{name: _floats(table[name]) for name in ("best_loss", "final_loss", "test_accuracy")},
+            )
+            if set(result.rank) != set(number + 1):
+                raise ValueError(f"the {network} ranks must be 1 to {len(number)}")
+        except ValueError as error:
+            raise _damaged(path, error) from error
+        _check_curves(directory / "curves.csv", network, result, config.epochs if finished else None)
+        networks[network] = result
+    return networks
+
+
+def _read_curves(path: Path) -> dict[str, np.ndarray]:
+    """Every network's (runs, epochs) losses; NaN where there is no row."""
+    table = _read_table(path, ("network", "run", "epoch", "train_loss"))
+    try:
+        runs, epochs, losses = table["run"].astype(int), table["epoch"].astype(int), _floats(table["train_loss"])
+    except ValueError as error:
+        raise _damaged(path, error) from error
+    curves = {}
+    for network in dict.fromkeys(table["network"]):
+        rows = table["network"] == network
+        run, epoch = runs[rows], epochs[rows] - 1
+        # Before an array of that size is made: no row twice, none of a number that the rows cannot fill.
+        if run.min() < 0 or epoch.min() < 0 or max(run.max(), epoch.max()) >= len(run):
+            raise _damaged(path, f"a run or epoch of {network} is out of range")
+        if len(np.unique(run * len(run) + epoch)) < len(run):
+            raise _damaged(path, f"an epoch of {network} is there twice")
+        curves[network] = np.full((run.max() + 1, epoch.max() + 1), np.nan, np.float32)
+        curves[network][run, epoch] = losses[rows]
+    return curves
+
+
+def _check_curves(path: Path, network: str, result: NetworkResult, epochs: int | None) -> None:
+    """Refuse curves that are not those of `runs.csv`; `epochs` is how many there must be in a finished search."""
+    curves = result.curves
+    if len(curves) != len(result.run):
+        raise _damaged(path, f"it has {len(curves)} runs of {network}, where runs.csv has {len(result.run)}")
+    if epochs is None:
+        return  # the search goes on, and the two files are not of one moment
+    if curves.shape[1] != epochs:
+        raise _damaged(path, f"it has {curves.shape[1]} epochs of {network}, where the config has {epochs}")
+    best = np.where(np.isfinite(curves), curves, np.inf).min(axis=1)
+    if differ := np.flatnonzero(best != result.best_loss).tolist():
+        raise _damaged(path, f"the lowest loss of {network} run {differ[0]} is not that of runs.csv")
+
+
+def _read_table(path: Path, columns: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """A CSV file's columns as text; further columns are left out."""
+    text = _read_text(path)
+    try:
+        header, *rows = csv.reader(io.StringIO(text), strict=True)
+    except (csv.Error, ValueError) as error:
+        raise _damaged(path, "it is no table") from error
+    if missing := [column for column in columns if header.count(column) != 1]:
+        raise _damaged(path, f"it must have a column {missing[0]!r}")
+    if not rows or not text.endswith("\n") or any(len(row) != len(header) for row in rows):
+        raise _damaged(path, "it is cut off, or a row has another number of fields than the header")
+    fields = dict(zip(header, zip(*rows, strict=True), strict=True))
+    if max(len(field) for column in columns for field in fields[column]) > 100:  # it would be every field's size
+        raise _damaged(path, "a field is too long")
+    return {column: np.array(fields[column]) for column in columns}
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing; {str(path.parent)!r} must be a search's workdir") from error
+    except UnicodeDecodeError as error:
+        raise _damaged(path, "it is no text") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _floats(column: np.ndarray) -> np.ndarray:
+    """float32 of text; an empty field is NaN."""
+    return np.where(column == "", "nan", column).astype(np.float32)
+
+
+def _booleans(column: np.ndarray) -> np.ndarray:
+    if strange := set(column) - {"True", "False"}:
+        raise ValueError(f"diverged is {min(strange)!r}; it must be True or False")
+    return column == "True"
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # too long, a null byte
+        return False
+
+
+def _is_object(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def _damaged(path: Path, reason: object) -> UserError:
+    return UserError(f"{path} is damaged: {reason}")
