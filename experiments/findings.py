@@ -3,7 +3,7 @@
 import json
 import math
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from experiments.results import NetworkResult, Result
 from highway_jax.plotting import number
 
 BEST = 10
+DESCRIBED = ("dataset", "depth", "num_runs", "epochs")
 OUTCOMES = ("rank", "run", "best_loss", "best_epoch", "final_loss", "test_accuracy")
 
 
@@ -31,34 +32,40 @@ def labels(searches: Sequence[Result]) -> list[str]:
     return next(names for names in candidates if len(set(names)) == len(names))
 
 
+def title(searches: Sequence[Result]) -> str:
+    """Such as "Highway and plain networks on digits"."""
+    networks = dict.fromkeys(network for search in searches for network in search.config.networks)
+    text = f"{' and '.join(networks)} networks on {_enumerate(search.config.dataset for search in searches)}"
+    return text[0].upper() + text[1:]
+
+
 def describe(searches: Sequence[Result]) -> str:
     """What was searched, such as "digits, depth 10 and 20; 100 runs of each network; 30 epochs"."""
+    each = {key: _enumerate(str(search.config[key]) for search in searches) for key in DESCRIBED}
+    return f"{each['dataset']}, depth {each['depth']}; {each['num_runs']} runs of each network; {each['epochs']} epochs"
 
-    def each(key: str) -> str:
-        *most, last = dict.fromkeys(str(search.config[key]) for search in searches)
-        return f"{', '.join(most)} and {last}" if most else last
 
-    return f"{each('dataset')}, depth {each('depth')}; {each('num_runs')} runs of each network; {each('epochs')} epochs"
+def _enumerate(texts: Iterable[str]) -> str:
+    *most, last = dict.fromkeys(texts)
+    return f"{', '.join(most)} and {last}" if most else last
 
 
 def findings(searches: Sequence[Result]) -> list[str]:
-    """What was found, in a sentence: the whole way from the shallowest to the deepest, then every search."""
+    """A sentence per search: what its best runs reach."""
     sentences = []
     for search, name in zip(searches, labels(searches), strict=True):
         best = {network: float(found.best_loss.min()) for network, found in search.networks.items()}
         parts = [
-            f"the best of {len(found.run)} {network} runs reaches {number(best[network])}"
-            if math.isfinite(best[network])
-            else f"none of {len(found.run)} {network} runs ever had a finite loss"
-            for network, found in search.networks.items()
+            f"{network} reaches {number(loss)}" if math.isfinite(loss) else f"no {network} run ever had a finite loss"
+            for network, loss in best.items()
         ]
-        sentence = f"{name[0].upper()}{name[1:]}: {', '.join(parts)}"
+        sentence = f"{name}: {', '.join(parts)}"
         if len(best) == 2 and all(0 < loss < math.inf for loss in best.values()):
             low, high = sorted(best, key=lambda network: best[network])
             ratio = best[high] / best[low]
-            times = f"{ratio:,.{0 if ratio >= 10 else 1}f} times {low}'s"
-            sentence += f" ({high}'s is {times})" if ratio >= 1.05 else " (about the same)"
-        sentences.append(sentence + ".")
+            times = f"{high}'s is {ratio:,.{0 if ratio >= 10 else 1}f} times {low}'s"
+            sentence += f"; {times if ratio >= 1.05 else 'about the same'}"
+        sentences.append(f"{sentence}.")
     return sentences
 
 
@@ -123,17 +130,20 @@ def explained(values: np.ndarray, losses: np.ndarray) -> float | None:
     return max(0.0, 1 - freedom * within / total) if total else None
 
 
-def run_table(found: NetworkResult, runs: np.ndarray) -> tuple[list[str], list[list[str]]]:
+def run_table(
+    found: NetworkResult, runs: np.ndarray, outcomes: Sequence[str] = OUTCOMES
+) -> tuple[list[str], list[list[str]]]:
     """Runs' settings and outcomes, as `runs.csv` has them: column names and rows; without what none has."""
-    outcomes = {name: getattr(found, name) for name in OUTCOMES}
-    known = ("transform_bias", "test_accuracy")
-    table = {n: v for n, v in (outcomes | found.hyperparameters).items() if n not in known or not np.isnan(v).all()}
+    table = {name: getattr(found, name) for name in outcomes} | found.hyperparameters
+    for name in {"transform_bias", "test_accuracy"} & table.keys():
+        if np.isnan(table[name]).all():
+            del table[name]
     return list(table), [[str(column[run]) for column in table.values()] for run in runs]
 
 
 def diverged_table(found: NetworkResult) -> tuple[list[str], list[list[str]]]:
     """The diverged runs, with the epoch of their first loss that was not finite."""
-    columns, rows = run_table(found, np.flatnonzero(found.diverged))
+    columns, rows = run_table(found, np.flatnonzero(found.diverged), ("run", "best_loss", "best_epoch"))
     epochs = np.argmin(np.isfinite(found.curves), axis=1)[found.diverged] + 1
     return ["diverged_in_epoch", *columns], [[str(epoch), *row] for epoch, row in zip(epochs, rows, strict=True)]
 

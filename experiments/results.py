@@ -104,7 +104,7 @@ def _read_config(path: Path) -> ConfigDict:
     config = read_json(path)
     for key, kind in CONFIG_TYPES.items():
         value = config.get(key)
-        if not isinstance(value, kind) or isinstance(value, bool) or (kind is int and value < 1):
+        if not isinstance(value, kind) or isinstance(value, bool) or (isinstance(value, int) and value < 1):
             raise _damaged(path, f"{key} is {value!r}")
     if not all(isinstance(network, str) for network in config["networks"]):
         raise _damaged(path, f"networks is {config['networks']!r}")
