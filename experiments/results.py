@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from ml_collections import ConfigDict
 
 from experiments.cli import UserError
 
+INTEGER = re.compile(r"-?\d{1,18}", re.ASCII)
 HYPERPARAMETERS = ("learning_rate", "momentum", "decay", "activation", "transform_bias")
 OUTCOMES = ("run", "rank", "best_loss", "best_epoch", "final_loss", "diverged", "test_accuracy")
 CONFIG_TYPES = {"dataset": str, "depth": int, "num_runs": int, "epochs": int, "networks": list}
@@ -120,7 +122,7 @@ def _read_networks(directory: Path, config: ConfigDict, finished: bool) -> dict[
         raise UserError(f"{path} is missing; the search has written no results yet, or this is no search's workdir")
     runs = _read_table(path, ("network", *HYPERPARAMETERS, *OUTCOMES))
     curves = _read_curves(directory / "curves.csv")
-    if strangers := (set(runs["network"]) | curves.keys()) - set(config.networks):
+    if strangers := (set(runs["network"].tolist()) | curves.keys()) - set(config.networks):
         raise _damaged(path, f"network {min(strangers)!r} is not one of the config's")
 
     networks = {}
@@ -130,7 +132,7 @@ def _read_networks(directory: Path, config: ConfigDict, finished: bool) -> dict[
             continue
         table = {name: column[rows] for name, column in runs.items()}
         try:
-            number = table["run"].astype(int)
+            number = _integers(table["run"])
             rows = np.argsort(number)
             if len(rows) != config.num_runs or (number[rows] != np.arange(len(rows))).any():
                 raise ValueError(f"the {network} runs must be 0 to {config.num_runs - 1}")
@@ -139,7 +141,7 @@ def _read_networks(directory: Path, config: ConfigDict, finished: bool) -> dict[
                 {h: table[h] if h == "activation" else _floats(table[h]) for h in HYPERPARAMETERS},
                 curves=curves.get(network, np.empty((0, 0), np.float32)),
                 diverged=_booleans(table["diverged"]),
-                **{name: table[name].astype(int) for name in ("run", "rank", "best_epoch")},
+                **{name: _integers(table[name]) for name in ("run", "rank", "best_epoch")},
                 **{name: _floats(table[name]) for name in ("best_loss", "final_loss", "test_accuracy")},
             )
             if set(result.rank) != set(number + 1):
@@ -155,11 +157,11 @@ def _read_curves(path: Path) -> dict[str, np.ndarray]:
     """Every network's (runs, epochs) losses; NaN where there is no row."""
     table = _read_table(path, ("network", "run", "epoch", "train_loss"))
     try:
-        runs, epochs, losses = table["run"].astype(int), table["epoch"].astype(int), _floats(table["train_loss"])
+        runs, epochs, losses = _integers(table["run"]), _integers(table["epoch"]), _floats(table["train_loss"])
     except ValueError as error:
         raise _damaged(path, error) from error
     curves = {}
-    for network in dict.fromkeys(table["network"]):
+    for network in dict.fromkeys(table["network"].tolist()):
         rows = table["network"] == network
         run, epoch = runs[rows], epochs[rows] - 1
         # Before an array of that size is made: no row twice, none of a number that the rows cannot fill.
@@ -219,8 +221,14 @@ def _floats(column: np.ndarray) -> np.ndarray:
     return np.where(column == "", "nan", column).astype(np.float32)
 
 
+def _integers(column: np.ndarray) -> np.ndarray:
+    if strange := [text for text in column.tolist() if not INTEGER.fullmatch(text)]:
+        raise ValueError(f"{strange[0]!r} is no integer")
+    return column.astype(int)
+
+
 def _booleans(column: np.ndarray) -> np.ndarray:
-    if strange := set(column) - {"True", "False"}:
+    if strange := set(column.tolist()) - {"True", "False"}:
         raise ValueError(f"diverged is {min(strange)!r}; it must be True or False")
     return column == "True"
 

@@ -1,0 +1,48 @@
+"""Workdirs for the tests of what reads them: written as a search does, from curves made up."""
+
+import csv
+import json
+
+import numpy as np
+
+from experiments import cli
+from highway_jax import search
+
+RUN_COLUMNS = (
+    *("network", "run", "rank", "learning_rate", "momentum", "decay", "activation", "transform_bias"),
+    *("best_loss", "best_epoch", "final_loss", "diverged", "test_accuracy"),
+)
+
+
+def write_csv(path, columns, rows):
+    with path.open("w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([columns, *rows])
+
+
+def write_workdir(directory, curves, depth=10, finished=True, **changes):
+    """Write the workdir of a search with the given (runs, epochs) curves of every network."""
+    first = next(iter(curves.values()))
+    config = cli.load_config("digits_depth10")[1]
+    config.update({"depth": depth, "num_runs": len(first), "epochs": first.shape[1]} | changes)
+    directory.mkdir(parents=True)
+    (directory / "config.json").write_text(config.to_json())
+
+    runs, epochs, summary = [], [], {}
+    for network, losses in curves.items():
+        losses = np.float32(losses)
+        ranking = search.rank(losses)
+        rank_of = np.argsort(ranking.order) + 1
+        draws = np.random.default_rng(0).uniform(0.1, 0.9, (len(losses), 5)).astype(np.float32)
+        for run, curve in enumerate(losses):
+            rate, momentum, decay, bias, accuracy = draws[run]
+            settings = [rate, momentum, decay, ("relu", "tanh")[run % 2], "" if network == "plain" else -bias]
+            outcome = [ranking.best_loss[run], ranking.best_epoch[run], curve[-1], ranking.diverged[run], accuracy]
+            runs.append([network, run, rank_of[run], *settings, *outcome])
+            epochs += [(network, run, epoch, loss) for epoch, loss in enumerate(curve, start=1)]
+        summary[network] = {"best_loss": None, "seconds": 75.0}
+    write_csv(directory / "runs.csv", RUN_COLUMNS, runs)
+    write_csv(directory / "curves.csv", ("network", "run", "epoch", "train_loss"), epochs)
+    if finished:
+        (directory / "summary.json").write_text(json.dumps(summary))
+        (directory / "provenance.json").write_text(json.dumps({"commit": "abc123", "versions": {"jax": "0.10.2"}}))
+    return directory
