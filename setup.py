@@ -8,7 +8,15 @@ from setuptools import find_packages, setup
 here = Path(__file__).parent
 (version,) = re.findall(r'^__version__ = "(.+)"$', (here / "highway_jax/__init__.py").read_text(), re.MULTILINE)
 jax = "jax{}>=0.10.2,<0.12"
-test = ["hypothesis>=6.100", "pytest>=8", "pytest-xdist>=3.5"]
+test = [
+    "hypothesis>=6.100",
+    "pandas>=2.2",
+    "pyarrow>=17",
+    "pytest>=8",
+    "pytest-xdist>=3.5",
+    "tensorboard>=2.17",
+    "tensorboardX>=2.6",
+]
 
 setup(
     name="highway-jax",
@@ -36,6 +44,8 @@ setup(
         "matplotlib>=3.8",
         "pillow>=10",
         "rich>=13",
+        "filelock>=3.16",
+        "jinja2>=3.1",
     ],
     extras_require={
         "test": test,
@@ -44,6 +54,8 @@ setup(
             "tensorflow-cpu>=2.20; platform_machine == 'x86_64'",
             "tensorflow>=2.20; platform_machine != 'x86_64'",
         ],
+        "tensorboard": ["tensorboard>=2.17", "tensorboardX>=2.6"],
+        "parquet": ["pyarrow>=17"],
         "bench": ["torch==2.13.0"],
         "cuda12": [jax.format("[cuda12]")],
         "cuda13": [jax.format("[cuda13]")],

@@ -5,6 +5,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from experiments import event_files
 from experiments.cli import UserError, leaves
 from experiments.configs.figure1 import random_search
 from highway_jax.models import BLOCKS
@@ -14,6 +15,7 @@ PRECISIONS = ("float32", "tensorfloat32", "bfloat16")
 # Far beyond what can be trained; they turn a slip of the keyboard into a message.
 INTEGERS = {
     "num_runs": (1, 10**6),
+    "first_run": (0, 2**31),
     "epochs": (1, 10**6),
     "batch_size": (1, 10**9),
     "seed": (0, 2**32 - 1),
@@ -21,7 +23,12 @@ INTEGERS = {
     "width.highway": (1, 10**5),
     "width.plain": (1, 10**5),
     "runs_per_batch": (1, 10**6),
+    "evaluate_every": (1, 10**6),
+    "checkpoint_every": (1, 10**6),
+    "log_every": (1, 10**6),
 }
+OPTIONAL = ("runs_per_batch", "evaluate_every", "checkpoint_every", "log_every")
+RESUME = ("auto", "never")
 
 
 def check(config: ConfigDict) -> SearchSpace:
@@ -38,7 +45,7 @@ def check(config: ConfigDict) -> SearchSpace:
         raise UserError(f"the config has a key {min(unknown)!r}; the keys are {', '.join(sorted(known))}")
     for key, (low, high) in INTEGERS.items():
         value = given[key]
-        if value is None and key == "runs_per_batch":
+        if value is None and key in OPTIONAL:
             continue
         if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
             span = f"at least {low}" if not isinstance(value, int) or value < low else f"at most {high}"
@@ -48,10 +55,13 @@ def check(config: ConfigDict) -> SearchSpace:
             raise UserError(f"config.{key} is {config[key]!r}; it must be text")
     if config.data_dir is not None and not _is_directory(config.data_dir):
         raise UserError(f"config.data_dir is {config.data_dir!r}; it must be an existing directory")
-    if config.matmul_precision not in PRECISIONS:
-        raise UserError(
-            f"config.matmul_precision is {config.matmul_precision!r}; it must be one of {', '.join(PRECISIONS)}"
-        )
+    for key, allowed in ("matmul_precision", PRECISIONS), ("resume", RESUME):
+        if config[key] not in allowed:
+            raise UserError(f"config.{key} is {config[key]!r}; it must be one of {', '.join(allowed)}")
+    if not isinstance(config.tensorboard, bool):
+        raise UserError(f"config.tensorboard is {config.tensorboard!r}; it must be True or False")
+    if config.tensorboard:
+        event_files.require()
     networks = _tuple(config.networks)
     if not networks or any(network not in BLOCKS for network in networks) or len(set(networks)) < len(networks):
         raise UserError(f"config.networks is {networks}; it must be one or more of {', '.join(BLOCKS)}, each once")

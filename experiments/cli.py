@@ -5,8 +5,10 @@ import importlib
 import importlib.util
 import os
 import pkgutil
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
@@ -22,8 +24,51 @@ class UserError(Exception):
     """A mistake that the user can mend; the message is one line naming what was given and what is allowed."""
 
 
+class Interrupted(Exception):
+    """A signal has stopped the program, in order.
+
+    Args:
+      signal: its number.
+      where: how far the work was.
+    """
+
+    def __init__(self, signal: int, where: str):
+        super().__init__(where)
+        self.signal = signal
+
+
+class StopRequest:
+    """Whether a signal has asked the program to stop: its number, or 0."""
+
+    signal = 0
+
+
+@contextmanager
+def stop_requests() -> Iterator[StopRequest]:
+    """Take SIGINT and SIGTERM as requests to stop at the next good moment; a second one stops at once."""
+    request = StopRequest()
+
+    def note(number: int, frame: Any) -> None:
+        if request.signal:
+            os._exit(128 + number)
+        request.signal = number
+        os.write(2, b"stopping after this epoch; once more stops at once\n")
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def warn(text: str) -> None:
+    """Say on stderr what went wrong without stopping the work."""
+    print(f"warning: {text}", file=sys.stderr, flush=True)
+
+
 def run(main: Callable[[list[str]], None], usage: str) -> NoReturn:
-    """Run a program and exit: 0 when done, 2 with one line for a user's mistake, 130 for Ctrl-C.
+    """Run a program and exit: 0 when done, 2 with one line for a user's mistake, 128 + N after signal N.
 
     A file that cannot be read or written counts as the user's to mend. `--help` prints `usage`, the
     program's docstring, instead.
@@ -40,6 +85,9 @@ def run(main: Callable[[list[str]], None], usage: str) -> NoReturn:
     except OSError as error:
         print(f"error: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
         sys.exit(2)
+    except Interrupted as stop:
+        print(f"interrupted {stop}", file=sys.stderr, flush=True)
+        os._exit(128 + stop.signal)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
         # At once: XLA's threads may be at work, and the interpreter's end would pull the ground from under them.
@@ -70,8 +118,10 @@ def known_configs() -> dict[str, tuple[ModuleType, str]]:
     return known
 
 
-def load_config(name: str) -> tuple[str, ConfigDict]:
+def load_config(name: str | None) -> tuple[str, ConfigDict]:
     """Make a config from a known name or a path to a Python file with `get_config()`; returns (label, config)."""
+    if name is None:
+        raise UserError(f"--config is missing; it must be one of {', '.join(known_configs())}, or a path to a .py file")
     known = known_configs()
     if name in known:
         module, variant = known[name]
@@ -113,49 +163,51 @@ def parse_flags(argv: list[str], values: flags.FlagValues, positional: bool = Fa
     return rest
 
 
-def parse_config(argv: list[str]) -> tuple[str, ConfigDict, list[str]]:
-    """Take `--config=NAME` and every `--config.key=value` out of the arguments.
+def split_config_flags(argv: list[str]) -> tuple[str | None, dict[str, str], list[str]]:
+    """Take `--config=NAME` and every `--config.KEY=VALUE` out of the arguments.
 
     Returns:
-      The config's label, the config with the overrides applied, and the remaining arguments.
+      NAME or None, the values by key, and the remaining arguments.
     """
-    name, overrides, rest = None, [], []
+    name, overrides, rest = None, {}, []
     arguments = iter(argv)
     for arg in arguments:
-        key, equals, value = arg.partition("=")
-        if not (key.lstrip("-") == "config" or key.lstrip("-").startswith("config.")) or not key.startswith("-"):
+        flag, equals, value = arg.partition("=")
+        key = flag.lstrip("-")
+        if not (key == "config" or key.startswith("config.")) or not flag.startswith("-"):
             rest.append(arg)
             continue
         if not equals:
             value = next(arguments, "")
         if not value:
-            raise UserError(f"{key} is given without a value")
-        if key.lstrip("-") == "config":
+            raise UserError(f"{flag} is given without a value")
+        if key == "config":
             name = value
         else:
-            overrides.append((key.lstrip("-"), value))
-    if name is None:
-        raise UserError(f"--config is missing; it must be one of {', '.join(known_configs())}, or a path to a .py file")
-    label, config = load_config(name)
-    for key, value in overrides:
+            overrides[key.removeprefix("config.")] = value
+    return name, overrides, rest
+
+
+def override(config: ConfigDict, values: Mapping[str, str]) -> None:
+    """Change keys of a config to values given as text."""
+    for key, value in values.items():
         _override(config, key, value)
-    return label, config, rest
 
 
 def _override(config: ConfigDict, key: str, value: str) -> None:
-    path, keys = key.removeprefix("config."), leaves(config)
-    if path not in keys:
-        inside = [k for k in keys if k.startswith(path + ".")]
-        raise UserError(f"--{key} is not a key of the config; the keys are {', '.join(inside or keys)}")
+    keys = leaves(config)
+    if key not in keys:
+        inside = [k for k in keys if k.startswith(key + ".")]
+        raise UserError(f"--config.{key} is not a key of the config; the keys are {', '.join(inside or keys)}")
     values = flags.FlagValues()
-    argv = ["", f"--{key}={value}"]
+    argv = ["", f"--config.{key}={value}"]
     try:
         config_flags.DEFINE_config_dict("config", config, flag_values=values, lock_config=False, sys_argv=argv)
         values(argv)
     except (flags.Error, TypeError, ValueError) as error:
-        *parents, leaf = path.split(".")
+        *parents, leaf = key.split(".")
         kind = functools.reduce(getattr, parents, config).get_type(leaf)
-        raise UserError(f"--{key} is {value!r}; it must be of type {kind.__name__}") from error
+        raise UserError(f"--config.{key} is {value!r}; it must be of type {kind.__name__}") from error
 
 
 def leaves(config: ConfigDict | dict[str, Any], prefix: str = "") -> dict[str, Any]:

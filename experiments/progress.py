@@ -1,14 +1,17 @@
-"""What a search shows while it runs and when it is done."""
+"""What a program shows while it works and when it is done."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
+import dataclasses
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Self
 
+import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from experiments.cli import ignore_output, say
+from highway_jax import search
 
 
 class Output(Console):
@@ -25,40 +28,98 @@ class Output(Console):
         ignore_output()
 
 
-Report = Callable[[str, int, float, int], None]
+@dataclasses.dataclass(frozen=True)
+class Stats:
+    """What is said of a population after an epoch; losses in nats.
 
-
-@contextmanager
-def progress(networks: tuple[str, ...], epochs: int, console: Output) -> Iterator[Report]:
-    """Show progress: a live bar per network on a terminal, a few plain lines elsewhere.
-
-    Yields `report(network, epoch, best_loss, diverged)`, to be called after every epoch.
+    Attributes:
+      best_loss: the lowest that any run has had.
+      top10_mean_loss: the mean of the ten best runs' lowest.
+      median_loss: the median of all runs' lowest.
+      diverged: runs that have diverged.
     """
-    if console.is_terminal:
-        columns = (
-            TextColumn("{task.description:8}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("epochs"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[status]}"),
-        )
-        with Progress(*columns, console=console) as bars:
-            tasks = {network: bars.add_task(network, total=epochs, status="") for network in networks}
 
-            def move(network: str, epoch: int, best_loss: float, diverged: int) -> None:
-                status = f"best loss {best_loss:.2e}, {diverged} diverged"
-                bars.update(tasks[network], completed=epoch, status=status)
+    best_loss: float
+    top10_mean_loss: float
+    median_loss: float
+    diverged: int
 
-            yield move
-        return
-    every = max(1, epochs // 10)
+    @classmethod
+    def of(cls, curves: np.ndarray) -> Self:
+        """Of (runs, epochs) training losses."""
+        ranking = search.rank(curves)
+        best = float(ranking.best_loss[ranking.order[0]])
+        return cls(best, ranking.mean_of_best(10), ranking.median(), int(ranking.diverged.sum()))
 
-    def line(network: str, epoch: int, best_loss: float, diverged: int) -> None:
-        if epoch % every == 0 or epoch in (1, epochs):
-            say(f"{network}: epoch {epoch}/{epochs}, best loss {best_loss:.2e}, {diverged} diverged")
 
-    yield line
+class Monitor:
+    """Shows how far the work is: a live bar per network on a terminal, plain lines elsewhere.
+
+    Args:
+      networks: the kinds of network, trained one after another.
+      epochs: of each.
+      steps: a step is one update of one run; how many an epoch of all runs has.
+      log_every: epochs between plain lines; None for about ten lines.
+    """
+
+    def __init__(self, networks: tuple[str, ...], epochs: int, steps: int, log_every: int | None, console: Output):
+        self._networks, self._epochs, self._steps = networks, epochs, steps
+        self._every = log_every or max(1, epochs // 10)
+        self._bars: Progress | None = None
+        self._tasks: dict[str, TaskID] = {}
+        if console.is_terminal:
+            self._bars = Progress(
+                TextColumn("{task.description:8}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("epochs"),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[status]}"),
+                console=console,
+            )
+            self._tasks = {network: self._bars.add_task(network, total=epochs, status="") for network in networks}
+
+    def __enter__(self) -> Self:
+        if self._bars:
+            self._bars.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._bars:
+            self._bars.stop()
+
+    def begin(self, network: str, epoch: int) -> None:
+        """A network's training begins, or goes on, after `epoch` epochs."""
+        self._first: tuple[int, float] | None = None
+        if self._bars:
+            self._bars.reset(self._tasks[network], completed=epoch)
+        elif epoch:
+            say(f"{network}: going on after epoch {epoch}/{self._epochs}")
+
+    def move(self, network: str, epoch: int, stats: Stats) -> None:
+        """An epoch of a network is done."""
+        now = time.monotonic()
+        self._first = self._first or (epoch, now)  # the time of the first epoch is mostly the compiler's
+        status = f"best loss {stats.best_loss:.2e}, {stats.diverged} diverged"
+        pace = ""
+        if epoch > self._first[0]:
+            seconds = (now - self._first[1]) / (epoch - self._first[0])  # an epoch
+            status += f", {self._steps / seconds:,.0f} steps/s"
+            to_come = len(self._networks) - 1 - self._networks.index(network)
+            left = seconds * (self._epochs - epoch + self._epochs * to_come)
+            pace = f", {_duration(left)} left" * (left > 0)
+        if self._bars:
+            self._bars.update(self._tasks[network], completed=epoch, status=status)
+        elif epoch % self._every == 0 or epoch in (1, self._epochs):
+            say(f"{network}: epoch {epoch}/{self._epochs}, {status}{pace}")
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    if seconds < 6000:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
 
 
 def print_summary(summary: Mapping[str, Mapping[str, Any]], console: Output) -> None:

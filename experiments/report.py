@@ -25,10 +25,11 @@ from experiments import cli, findings, results
 from experiments.cli import UserError
 from experiments.findings import BEST
 from experiments.results import HYPERPARAMETERS, Result
+from experiments.workdir import ANYWHERE
 from highway_jax import plotting
 
 # What searches of one page may differ in and still be compared.
-COMPARABLE = ("depth", "data_dir", "runs_per_batch")
+COMPARABLE = ("depth", *ANYWHERE)
 ANALYSIS_FIGURE = re.compile(r"figure(\d+)\.png")
 
 

@@ -16,7 +16,7 @@ from experiments.cli import UserError
 INTEGER = re.compile(r"-?\d{1,18}", re.ASCII)
 HYPERPARAMETERS = ("learning_rate", "momentum", "decay", "activation", "transform_bias")
 OUTCOMES = ("run", "rank", "best_loss", "best_epoch", "final_loss", "diverged", "test_accuracy")
-CONFIG_TYPES = {"dataset": str, "depth": int, "num_runs": int, "epochs": int, "networks": list}
+CONFIG_TYPES = {"dataset": str, "depth": int, "num_runs": int, "first_run": int, "epochs": int, "networks": list}
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class NetworkResult:
     Attributes:
       hyperparameters: a (runs,) array each of `HYPERPARAMETERS`: names for the activation, float32 for the rest;
         transform_bias is NaN where the network has no gates.
-      run: (runs,) int, 0 to runs - 1.
+      run: (runs,) int, the runs' numbers, ascending.
       rank: (runs,) int, 1 is the best.
       best_loss: (runs,) float32, in nats; inf if the run never had a finite loss.
       best_epoch: (runs,) int, the epoch of that loss, from 1; 0 if there is none.
@@ -48,8 +48,12 @@ class NetworkResult:
 
     @property
     def order(self) -> np.ndarray:
-        """(runs,) run numbers, the best first."""
+        """(runs,) indices of the runs, the best first."""
         return np.argsort(self.rank)
+
+    def curve(self, run: int) -> np.ndarray:
+        """(epochs,) training losses of the run of that number."""
+        return self.curves[run - self.run[0]]
 
 
 @dataclass(frozen=True)
@@ -106,7 +110,11 @@ def _read_config(path: Path) -> ConfigDict:
     config = read_json(path)
     for key, kind in CONFIG_TYPES.items():
         value = config.get(key)
-        if not isinstance(value, kind) or isinstance(value, bool) or (isinstance(value, int) and value < 1):
+        if (
+            not isinstance(value, kind)
+            or isinstance(value, bool)
+            or (isinstance(value, int) and value < (key != "first_run"))
+        ):
             raise _damaged(path, f"{key} is {value!r}")
     if not all(isinstance(network, str) for network in config["networks"]):
         raise _damaged(path, f"networks is {config['networks']!r}")
@@ -134,8 +142,9 @@ def _read_networks(directory: Path, config: ConfigDict, finished: bool) -> dict[
         try:
             number = _integers(table["run"])
             rows = np.argsort(number)
-            if len(rows) != config.num_runs or (number[rows] != np.arange(len(rows))).any():
-                raise ValueError(f"the {network} runs must be 0 to {config.num_runs - 1}")
+            first, last = config.first_run, config.first_run + config.num_runs - 1
+            if number[rows].tolist() != list(range(first, last + 1)):
+                raise ValueError(f"the {network} runs must be {first} to {last}")
             table = {name: column[rows] for name, column in table.items()}
             result = NetworkResult(
                 {h: table[h] if h == "activation" else _floats(table[h]) for h in HYPERPARAMETERS},
@@ -144,7 +153,7 @@ def _read_networks(directory: Path, config: ConfigDict, finished: bool) -> dict[
                 **{name: _integers(table[name]) for name in ("run", "rank", "best_epoch")},
                 **{name: _floats(table[name]) for name in ("best_loss", "final_loss", "test_accuracy")},
             )
-            if set(result.rank) != set(number + 1):
+            if sorted(result.rank) != list(range(1, len(number) + 1)):
                 raise ValueError(f"the {network} ranks must be 1 to {len(number)}")
         except ValueError as error:
             raise _damaged(path, error) from error
@@ -163,9 +172,9 @@ def _read_curves(path: Path) -> dict[str, np.ndarray]:
     curves = {}
     for network in dict.fromkeys(table["network"].tolist()):
         rows = table["network"] == network
-        run, epoch = runs[rows], epochs[rows] - 1
+        run, epoch = runs[rows] - runs[rows].min(), epochs[rows] - 1
         # Before an array of that size is made: no row twice, none of a number that the rows cannot fill.
-        if run.min() < 0 or epoch.min() < 0 or max(run.max(), epoch.max()) >= len(run):
+        if epoch.min() < 0 or max(run.max(), epoch.max()) >= len(run):
             raise _damaged(path, f"a run or epoch of {network} is out of range")
         if len(np.unique(run * len(run) + epoch)) < len(run):
             raise _damaged(path, f"an epoch of {network} is there twice")

@@ -1,91 +1,135 @@
-"""The files of a search's workdir; the README's table says what each holds."""
+"""The files of a workdir; the README's table says what each holds."""
 
 import csv
+import importlib.util
 import json
 import math
 import platform
+import shutil
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import filelock
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 from experiments.cli import UserError, leaves
-from highway_jax import parallel, search, training
+from highway_jax import checkpoint, parallel, plotting, search, training
 from highway_jax.activations import ACTIVATIONS
 
-RUN_COLUMNS = (
-    "network",
-    "run",
-    "rank",
-    "learning_rate",
-    "momentum",
-    "decay",
-    "activation",
-    "transform_bias",
-    "best_loss",
-    "best_epoch",
-    "final_loss",
-    "diverged",
-    "test_accuracy",
-)
+FORMAT = 2  # of a workdir; 1 knew no checkpoints and no checksums
+CHECKPOINTS = "checkpoints"  # the folder of each network's checkpoints, until the work is finished
+RESULTS = ("config.json", "runs.csv", "curves.csv", "summary.json", "provenance.json")
+
+# What a result does not depend on.
+ANYWHERE = ("data_dir", "runs_per_batch", "resume", "checkpoint_every", "log_every", "tensorboard")
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the search over one kind of network found: host arrays with a leading axis of runs."""
+    """What training one kind of network's population gave: host arrays with a leading axis of runs.
 
+    Attributes:
+      first_run: the first run's number.
+      hyperparameters: every run's.
+      train_loss: (runs, epochs) mean training losses.
+      test_accuracy: (runs, epochs) accuracies on the test set, NaN where not evaluated.
+      best_params: the best run's parameters, after its best epoch.
+      final_params: every run's parameters after the last epoch, with a leading axis of runs, or None.
+      seconds: of training.
+    """
+
+    first_run: int
     hyperparameters: training.Hyperparameters
-    curves: np.ndarray
+    train_loss: np.ndarray
     test_accuracy: np.ndarray
     best_params: Any
+    final_params: Any
     seconds: float
 
 
-# What a result does not depend on.
-ANYWHERE = ("data_dir", "runs_per_batch")
-
-
 def finished(workdir: Path, config: ConfigDict) -> dict[str, Any] | None:
-    """The `summary.json` of a workdir that holds this config's finished search, or None.
+    """The `summary.json` of a workdir that holds this config's finished work, or None.
 
     Raises:
-      UserError: if the workdir is a file, is damaged, or holds a search with another config.
+      UserError: if the workdir is a file, is damaged, holds work of another config or of an older version,
+        or holds any at all where `config.resume` is "never".
     """
     try:
         if workdir.exists() and not workdir.is_dir():
             raise UserError(f"--workdir is {str(workdir)!r}, which is a file; it must be a directory or not exist yet")
         if not (workdir / "config.json").exists():
             return None
+        if config.resume == "never":
+            raise UserError(f"config.resume is 'never', but {workdir} holds earlier work; choose another --workdir")
         earlier = ConfigDict(_read_object(workdir / "config.json"))
-        if not (workdir / "runs.csv").exists():
-            return None  # interrupted before there was a result
+        if not any((workdir / name).exists() for name in (CHECKPOINTS, "runs.csv")):
+            return None  # stopped before there was anything to keep
+        about = _read_object(workdir / "provenance.json") if (workdir / "provenance.json").exists() else {}
+        if (there := about.get("format", 1)) != FORMAT:
+            raise UserError(
+                f"--workdir is {str(workdir)!r}, which another version wrote in format {there!r}; "
+                f"this version reads format {FORMAT}; choose another --workdir"
+            )
         _check_same(earlier, config, workdir)
-        if not (workdir / "summary.json").exists():
+        if not (workdir / checkpoint.SUMS).exists():
             return None
+        if name := checkpoint.damaged_file(workdir, [workdir / name for name in RESULTS]):
+            raise damaged(workdir / name)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"--workdir is {str(workdir)!r}, which cannot be used: {reason}") from error
-    summary = _read_object(workdir / "summary.json")
-    entry = {"best_loss", "top10_mean_loss", "median_loss", "diverged", "num_runs", "best_run_test_accuracy"}
-    complete = all(isinstance(values, dict) and entry <= set(values) for values in summary.values())
-    if set(summary) != set(config.networks) or not complete:
-        raise UserError(f"{workdir / 'summary.json'} is damaged; remove the workdir or choose another --workdir")
-    return summary
+    return _read_object(workdir / "summary.json")
 
 
-def prepare(workdir: Path, config: ConfigDict) -> None:
-    """Make the workdir and write `config.json`."""
+@contextmanager
+def opened(workdir: Path, config: ConfigDict) -> Iterator[None]:
+    """Make the workdir, keep other processes out of it, and write what is known at the start.
+
+    Raises:
+      UserError: if it cannot be written, or another process is at work in it.
+    """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        write_text(workdir / "config.json", config.to_json(indent=2) + "\n")
+        lock = filelock.FileLock(workdir / ".lock", timeout=0)
+        lock.acquire()
+    except filelock.Timeout as error:
+        raise UserError(
+            f"--workdir is {str(workdir)!r}, in which another process is at work; choose another --workdir"
+        ) from error
     except OSError as error:
         raise UserError(f"--workdir is {str(workdir)!r}, which cannot be written: {error.strerror}") from error
+    with lock:
+        try:
+            # In this order: a workdir with a config also says its format.
+            write_json(workdir / "provenance.json", provenance())
+            write_text(workdir / "config.json", config.to_json(indent=2) + "\n")
+        except OSError as error:
+            raise UserError(f"--workdir is {str(workdir)!r}, which cannot be written: {error.strerror}") from error
+        yield
+
+
+def finish(workdir: Path, outcomes: Mapping[str, Outcome], title: str) -> None:
+    """Write what there is to say at the end, mark the workdir as finished, and drop the checkpoints."""
+    figure = plotting.figure1({network: o.train_loss for network, o in outcomes.items()}, title)
+    figure.savefig(workdir / "figure1.png", dpi=150)
+    seconds = {network: round(o.seconds, 1) for network, o in outcomes.items()}
+    write_json(workdir / "provenance.json", {**provenance(), "seconds": seconds})
+    write_json(workdir / "summary.json", {network: summarize(o) for network, o in outcomes.items()})
+    params = (file for folder in ("best", "params") for file in (workdir / folder).rglob("*") if file.is_file())
+    checkpoint.write_sums(workdir, [*(workdir / name for name in RESULTS), *params])
+    shutil.rmtree(workdir / CHECKPOINTS)
+
+
+def damaged(path: Path) -> UserError:
+    """What is said of a file that is not as it was written."""
+    return UserError(f"{path} is damaged; remove the workdir or choose another --workdir")
 
 
 def _read_object(path: Path) -> dict[str, Any]:
@@ -94,7 +138,7 @@ def _read_object(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
-        raise UserError(f"{path} is damaged; remove the workdir or choose another --workdir")
+        raise damaged(path)
     return value
 
 
@@ -108,7 +152,7 @@ def _check_same(there: ConfigDict, now: ConfigDict, workdir: Path) -> None:
     ]
     if changed:
         raise UserError(
-            f"--workdir is {str(workdir)!r}, which holds a search with another config: {', '.join(changed)}; "
+            f"--workdir is {str(workdir)!r}, which holds work of another config: {', '.join(changed)}; "
             "choose another --workdir"
         )
 
@@ -117,16 +161,6 @@ def write_text(path: Path, text: str) -> None:
     """Write a file at once or not at all."""
     partial = path.with_name(path.name + ".partial")
     partial.write_text(text)
-    partial.replace(path)
-
-
-def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Write a table at once or not at all; None is an empty field."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(columns)
-        writer.writerows(rows)
     partial.replace(path)
 
 
@@ -144,6 +178,7 @@ def provenance() -> dict[str, Any]:
         commit = None
     devices = jax.devices()
     return {
+        "format": FORMAT,
         "commit": commit,
         "python": platform.python_version(),
         "versions": {name: version(name) for name in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")},
@@ -155,45 +190,81 @@ def provenance() -> dict[str, Any]:
 
 
 def write_tables(directory: Path, outcomes: Mapping[str, Outcome]) -> None:
-    """Write `runs.csv` and `curves.csv`; float32 values are written so that they can be read back exactly."""
-    runs, curves = [], []
+    """Write `runs.csv` and `curves.csv`, and as Parquet too where pyarrow is installed.
+
+    float32 values are written so that they can be read back exactly.
+    """
+    runs: list[dict[str, Any]] = []
+    curves: list[dict[str, Any]] = []
     for network, outcome in outcomes.items():
-        ranking = search.rank(outcome.curves)
+        ranking = search.rank(outcome.train_loss)
         rank_of = np.argsort(ranking.order) + 1
         hp = {f.name: getattr(outcome.hyperparameters, f.name) for f in fields(outcome.hyperparameters)}
-        for run, losses in enumerate(outcome.curves):
-            row = {
-                "network": network,
-                "run": run,
-                "rank": rank_of[run],
-                **{name: value[run] for name, value in hp.items()},
-                "activation": ACTIVATIONS[hp["activation"][run]],
-                "best_loss": ranking.best_loss[run],
-                "best_epoch": ranking.best_epoch[run],
-                "final_loss": ranking.final_loss[run],
-                "diverged": bool(ranking.diverged[run]),
-                "test_accuracy": outcome.test_accuracy[run],
-            }
-            if network == "plain":
-                row["transform_bias"] = None
-            runs.append([row[column] for column in RUN_COLUMNS])
-            curves += [(network, run, epoch, loss) for epoch, loss in enumerate(losses, start=1)]
-    write_csv(directory / "runs.csv", RUN_COLUMNS, runs)
-    write_csv(directory / "curves.csv", ("network", "run", "epoch", "train_loss"), curves)
+        for index, losses in enumerate(outcome.train_loss):
+            run = outcome.first_run + index
+            runs.append(
+                {
+                    "network": network,
+                    "run": run,
+                    "rank": rank_of[index],
+                    **{name: value[index] for name, value in hp.items()},
+                    "activation": ACTIVATIONS[hp["activation"][index]],
+                    "transform_bias": None if network == "plain" else hp["transform_bias"][index],
+                    "best_loss": ranking.best_loss[index],
+                    "best_epoch": ranking.best_epoch[index],
+                    "final_loss": ranking.final_loss[index],
+                    "diverged": bool(ranking.diverged[index]),
+                    "test_accuracy": outcome.test_accuracy[index, -1],
+                }
+            )
+            evaluated = np.isfinite(outcome.test_accuracy[:, :-1]).any()
+            for epoch, loss in enumerate(losses):
+                row = {"network": network, "run": run, "epoch": epoch + 1, "train_loss": loss}
+                if evaluated:
+                    row["test_accuracy"] = outcome.test_accuracy[index, epoch]
+                curves.append(row)
+    _write_table(directory / "runs", runs)
+    _write_table(directory / "curves", curves)
+
+
+def _write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    partial = path.with_suffix(".csv.partial")
+    with partial.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(rows[0])
+        writer.writerows(row.values() for row in rows)
+    partial.replace(path.with_suffix(".csv"))
+    if importlib.util.find_spec("pyarrow"):
+        import pyarrow
+        import pyarrow.parquet
+
+        partial = path.with_suffix(".parquet.partial")
+        table = pyarrow.table({column: [row[column] for row in rows] for column in rows[0]})
+        pyarrow.parquet.write_table(table, partial)
+        partial.replace(path.with_suffix(".parquet"))
+
+
+def write_params(directory: Path, network: str, outcome: Outcome) -> None:
+    """Write the best run's parameters to `best/NETWORK`, and any final ones to `params/NETWORK/runN`."""
+    checkpoint.save_params(directory / "best" / network, outcome.best_params)
+    if outcome.final_params is not None:
+        for index in range(len(outcome.train_loss)):
+            params = jax.tree.map(lambda leaf: leaf[index], outcome.final_params)  # noqa: B023
+            checkpoint.save_params(directory / "params" / network / f"run{outcome.first_run + index}", params)
 
 
 def summarize(outcome: Outcome) -> dict[str, Any]:
     """One network's entry of `summary.json`; a number that is not finite becomes null."""
-    ranking = search.rank(outcome.curves)
+    ranking = search.rank(outcome.train_loss)
     best = int(ranking.order[0])
     summary = {
         "best_loss": float(ranking.best_loss[best]),
-        "best_run": best,
+        "best_run": outcome.first_run + best,
         "top10_mean_loss": ranking.mean_of_best(10),
         "median_loss": ranking.median(),
         "diverged": int(ranking.diverged.sum()),
-        "num_runs": len(outcome.curves),
-        "best_run_test_accuracy": float(outcome.test_accuracy[best]),
+        "num_runs": len(outcome.train_loss),
+        "best_run_test_accuracy": float(outcome.test_accuracy[best, -1]),
         "seconds": round(outcome.seconds, 1),
     }
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in summary.items()}

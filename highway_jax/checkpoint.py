@@ -1,11 +1,19 @@
-"""Save and restore arrays with Orbax."""
+"""Save and restore arrays with Orbax; tell whether files are still what was written."""
 
+import hashlib
 import os
+import shutil
+import time
+from collections.abc import Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+
+SUMS = "SHA256SUMS"
 
 
 def save_params(path: str | os.PathLike, params: Any) -> None:
@@ -21,3 +29,144 @@ def restore_params(path: str | os.PathLike) -> Any:
     """Read back, as host arrays, a tree that `save_params` wrote."""
     with ocp.StandardCheckpointer() as checkpointer:
         return jax.device_get(checkpointer.restore(Path(path).absolute()))
+
+
+class Checkpoints:
+    """The checkpoints of a long piece of work: written in the background, whole or not at all, the last few kept.
+
+    `directory/STEP` is an Orbax checkpoint, complete once it holds the checksums of its files. What a
+    killed process left half-written is removed when the next one opens the directory.
+
+    Args:
+      directory: made if it does not exist.
+      keep: how many complete checkpoints stay.
+
+    Attributes:
+      seconds: what the last complete save took, from its beginning to its end.
+    """
+
+    def __init__(self, directory: str | os.PathLike, keep: int = 3):
+        self.directory, self.keep = Path(directory).absolute(), keep
+        self.directory.mkdir(parents=True, exist_ok=True)
+        for entry in self.directory.glob("[0-9]*"):
+            if not (entry / SUMS).is_file():
+                shutil.rmtree(entry)
+        # Weights do not compress; without trying, writing is four times as fast.
+        self._orbax = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler(use_compression=False))
+        self._thread = ThreadPoolExecutor(1)
+        self._pending: Future | None = None
+        self.seconds: float | None = None
+
+    def steps(self) -> list[int]:
+        """The steps of complete checkpoints, ascending."""
+        return sorted(int(entry.parent.name) for entry in self.directory.glob(f"*/{SUMS}"))
+
+    def save(self, step: int, tree: Any, notes: Mapping[str, Any]) -> None:
+        """Begin to write a tree of arrays and JSON-able notes; waits for the save before it, raising its error.
+
+        The arrays may be donated afterwards.
+        """
+        self.wait()
+        started = time.monotonic()
+        path = self.directory / f"{step:06d}"
+        shutil.rmtree(path, ignore_errors=True)  # a damaged one
+        self._orbax.save(path, args=ocp.args.PyTreeSave(tree), custom_metadata=dict(notes))
+        self._pending = self._thread.submit(self._complete, path, started)
+
+    def _complete(self, path: Path, started: float) -> None:
+        self._orbax.wait_until_finished()
+        write_sums(path, _files(path))
+        for step in self.steps()[: -self.keep]:
+            shutil.rmtree(self.directory / f"{step:06d}")
+        self.seconds = time.monotonic() - started
+
+    def busy(self) -> bool:
+        """Whether a save is still being written; raises the error of one that failed."""
+        if self._pending is not None and self._pending.done():
+            self.wait()
+        return self._pending is not None
+
+    def wait(self) -> None:
+        """Wait for the last save, raising its error if it failed."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
+        """Read a checkpoint whose files are intact (see `damaged_file`).
+
+        Args:
+          step: one of `steps()`.
+          like: a tree of the saved one's structure. A `jax.ShapeDtypeStruct` with a sharding becomes a
+            `jax.Array`; if its leading axis is shorter or longer than the saved one's, the array is cut
+            or filled up with zeros. Any other leaf becomes a NumPy array.
+
+        Returns:
+          The tree and the notes.
+        """
+
+        def how(leaf: Any) -> ocp.RestoreArgs:
+            if isinstance(leaf, jax.ShapeDtypeStruct):
+                return ocp.ArrayRestoreArgs(
+                    sharding=leaf.sharding, global_shape=leaf.shape, dtype=leaf.dtype, strict=False
+                )
+            return ocp.RestoreArgs(restore_type=np.ndarray)
+
+        path = self.directory / f"{step:06d}"
+        args = ocp.args.PyTreeRestore(item=like, restore_args=jax.tree.map(how, like))
+        return self._orbax.restore(path, args=args), self._orbax.metadata(path).custom_metadata
+
+    def damaged_file(self, step: int) -> str | None:
+        """The first file of a checkpoint that is not as it was written, or None."""
+        path = self.directory / f"{step:06d}"
+        return damaged_file(path, (file for file in _files(path) if file.name != SUMS))
+
+    def remove(self, step: int) -> None:
+        """Remove a checkpoint."""
+        shutil.rmtree(self.directory / f"{step:06d}")
+
+    def close(self) -> None:
+        """Wait for the last save and free what saving needs."""
+        try:
+            self.wait()
+        finally:
+            self._thread.shutdown()
+            self._orbax.close()
+
+
+def write_sums(directory: Path, files: Iterable[Path]) -> None:
+    """Write `directory/SHA256SUMS` for files in it, atomically, in the form that `sha256sum --check` reads."""
+    lines = [f"{_sum(file)}  {file.relative_to(directory).as_posix()}\n" for file in sorted(files)]
+    partial = directory / f"{SUMS}.partial"
+    partial.write_text("".join(lines))
+    partial.replace(directory / SUMS)
+
+
+def damaged_file(directory: Path, files: Iterable[Path]) -> str | None:
+    """The name of the first file in a directory that is not as `write_sums` found it, or None if all are.
+
+    Args:
+      directory: what `write_sums` was given.
+      files: those that must be there and intact, besides all that `SHA256SUMS` lists. It is itself the damaged
+        one where it makes no sense.
+    """
+    try:
+        lines = (directory / SUMS).read_text().splitlines()
+        sums = {name: expected for expected, name in (line.split("  ", 1) for line in lines)}
+    except ValueError:
+        return SUMS
+    for name in sorted(sums.keys() | {file.relative_to(directory).as_posix() for file in files}):
+        if name not in sums or "\0" in name:
+            return SUMS
+        if not (directory / name).is_file() or _sum(directory / name) != sums[name]:
+            return name
+    return None
+
+
+def _files(directory: Path) -> Iterable[Path]:
+    return (file for file in directory.rglob("*") if file.is_file())
+
+
+def _sum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

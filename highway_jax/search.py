@@ -83,11 +83,14 @@ def sample(space: SearchSpace, key: jax.Array) -> Hyperparameters:
     )
 
 
-def init_population(recipe: Recipe, space: SearchSpace, seed: int, num_runs: int, images: Array, mesh: Mesh) -> Run:
+def init_population(
+    recipe: Recipe, space: SearchSpace, seed: int, num_runs: int, images: Array, mesh: Mesh, first_run: int = 0
+) -> Run:
     """Draw a population's hyperparameters and initial weights, split over the mesh.
 
-    Run i depends on the seed and on i alone: a larger search begins with the smaller one's runs, and
-    searches over several kinds of network draw the same values for what they have in common.
+    Run i depends on the seed and on i alone: a larger search begins with the smaller one's runs, any run can be
+    started again by itself, and searches over several kinds of network draw the same values for what they have
+    in common.
 
     Args:
       recipe: what is trained.
@@ -96,6 +99,7 @@ def init_population(recipe: Recipe, space: SearchSpace, seed: int, num_runs: int
       num_runs: how many; rounded up to what the mesh's devices can share evenly.
       images: any batch of images; only its shape and dtype matter.
       mesh: from `parallel.runs_mesh`.
+      first_run: the first run's number.
 
     Returns:
       A `Run` whose leaves have a leading axis of runs.
@@ -108,7 +112,7 @@ def init_population(recipe: Recipe, space: SearchSpace, seed: int, num_runs: int
         sampling, weights = jax.random.split(jax.random.fold_in(_keys(seed)[0], run))
         return training.init(recipe, sample(space, sampling), weights, example)
 
-    runs = parallel.split_runs(mesh, jnp.arange(parallel.padded(num_runs, mesh)))
+    runs = parallel.split_runs(mesh, first_run + jnp.arange(parallel.padded(num_runs, mesh)))
     # One after another: all at once would need the memory of every initializer's alternatives.
     return jax.jit(parallel.map_runs(start, mesh, runs_per_batch=1))(runs)
 

@@ -15,6 +15,7 @@ def random_search(dataset: str, depth: int, batch_size: int, epochs: int) -> Con
     config.width = ConfigDict({"highway": 50, "plain": 71})  # about 5,100 parameters a layer, both
 
     config.num_runs = 100  # of each network
+    config.first_run = 0  # their numbers begin here; a run depends on the seed and its number alone
     config.epochs = epochs
     config.batch_size = batch_size
     config.seed = 0
@@ -25,6 +26,13 @@ def random_search(dataset: str, depth: int, batch_size: int, epochs: int) -> Con
     config.search.decay = (0.9, 1.0)  # of the learning rate, per epoch
     config.search.activation = ("relu", "tanh")
     config.search.transform_bias = (-10.0, -1.0)  # highway only
+
+    config.evaluate_every = placeholder(int)  # epochs between evaluations on the test set; None: at the end alone
+
+    config.resume = "auto"  # go on from the workdir's last checkpoint; "never": refuse a workdir with earlier work
+    config.checkpoint_every = placeholder(int)  # epochs; None: as often as costs one percent of the time
+    config.log_every = placeholder(int)  # epochs between lines of progress; None: about ten lines
+    config.tensorboard = False  # write event files to WORKDIR/tensorboard
 
     config.runs_per_batch = placeholder(int)  # runs a device trains in lockstep; None: chosen for the device
     config.matmul_precision = "float32"  # what an accelerator multiplies in; "tensorfloat32", "bfloat16" are faster

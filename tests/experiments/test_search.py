@@ -1,13 +1,12 @@
 """The search as a user meets it: its command line, its files, its exit status."""
 
 import csv
-import errno
+import functools
 import json
 import math
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,9 +14,11 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas
 import pytest
+from tensorboard.backend.event_processing import event_accumulator
 
-from experiments import cli, search, workdir
+from experiments import cli, progress, search, trainer
 from highway_jax import MLP, checkpoint, data, parallel, training
 from highway_jax import search as library
 
@@ -125,7 +126,7 @@ def test_the_program_trains_as_the_library_does(finished):
         ([[np.nan, np.nan], [np.inf, 7]], 1, 2),
     ],
 )
-def test_the_parameters_kept_are_the_best_runs_after_its_best_epoch(losses, leader, epoch, monkeypatch):
+def test_the_parameters_kept_are_the_best_runs_after_its_best_epoch(losses, leader, epoch, monkeypatch, tmp_path):
     """With training replaced by given (runs, epochs) losses, and parameters by (run, epochs trained)."""
     losses = np.asarray(losses, np.float32)
     runs, epochs = losses.shape
@@ -142,11 +143,13 @@ def test_the_parameters_kept_are_the_best_runs_after_its_best_epoch(losses, lead
     monkeypatch.setattr(training, "evaluate", lambda recipe, run, split: {"accuracy": jnp.float32(0)})
     config = cli.load_config("digits_depth10")[1]
     config.num_runs, config.epochs = runs, epochs
-    outcome = search.search_network(
-        config, library.SearchSpace(), data.load("digits"), "highway", parallel.runs_mesh(jax.devices()[:1]), print
-    )
+    digits = data.load("digits")
+    job = trainer.Job(config, library.SearchSpace(), functools.partial(search.recipe, config, digits), digits, "")
+    monitor = progress.Monitor(("highway",), epochs, 1, None, progress.Output())
+    mesh = parallel.runs_mesh(jax.devices()[:1])
+    outcome = trainer.train_network(job, "highway", tmp_path, mesh, monitor, cli.StopRequest())
     assert (outcome.best_params["run"], outcome.best_params["epoch"]) == (leader, epoch)
-    ranking = library.rank(outcome.curves)
+    ranking = library.rank(outcome.train_loss)
     assert (ranking.order[0], ranking.best_epoch[leader]) == (leader, epoch)
 
 
@@ -165,6 +168,34 @@ def test_a_workdir_of_another_config_is_refused(finished):
     assert process.returncode == 2
     assert process.stderr.startswith("error: --workdir")
     assert process.stderr.endswith("another config: seed (0 there, 5 now); choose another --workdir\n")
+
+
+def test_the_tables_load_with_the_right_types(finished):
+    directory, _ = finished
+    text = {"network", "activation"}
+    integers = {"run", "rank", "best_epoch", "epoch"}
+    for name in ("runs", "curves"):
+        table, parquet = pandas.read_csv(directory / f"{name}.csv"), pandas.read_parquet(directory / f"{name}.parquet")
+        assert list(table) == list(parquet)
+        for column in table:
+            kind = "O" if column in text else "i" if column in integers else "b" if column == "diverged" else "f"
+            if kind != "O":
+                assert (table[column].dtype.kind, parquet[column].dtype.kind) == (kind, kind), column
+            pandas.testing.assert_series_equal(table[column], parquet[column], check_dtype=False, rtol=1e-6)
+
+
+def test_event_files_and_every_epochs_accuracy(tmp_path, capsys):
+    args = [*SMALL, "--config.networks=highway", "--config.tensorboard=True", "--config.evaluate_every=1"]
+    search.main([*args, f"--workdir={tmp_path}/work"])
+    events = event_accumulator.EventAccumulator(str(tmp_path / "work/tensorboard/highway")).Reload()
+    curves = rows(tmp_path / "work/curves.csv")
+    assert [event.step for event in events.Scalars("best_loss")] == [1, 2]
+    for event in events.Scalars("best_loss"):
+        lowest = min(float(row["train_loss"]) for row in curves if int(row["epoch"]) <= event.step)
+        assert math.isclose(event.value, lowest, rel_tol=1e-6)
+    assert all(0 <= float(row["test_accuracy"]) <= 1 for row in curves)
+    last = [row["test_accuracy"] for row in curves if row["epoch"] == "2"]
+    assert last == [run["test_accuracy"] for run in rows(tmp_path / "work/runs.csv")]
 
 
 def test_a_workdir_without_results_is_taken_over(tmp_path):
@@ -209,6 +240,9 @@ MISTAKES = [
     ([*SMALL, "--config.depth=1"], "config.depth is 1; it must be an integer of at least 2"),
     ([*SMALL, "--config.width.plain=0"], "config.width.plain is 0; it must be an integer of at least 1"),
     ([*SMALL, "--config.runs_per_batch=0"], "config.runs_per_batch is 0; it must be an integer of at least 1"),
+    ([*SMALL, "--config.checkpoint_every=0"], "config.checkpoint_every is 0; it must be an integer of at least 1"),
+    ([*SMALL, "--config.first_run=-1"], "config.first_run is -1; it must be an integer of at least 0"),
+    ([*SMALL, "--config.resume=always"], "config.resume is 'always'; it must be one of auto, never"),
     ([*SMALL, "--config.seed=-3"], "config.seed is -3; it must be an integer of at least 0"),
     ([*SMALL, "--config.batch_size=1501"], "config.batch_size is 1501; it must be at most 1500"),
     ([*SMALL, "--config.networks=residual"], "config.networks is .*; it must be one or more of highway, plain"),
@@ -275,28 +309,6 @@ def test_a_damaged_workdir_is_one_line_and_status_2(file, text, finished, tmp_pa
     assert f"{file} is damaged" in errors
 
 
-def test_a_full_disk_is_one_line_and_status_2(tmp_path, monkeypatch, capsys):
-    def full(*args):
-        raise OSError(errno.ENOSPC, "No space left on device", "runs.csv")
-
-    monkeypatch.setattr(workdir, "write_csv", full)
-    errors = refused([*SMALL, f"--workdir={tmp_path}/work"], monkeypatch, capsys)
-    assert errors == "error: runs.csv: No space left on device\n"
-
-
-def test_ctrl_c_ends_a_search_in_order(tmp_path):
-    args = ["--config=digits_depth10", "--config.epochs=1000", f"--workdir={tmp_path}/work"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "experiments.search", *args],
-        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert "100 runs of each network" in process.stdout.readline()
-    assert "highway: epoch 1/1000" in process.stdout.readline()
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert (process.returncode, errors) == (130, "interrupted\n")
-
-
 def test_a_search_goes_on_when_nobody_reads_what_it_prints(tmp_path):
     args = [*SMALL, f"--workdir={tmp_path}/work"]
     process = subprocess.Popen(
@@ -323,7 +335,7 @@ def test_a_users_own_config_file_and_a_fixed_hyperparameter(tmp_path, monkeypatc
     args = [f"--config={tmp_path}/mine.py", "--config.num_runs=2", "--config.networks=plain"]
     args += ["--config.search.momentum=0.5", f"--workdir={tmp_path}/work"]
     search.main(args)
-    assert "1500 training images, depth 3, 2 runs" in capsys.readouterr().out
+    assert "digits, depth 3: 1500 training images, 2 runs" in capsys.readouterr().out
     assert [run["momentum"] for run in rows(tmp_path / "work/runs.csv")] == ["0.5", "0.5"]
 
 

@@ -1,0 +1,260 @@
+"""Do a program's work: train its populations to their end, with checkpoints, and write the workdir."""
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import struct
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+from experiments import cli, event_files, workdir
+from experiments.cli import UserError
+from experiments.progress import Monitor, Output, Stats
+from experiments.workdir import Outcome
+from highway_jax import data, parallel, search, training
+from highway_jax.checkpoint import Checkpoints
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What a program wants done.
+
+    Attributes:
+      config: the program's config, checked.
+      space: where hyperparameters are drawn from.
+      recipe: what the runs of a kind of network train, by the kind's name.
+      dataset: what they train on.
+      title: all of it in a few words.
+      keep_params: whether every run's parameters after the last epoch are a result.
+    """
+
+    config: ConfigDict
+    space: search.SearchSpace
+    recipe: Callable[[str], training.Recipe]
+    dataset: data.Dataset
+    title: str
+    keep_params: bool = False
+
+
+@struct.dataclass
+class State:
+    """A population's training so far: all that going on from here needs.
+
+    Attributes:
+      population: its runs.
+      train_loss: (runs, epochs) mean training losses, NaN where still to come.
+      test_accuracy: (runs, epochs) accuracies on the test set, NaN where not evaluated.
+      best_params: the best run's parameters, after its best epoch.
+    """
+
+    population: training.Run
+    train_loss: np.ndarray
+    test_accuracy: np.ndarray
+    best_params: Any
+
+
+def do(job: Job, directory: Path, console: Output) -> None:
+    """Do a job, or what is left of it, in a workdir.
+
+    Raises:
+      UserError: for a mistake of the user's.
+      cli.Interrupted: when a signal stopped it; a checkpoint and the results so far are written.
+    """
+    config, dataset = job.config, job.dataset
+    if config.batch_size > len(dataset.train.labels):
+        raise UserError(
+            f"config.batch_size is {config.batch_size}; it must be at most {len(dataset.train.labels)}, "
+            f"{dataset.name}'s training images"
+        )
+    jax.config.update("jax_default_matmul_precision", config.matmul_precision)
+    mesh = find_devices(config.num_runs)
+    with workdir.opened(directory, config):
+        console.print(
+            f"{job.title}: {len(dataset.train.labels)} training images, {_count(config.num_runs, 'run')} "
+            f"of each network ({', '.join(config.networks)}), {_count(config.epochs, 'epoch')}, "
+            f"on {_count(mesh.size, mesh.devices.flat[0].device_kind + ' device')}"
+        )
+        try:
+            outcomes = _train(job, directory, mesh, console)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            raise UserError(
+                f"a device's memory is too small for config.runs_per_batch {config.runs_per_batch} and "
+                f"config.num_runs {config.num_runs}; lower one of them"
+            ) from error
+        workdir.finish(directory, outcomes, job.title)
+
+
+def find_devices(num_runs: int) -> Mesh:
+    """The devices to train on: all of them, or as many as there are runs."""
+    try:
+        return parallel.runs_mesh(jax.devices()[:num_runs])
+    except RuntimeError as error:  # such as JAX_PLATFORMS naming what is not there
+        raise UserError(f"JAX finds no device: {data.first_line(error)}") from error
+
+
+def _train(job: Job, directory: Path, mesh: Mesh, console: Output) -> dict[str, Outcome]:
+    config = job.config
+    outcomes: dict[str, Outcome] = {}
+    steps = config.num_runs * (len(job.dataset.train.labels) // config.batch_size)
+    monitor = Monitor(config.networks, config.epochs, steps, config.log_every, console)
+    with cli.stop_requests() as stop, monitor:
+        for network in config.networks:
+            outcomes[network] = train_network(job, network, directory, mesh, monitor, stop)
+            workdir.write_tables(directory, outcomes)
+            workdir.write_params(directory, network, outcomes[network])
+            if stop.signal:
+                done = outcomes[network].train_loss.shape[1]
+                raise cli.Interrupted(
+                    stop.signal,
+                    f"after epoch {done} of {config.epochs} of {network}; the same command goes on from there",
+                )
+    return outcomes
+
+
+def train_network(
+    job: Job, network: str, directory: Path, mesh: Mesh, monitor: Monitor, stop: cli.StopRequest
+) -> Outcome:
+    """Train one kind of network's population to its end, or to a stop, from its last checkpoint if there is one."""
+    config, recipe, epochs = job.config, job.recipe(network), job.config.epochs
+    train, test = (parallel.replicate(mesh, split) for split in (job.dataset.train, job.dataset.test))
+    with contextlib.closing(Checkpoints(directory / workdir.CHECKPOINTS / network)) as checkpoints:
+        state, seconds = _last_state(job, recipe, mesh, checkpoints)
+        epoch, started = int(state.population.epoch[0]), time.monotonic() - seconds
+        runs_per_batch = config.runs_per_batch or search.choose_runs_per_batch(
+            recipe, state.population, job.dataset.train, config.batch_size, mesh
+        )
+        train_epoch = search.population_epoch(recipe, config.batch_size, mesh, runs_per_batch)
+        evaluate = jax.jit(
+            parallel.map_runs(lambda run, split: training.evaluate(recipe, run, split), mesh, runs_per_batch)
+        )
+        schedule = CheckpointSchedule(config.checkpoint_every, state)
+        monitor.begin(network, epoch)
+        with event_files.writer(directory / "tensorboard" / network, epoch, config.tensorboard) as log:
+            stopping = epoch == epochs
+            while not stopping:
+                population, losses = train_epoch(state.population, train, search.epoch_key(config.seed, epoch))
+                _wait(losses)
+                epoch += 1
+                state = _advance(state, population, _host(losses, config.num_runs), epoch)
+                stats = Stats.of(state.train_loss[:, :epoch])
+                monitor.move(network, epoch, stats)
+                log(epoch, stats)
+                if epoch == epochs or (config.evaluate_every and epoch % config.evaluate_every == 0):
+                    accuracy = _host(evaluate(population, test)["accuracy"], config.num_runs)
+                    state = dataclasses.replace(state, test_accuracy=_with_column(state.test_accuracy, epoch, accuracy))
+                stopping = epoch == epochs or bool(stop.signal)
+                with _writing(checkpoints):
+                    if stopping or schedule.due(epoch, checkpoints):
+                        checkpoints.save(epoch, state, {"seconds": time.monotonic() - started})
+                    if stopping:
+                        checkpoints.wait()
+    return Outcome(
+        first_run=config.first_run,
+        hyperparameters=_host(state.population.hyperparameters, config.num_runs),
+        train_loss=state.train_loss[:, :epoch],
+        test_accuracy=state.test_accuracy[:, :epoch],
+        best_params=state.best_params,
+        final_params=_host(state.population.params, config.num_runs) if job.keep_params else None,
+        seconds=time.monotonic() - started,
+    )
+
+
+class CheckpointSchedule:
+    """When a checkpoint is due: every so many epochs, or as often as costs a hundredth of the time."""
+
+    share = 0.01
+    bytes_per_second = 2e8  # a slow disk; measured from the first checkpoint on
+
+    def __init__(self, every: int | None, state: State):
+        self.every, self.last = every, time.monotonic()
+        self.cost = 0.1 + sum(leaf.nbytes for leaf in jax.tree.leaves(state)) / self.bytes_per_second
+
+    def due(self, epoch: int, checkpoints: Checkpoints) -> bool:
+        """Whether to save after this epoch; raises the error of a save that failed."""
+        if checkpoints.busy():
+            return self.every is not None and epoch % self.every == 0
+        if self.every is not None:
+            return epoch % self.every == 0
+        now = time.monotonic()
+        if now - self.last < (checkpoints.seconds or self.cost) / self.share:
+            return False
+        self.last = now
+        return True
+
+
+def _advance(state: State, population: training.Run, losses: np.ndarray, epoch: int) -> State:
+    """The state after an epoch; a best run may diverge later, so its parameters are kept now."""
+    before = search.rank(state.train_loss[:, : epoch - 1]) if epoch > 1 else None
+    train_loss = _with_column(state.train_loss, epoch, losses)
+    ranking = search.rank(train_loss[:, :epoch])
+    best = ranking.order[0]
+    best_params = state.best_params
+    if before is None or best != before.order[0] or ranking.best_loss[best] < before.best_loss[best]:
+        best_params = search.take_run(population.params, best)
+    return dataclasses.replace(state, population=population, train_loss=train_loss, best_params=best_params)
+
+
+def _with_column(table: np.ndarray, epoch: int, values: np.ndarray) -> np.ndarray:
+    """A copy, since the table may be on its way into a checkpoint."""
+    table = table.copy()
+    table[:, epoch - 1] = values
+    return table
+
+
+def _last_state(job: Job, recipe: training.Recipe, mesh: Mesh, checkpoints: Checkpoints) -> tuple[State, float]:
+    """The state in the newest intact checkpoint, or a new one, and the seconds of training that it took."""
+    config = job.config
+
+    def start() -> training.Run:
+        return search.init_population(
+            recipe, job.space, config.seed, config.num_runs, job.dataset.train.images, mesh, config.first_run
+        )
+
+    table = np.full((config.num_runs, config.epochs), np.nan, np.float32)
+    for step in reversed(checkpoints.steps()):
+        if file := checkpoints.damaged_file(step):
+            checkpoints.remove(step)
+            cli.warn(f"{checkpoints.directory}: epoch {step}'s checkpoint is damaged ({file}); using the one before it")
+            continue
+        state, notes = checkpoints.restore(step, _like(jax.eval_shape(start), table, mesh))
+        return state, notes["seconds"]
+    population = start()
+    return State(population, table, table, search.take_run(population.params, 0)), 0.0
+
+
+def _like(population: training.Run, table: np.ndarray, mesh: Mesh) -> State:
+    """What a checkpoint's state looks like: shapes, dtypes, and where each array goes."""
+    runs = NamedSharding(mesh, PartitionSpec(parallel.RUNS))
+    split = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=runs), population)
+    return State(split, table, table, jax.tree.map(lambda leaf: np.empty(leaf.shape[1:], leaf.dtype), split.params))
+
+
+@contextlib.contextmanager
+def _writing(checkpoints: Checkpoints) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # Orbax and TensorStore have many
+        raise UserError(f"{checkpoints.directory}: a checkpoint cannot be written: {data.first_line(error)}") from error
+
+
+def _wait(array: Any) -> None:
+    """Wait for a computation with an ear for signals, which Python cannot hear inside JAX."""
+    while not array.is_ready():
+        time.sleep(0.002)
+
+
+def _host(tree: Any, num_runs: int) -> Any:
+    """Copy to the host, without the runs that only fill up the devices."""
+    return jax.tree.map(lambda leaf: np.array(leaf)[:num_runs], tree)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"

@@ -1,0 +1,150 @@
+"""A search that is stopped, killed, damaged or in the way of another."""
+
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import sys
+import time
+
+import filelock
+import pytest
+
+from experiments import cli, search
+from tests import faults
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("undisturbed") / "work"
+    assert faults.finish(workdir)[0] == 0
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def halfway(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("halfway") / "work"
+    faults.stop_halfway(workdir)
+    return workdir
+
+
+@pytest.fixture
+def copied(halfway, tmp_path):
+    return shutil.copytree(halfway, tmp_path / "work")
+
+
+def refused(workdir, monkeypatch, capsys, *args):
+    """What the program says of a workdir that it does not go on with, in this process."""
+    monkeypatch.setattr(sys, "argv", ["search", *faults.SEARCH, f"--workdir={workdir}", *args])
+    before = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
+    with pytest.raises(SystemExit) as stop:
+        cli.run(search.main, search.__doc__)
+    errors = capsys.readouterr().err
+    assert (stop.value.code, errors.count("\n"), errors[:7]) == (2, 1, "error: "), errors
+    assert {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()} == before
+    return errors
+
+
+def test_a_killed_search_ends_as_if_undisturbed(undisturbed, tmp_path):
+    faults.kill_often(tmp_path, random.Random(7), longest=10, expected=faults.results(undisturbed), kills=2)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_search_keeps_what_it_has_and_goes_on(number, undisturbed, tmp_path):
+    args = ["--config.checkpoint_every=1000"]  # so it is the signal that makes the checkpoint
+    process = faults.start(tmp_path / "work", *args)
+    assert "digits, depth 10" in process.stdout.readline()
+    assert "highway: epoch 1/8" in process.stdout.readline()
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert errors.splitlines()[0] == "stopping after this epoch; once more stops at once"
+    assert errors.splitlines()[1].startswith("interrupted after epoch ")
+    assert errors.splitlines()[1].endswith("the same command goes on from there")
+    assert (tmp_path / "work/runs.csv").exists()
+    status, output, errors = faults.finish(tmp_path / "work", *args)
+    assert (status, errors) == (0, "")
+    assert "highway: going on after epoch" in output
+    assert faults.results(tmp_path / "work") == faults.results(undisturbed)
+    assert not (tmp_path / "work/checkpoints").exists()
+
+
+@pytest.mark.parametrize("how", ["cut", "flip"])
+def test_a_damaged_checkpoint_is_passed_over(how, undisturbed, copied):
+    biggest = max(faults.files_of_a_checkpoint(copied), key=lambda path: path.stat().st_size)
+    faults.damage(biggest, how, random.Random(1))
+    status, _, errors = faults.finish(copied)
+    assert status == 0
+    assert errors.startswith("warning: ")
+    assert "checkpoint is damaged" in errors
+    assert errors.count("\n") == 1
+    assert faults.results(copied) == faults.results(undisturbed)
+
+
+def test_without_an_intact_checkpoint_it_begins_again(undisturbed, copied):
+    sums = list(copied.glob("checkpoints/highway/*/SHA256SUMS"))
+    for path in sums:
+        path.write_text("")
+    status, output, errors = faults.finish(copied)
+    assert (status, errors.count("warning: ")) == (0, len(sums))
+    assert "going on" not in output
+    assert faults.results(copied) == faults.results(undisturbed)
+
+
+@pytest.mark.parametrize("name", ["runs.csv", "curves.csv", "summary.json", "provenance.json", "SHA256SUMS"])
+def test_damaged_results_are_refused(name, undisturbed, tmp_path, monkeypatch, capsys):
+    shutil.copytree(undisturbed, tmp_path / "work")
+    faults.damage(tmp_path / "work" / name, "flip", random.Random(3))
+    assert "is damaged; remove the workdir" in refused(tmp_path / "work", monkeypatch, capsys)
+
+
+def test_another_config_an_older_format_and_resume_never_are_refused(copied, monkeypatch, capsys):
+    said = refused(copied, monkeypatch, capsys, "--config.epochs=9", "--config.search.momentum=0.9")
+    assert "another config: epochs (8 there, 9 now), search.momentum ([0.8, 0.99] there, [0.9, 0.9] now)" in said
+    assert "config.resume is 'never', but" in refused(copied, monkeypatch, capsys, "--config.resume=never")
+    about = json.loads((copied / "provenance.json").read_text())
+    (copied / "provenance.json").write_text(json.dumps(about | {"format": 1}))
+    assert "which another version wrote in format 1; this version reads" in refused(copied, monkeypatch, capsys)
+
+
+def test_a_second_process_is_refused(copied, monkeypatch, capsys):
+    with filelock.FileLock(copied / ".lock"):
+        assert "in which another process is at work" in refused(copied, monkeypatch, capsys)
+
+
+def test_a_full_disk_stops_a_search_and_leaves_the_last_good_checkpoint(undisturbed, copied):
+    """The kernel refuses files above a limit, as it would on a full disk."""
+
+    def limit():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+    before = set(copied.glob("checkpoints/highway/*/SHA256SUMS"))
+    process = faults.start(copied, preexec_fn=limit)
+    _, errors = process.communicate(timeout=120)
+    assert (process.returncode, errors.count("\n")) == (2, 1), errors
+    assert "a checkpoint cannot be written: " in errors
+    assert set(copied.glob("checkpoints/highway/*/SHA256SUMS")) == before
+    assert faults.finish(copied)[0] == 0
+    assert faults.results(copied) == faults.results(undisturbed)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_workdir_that_cannot_be_written_is_refused(copied, monkeypatch, capsys):
+    copied.chmod(0o500)
+    try:
+        assert "cannot be written" in refused(copied, monkeypatch, capsys)
+    finally:
+        copied.chmod(0o700)
+
+
+def test_a_second_signal_stops_at_once(tmp_path):
+    process = faults.start(tmp_path / "work", "--config.epochs=1", "--config.dataset=digits", "--config.depth=400")
+    process.stdout.readline()
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    assert "stopping" in process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=10) == 130

@@ -1,0 +1,164 @@
+"""What can befall a search: its process is killed, its files are damaged.
+
+    python -m tests.faults        # `make stress`: 25 kills, two corruptions of every file, with figures
+
+The tests do a few of each.
+"""
+
+import itertools
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments.workdir import RESULTS
+from highway_jax import checkpoint
+
+ROOT = Path(__file__).parents[1]
+SEARCH = (
+    "--config=digits_depth10", "--config.num_runs=5", "--config.epochs=8", "--config.batch_size=300",
+    "--config.checkpoint_every=1",
+)  # fmt: skip
+
+
+def start(workdir: Path, *args: str, **options: Any) -> subprocess.Popen:
+    """Begin, or go on with, the search in a process of its own."""
+    command = [sys.executable, "-m", "experiments.search", *SEARCH, f"--workdir={workdir}", *args]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+
+
+def finish(workdir: Path, *args: str) -> tuple[int, str, str]:
+    """Let the search end; its status, output and errors."""
+    process = start(workdir, *args)
+    output, errors = process.communicate(timeout=600)
+    return process.returncode, output, errors
+
+
+def results(workdir: Path) -> dict[str, bytes]:
+    """What must be the same, to the last bit, however often the search was interrupted."""
+    found = {name: (workdir / name).read_bytes() for name in ("runs.csv", "curves.csv")}
+    for network in ("highway", "plain"):
+        best = checkpoint.restore_params(workdir / "best" / network)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(best):
+            found[f"best/{network}{jax.tree_util.keystr(path)}"] = np.asarray(leaf).tobytes()
+    return found
+
+
+def kill(workdir: Path, choice: random.Random, longest: float, while_writing: bool) -> str:
+    """Begin or go on, and kill the process after a random time, or when it is writing a checkpoint.
+
+    Returns:
+      Where that was: the newest checkpoint at that moment, "writing" if another was on its way, "finished".
+    """
+    process = start(workdir)
+    deadline = time.monotonic() + choice.uniform(0, longest)
+    after = choice.randrange(4)  # so many checkpoints have been seen in the making
+    seen: set[str] = set()
+    while process.poll() is None and (while_writing or time.monotonic() < deadline):
+        seen |= {str(path) for path in workdir.glob("checkpoints/*/*tmp*")}
+        if while_writing and len(seen) > after:
+            break
+        time.sleep(0.0005)
+    process.kill()
+    process.communicate()
+    if process.returncode == 0:
+        return "finished"
+    partial = [path for path in workdir.glob("checkpoints/*/*") if not (path / checkpoint.SUMS).exists()]
+    complete = sorted(workdir.glob("checkpoints/*/*/" + checkpoint.SUMS))
+    where = "/".join(complete[-1].parts[-3:-1]) if complete else "the beginning"
+    return where + (" while writing" if partial else "")
+
+
+def damage(path: Path, how: str, choice: random.Random) -> None:
+    """Cut a file short, or flip one of its bits."""
+    content = bytearray(path.read_bytes())
+    if how == "cut":
+        content = content[: choice.randrange(len(content))]
+    else:
+        content[choice.randrange(len(content))] ^= 1 << choice.randrange(8)
+    path.write_bytes(content)
+
+
+def stop_halfway(workdir: Path) -> None:
+    """Kill a search once it has three checkpoints of its first network."""
+    process = start(workdir)
+    while len(list(workdir.glob(f"checkpoints/highway/*/{checkpoint.SUMS}"))) < 3 and process.poll() is None:
+        time.sleep(0.001)
+    process.kill()
+    process.communicate()
+
+
+def files_of_a_checkpoint(workdir: Path) -> list[Path]:
+    """The files of the newest checkpoint, with something in them."""
+    newest = sorted(workdir.glob(f"checkpoints/highway/*/{checkpoint.SUMS}"))[-1].parent
+    return sorted(path for path in newest.rglob("*") if path.is_file() and path.stat().st_size)
+
+
+def main() -> None:
+    """Run all of it."""
+    choice = random.Random(0)
+    with tempfile.TemporaryDirectory() as folder:
+        base = Path(folder)
+        began = time.monotonic()
+        assert finish(base / "undisturbed")[0] == 0
+        took = time.monotonic() - began
+        expected = results(base / "undisturbed")
+        kill_often(base, choice, took, expected, kills=25)
+        damage_everything(base, choice, expected)
+
+
+def kill_often(base: Path, choice: random.Random, longest: float, expected: dict[str, bytes], kills: int) -> None:
+    """Kill searches, every second time while they write a checkpoint, and let them end."""
+    searches = done = writing = 0
+    while done < kills:
+        searches += 1
+        workdir = base / f"killed{searches}"
+        for _ in range(8):
+            where = kill(workdir, choice, longest, while_writing=done % 2 == 0)
+            if where == "finished":
+                break
+            done += 1
+            writing += "while writing" in where
+            print(f"kill {done}: at {where}", flush=True)
+        status, _, errors = finish(workdir)
+        assert (status, errors) == (0, ""), errors
+        assert results(workdir) == expected, f"{workdir} differs"
+    print(f"{done} kills in {searches} searches, {writing} while writing a checkpoint: all ended as if undisturbed")
+
+
+def damage_everything(base: Path, choice: random.Random, expected: dict[str, bytes]) -> None:
+    """Cut, and flip a bit of, every file of a search killed halfway, and every one of a finished search."""
+    stop_halfway(base / "halfway")
+    names = [path.relative_to(base) for path in files_of_a_checkpoint(base / "halfway")]
+    names += [Path("halfway", name) for name in ("config.json", "provenance.json")]
+    names += [Path("undisturbed", name) for name in (*RESULTS, checkpoint.SUMS)]
+    names += [max((base / "undisturbed/best").rglob("*"), key=lambda path: path.stat().st_size).relative_to(base)]
+    survived = refused = 0
+    for name, how in itertools.product(names, ("cut", "flip")):
+        workdir = base / "damaged"
+        shutil.copytree(base / name.parts[0], workdir)
+        damage(workdir.joinpath(*name.parts[1:]), how, choice)
+        status, _, errors = finish(workdir)
+        if status == 0:
+            assert "Traceback" not in errors, errors
+            assert results(workdir) == expected, f"{how} {name}: wrong results"
+            survived += 1
+        else:
+            assert (status, errors.count("\n")) == (2, 1), errors
+            refused += 1
+        print(f"{how} {name}: {errors.strip().replace(str(base), '') or 'no effect'}", flush=True)
+        shutil.rmtree(workdir)
+    print(f"{survived + refused} corruptions: {survived} survived with the same results, {refused} refused in one line")
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    main()
