@@ -98,7 +98,9 @@ def render(searches: Sequence[Result], pictures: dict[str, list[Picture]]) -> st
 
 def draw(searches: Sequence[Result]) -> dict[str, list[Picture]]:
     """The page's figures by section: Figure 1, every search's hyperparameters, the losses of all runs."""
-    names, title = findings.labels(searches), findings.describe(searches)
+    # A dollar would begin a formula.
+    names = [name.replace("$", r"\$") for name in findings.labels(searches)]
+    title = findings.describe(searches).replace("$", r"\$")
     curves = [{network: found.curves for network, found in search.networks.items()} for search in searches]
     losses = [{network: found.best_loss for network, found in search.networks.items()} for search in searches]
     if len(searches) == 1:
