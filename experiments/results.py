@@ -212,13 +212,16 @@ def _read_table(path: Path, columns: tuple[str, ...]) -> dict[str, np.ndarray]:
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing; {str(path.parent)!r} must be a search's workdir") from error
     except UnicodeDecodeError as error:
         raise _damaged(path, "it is no text") from error
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    if "\0" in text:  # what a crash can leave of a file
+        raise _damaged(path, "it is no text")
+    return text
 
 
 def _floats(column: np.ndarray) -> np.ndarray:

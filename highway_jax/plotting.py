@@ -160,9 +160,8 @@ def hyperparameters(
     if lost:
         ticks[strip] = "never\nfinite"
     for network, row in zip(networks, grid, strict=True):
-        heights = np.where(
-            np.isfinite(losses[network]), np.float64(losses[network]).clip(low), strip
-        )  # a loss of 0 at the lowest
+        best = np.float64(losses[network]).clip(low)  # a loss of 0 with the lowest
+        heights = np.where(np.isfinite(best), best, strip)
         for axes, name in zip(row, names, strict=True):
             if axes in grid[0]:
                 axes.set_title(name.replace("_", " "), fontsize=11, color=TEXT)
