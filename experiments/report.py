@@ -99,7 +99,8 @@ def render(searches: Sequence[Result], pictures: dict[str, list[Picture]]) -> st
 
 def draw(searches: Sequence[Result]) -> dict[str, list[Picture]]:
     """The page's figures by section: Figure 1, every search's hyperparameters, the losses of all runs."""
-    names, title = findings.labels(searches), findings.describe(searches)
+    names = [_drawable(name) for name in findings.labels(searches)]
+    title = _drawable(findings.describe(searches), 120)
     curves = [{network: found.curves for network, found in search.networks.items()} for search in searches]
     losses = [{network: found.best_loss for network, found in search.networks.items()} for search in searches]
     if len(searches) == 1:
@@ -118,7 +119,7 @@ def draw(searches: Sequence[Result]) -> dict[str, list[Picture]]:
             {network: found.hyperparameters for network, found in search.networks.items()},
             {network: found.best_loss for network, found in search.networks.items()},
             {network: found.diverged for network, found in search.networks.items()},
-            f"{search.config.dataset}, {name}" if name.startswith("depth") else name,
+            _drawable(f"{search.config.dataset}, ") + name if name.startswith("depth") else name,
         )
         for search, name in zip(searches, names, strict=True)
     ]
@@ -131,6 +132,12 @@ def draw(searches: Sequence[Result]) -> dict[str, list[Picture]]:
         ],
         "losses": [Picture("report_losses.png", png(plotting.loss_distribution(losses, names, title)), "")],
     }
+
+
+def _drawable(text: str, width: int = 36) -> str:
+    """Text for a figure: short enough to leave room for it, and without a formula, which a dollar would begin."""
+    text = text if len(text) <= width else f"…{text[1 - width :]}"
+    return text.replace("$", r"\$")
 
 
 def png(figure: Figure) -> bytes:

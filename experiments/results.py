@@ -12,6 +12,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments.cli import UserError
+from highway_jax import search
+from highway_jax.activations import ACTIVATIONS
 
 INTEGER = re.compile(r"-?\d{1,18}", re.ASCII)
 HYPERPARAMETERS = ("learning_rate", "momentum", "decay", "activation", "transform_bias")
@@ -153,6 +155,8 @@ def _read_networks(directory: Path, config: ConfigDict, finished: bool) -> dict[
                 **{name: _integers(table[name]) for name in ("run", "rank", "best_epoch")},
                 **{name: _floats(table[name]) for name in ("best_loss", "final_loss", "test_accuracy")},
             )
+            if strangers := set(table["activation"].tolist()) - set(ACTIVATIONS):
+                raise ValueError(f"activation is {min(strangers)!r}; it must be one of {', '.join(ACTIVATIONS)}")
             if sorted(result.rank) != list(range(1, len(number) + 1)):
                 raise ValueError(f"the {network} ranks must be 1 to {len(number)}")
         except ValueError as error:
@@ -192,9 +196,10 @@ def _check_curves(path: Path, network: str, result: NetworkResult, epochs: int |
         return  # the search goes on, and the two files are not of one moment
     if curves.shape[1] != epochs:
         raise _damaged(path, f"it has {curves.shape[1]} epochs of {network}, where the config has {epochs}")
-    best = np.where(np.isfinite(curves), curves, np.inf).min(axis=1)
-    if differ := np.flatnonzero(best != result.best_loss).tolist():
-        raise _damaged(path, f"the lowest loss of {network} run {differ[0]} is not that of runs.csv")
+    ranking = search.rank(curves)
+    for name in ("best_loss", "best_epoch", "final_loss", "diverged", "order"):
+        if not np.array_equal(getattr(result, name), getattr(ranking, name), equal_nan=name == "final_loss"):
+            raise _damaged(path, f"the {name} of {network}'s runs is not that of runs.csv")
 
 
 def _read_table(path: Path, columns: tuple[str, ...]) -> dict[str, np.ndarray]:
@@ -216,13 +221,16 @@ def _read_table(path: Path, columns: tuple[str, ...]) -> dict[str, np.ndarray]:
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing; {str(path.parent)!r} must be a search's workdir") from error
     except UnicodeDecodeError as error:
         raise _damaged(path, "it is no text") from error
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    if "\0" in text:  # what a crash can leave of a file
+        raise _damaged(path, "it is no text")
+    return text
 
 
 def _floats(column: np.ndarray) -> np.ndarray:

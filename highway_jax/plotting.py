@@ -63,7 +63,7 @@ def figure1(curves: Mapping[str, np.ndarray], title: str, best_of: int = 10) -> 
     count = min(best_of, max(map(len, curves.values()), default=best_of))
     _style(best, "best run, and its lowest loss", "epoch", LOSS)
     _style(top, f"best {count} runs: mean and range of their lowest loss so far", "epoch")
-    best.set_yscale("log")  # and with it the other's, which it shares
+    _log_losses(best)  # and the other's axis, which it shares
     for axes, labels in zip((best, top), ends, strict=True):
         _epochs(axes)
         _label_ends(axes, labels, gap=0.07)
@@ -117,7 +117,7 @@ def figure1_depths(
     count = min([best_of, *(len(losses) for search in curves for losses in search.values())])
     _style(left, "best run, and its lowest loss", "epoch", LOSS)
     _style(right, f"mean of the best {count} runs' lowest losses", "depth (layers)")
-    left.set_yscale("log")  # and with it the other's, which it shares
+    _log_losses(left)  # and the other's axis, which it shares
     _epochs(left)
     if min(depths) < max(depths):
         right.set_xscale("log")
@@ -160,7 +160,8 @@ def hyperparameters(
     if lost:
         ticks[strip] = "never\nfinite"
     for network, row in zip(networks, grid, strict=True):
-        heights = np.where(np.isfinite(losses[network]), losses[network].clip(low), strip)  # a loss of 0 at the lowest
+        best = np.float64(losses[network]).clip(low)  # a loss of 0 with the lowest
+        heights = np.where(np.isfinite(best), best, strip)
         for axes, name in zip(row, names, strict=True):
             if axes in grid[0]:
                 axes.set_title(name.replace("_", " "), fontsize=11, color=TEXT)
@@ -293,6 +294,13 @@ def _epochs(axes: Axes) -> None:
     axes.margins(x=0)
 
 
+def _log_losses(axes: Axes) -> None:
+    """A logarithmic axis, unless nothing drawn has a place on it."""
+    drawn = np.concatenate([np.empty(0), *(line.get_ydata() for line in axes.lines)])
+    if (drawn[np.isfinite(drawn)] > 0).any():
+        axes.set_yscale("log")
+
+
 def _finite_range(losses: Sequence[Mapping[str, np.ndarray]]) -> tuple[float, float]:
     """The lowest and highest loss that a logarithmic axis can show."""
     every = np.concatenate([loss for search in losses for loss in search.values()])
@@ -321,7 +329,7 @@ def _label_ends(axes: Axes, ends: Sequence[_End], gap: float) -> None:
     axes.autoscale_view()
     places = to_axes.transform([(x, y) for x, y, *_ in ends]).clip(0, 1)  # a loss of 0 at the edge
     order = np.argsort(places[:, 1], kind="stable")
-    for i, height in zip(order, _spread(places[order, 1], gap), strict=True):
+    for i, height in zip(order, _spread(places[order, 1], min(gap, 0.98 / len(ends))), strict=True):
         *_, label, color = ends[i]
         axes.annotate(
             label, places[i], (1.035, height), "axes fraction", "axes fraction", va="center", fontsize=9, color=color,

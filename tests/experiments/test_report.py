@@ -1,0 +1,299 @@
+"""The report as its reader meets it: a page that stands alone and says what the workdirs say."""
+
+import base64
+import csv
+import io
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from experiments import cli, findings, report, results
+from tests.workdirs import write_workdir
+
+ROOT = Path(__file__).parents[2]
+NAN, INF = np.nan, np.inf
+SMALL = {"highway": [[2, 1.5, 0.7], [2, NAN, INF], [1, 3, 2]], "plain": [[2, 1.75, 0.9], [INF, NAN, NAN], [1, 3, 1e-7]]}
+SMALL = {network: np.float32(curves) for network, curves in SMALL.items()}
+
+
+class Page(HTMLParser):
+    """A page's text, tables, pictures and whatever a browser would fetch."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.tables, self.pictures, self.fetched, self.tags, self.text, self.cell = [], [], [], set(), "", False
+        html = path.read_text(encoding="utf-8")
+        self.fetched += re.findall(r"url\(|@import|https?:", html)
+        self.feed(html)
+        self.text = " ".join(self.text.split())
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.add(tag)
+        for name, value in attributes:
+            if name == "src" and value.startswith("data:image/png;base64,"):
+                self.pictures.append(base64.b64decode(value.partition(",")[2]))
+            elif name in ("src", "srcset", "href", "data", "poster", "action") and not value.startswith("#"):
+                self.fetched.append(value)
+        if tag == "table":
+            self.tables.append([])
+        if tag == "tr":
+            self.tables[-1].append([])
+        if tag in ("td", "th"):
+            self.tables[-1][-1].append("")
+
+        self.cell = tag in ("td", "th") or (self.cell and tag != "table")
+
+    def handle_endtag(self, tag):
+        self.cell = self.cell and tag not in ("td", "th")
+
+    def handle_data(self, data):
+        self.text += data
+        if self.cell:
+            self.tables[-1][-1][-1] += data.strip()
+
+    def runs(self):
+        """The tables of runs, as dictionaries; the best ones', then the diverged ones'."""
+        tables = [table for table in self.tables if "learning_rate" in table[0]]
+        return [[dict(zip(table[0], row, strict=True)) for row in table[1:]] for table in tables]
+
+
+def write_report(*args):
+    """The page that the program makes, in this process, without a warning."""
+    args = list(map(str, args))
+    report.main(args)
+    output = next((arg.partition("=")[2] for arg in args if arg.startswith("--output=")), args[0])
+    page = Page(Path(output) / "report.html")
+    assert not page.fetched
+    for picture in page.pictures:
+        Image.open(io.BytesIO(picture)).verify()
+    return page
+
+
+pytestmark = pytest.mark.filterwarnings("error")
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory):
+    """A workdir made by a real process, and the report that another made of it."""
+    directory = tmp_path_factory.mktemp("report") / "work"
+    run = [sys.executable, "-m"]
+    arguments = ["--config=digits_depth10", "--config.num_runs=12", "--config.epochs=2", f"--workdir={directory}"]
+    subprocess.run([*run, "experiments.search", *arguments], cwd=ROOT, check=True, capture_output=True)
+    command = [*run, "experiments.report", str(directory)]
+    return directory, subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+def test_a_report_of_a_real_search(searched):
+    directory, process = searched
+    assert (process.returncode, process.stderr) == (0, "")
+    assert process.stdout == f"report: {directory}/report.html\n"
+    page = Page(directory / "report.html")
+    assert not page.fetched
+    assert "script" not in page.tags
+    files = [directory / f"report_{name}.png" for name in ("figure1", "losses", "hyperparameters")]
+    assert page.pictures == [file.read_bytes() for file in files]
+    for text in (
+        "Highway and plain networks on digits",
+        "depth 10; 12 runs of each network; 2 epochs",
+        "orbax-checkpoint",
+    ):
+        assert text in page.text
+    assert "unfinished" not in page.text
+
+
+def test_the_best_runs_are_those_of_runs_csv(searched):
+    directory, _ = searched
+    with (directory / "runs.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    tables = Page(directory / "report.html").runs()[:2]
+    for network, table in zip(("highway", "plain"), tables, strict=True):
+        mine = sorted((row for row in rows if row["network"] == network), key=lambda row: int(row["rank"]))
+        assert len(table) == 10
+        assert table == [{key: row[key] for key in table[0]} for row in mine[:10]]
+        hidden = {"network", "diverged"} | ({"transform_bias"} if network == "plain" else set())
+        assert set(mine[0]) - set(table[0]) == hidden
+
+
+def test_the_command_in_the_page_makes_the_same_config(tmp_path):
+    networks = {"highway": SMALL["highway"]}
+    changes = {"seed": 3, "networks": ("highway",), "width": {"highway": 40}, "search": {"learning_rate": (0.01, 0.1)}}
+    directory = write_workdir(tmp_path / "a b", networks, depth=20, **changes)
+    command = findings.command(results.load(directory))
+    assert command in write_report(directory).text
+    *words, last = shlex.split(command)
+    assert words[:4] == ["python", "-m", "experiments.search", "--config=digits_depth20"]
+    assert last == f"--workdir={directory}"
+    _, again, rest = cli.parse_config(words[3:])
+    assert not rest
+    config = results.load(directory).config
+    assert cli.leaves(json.loads(again.to_json())) == cli.leaves(json.loads(config.to_json()))
+
+
+def test_depths_make_one_page(tmp_path):
+    for depth in (20, 100, 10):
+        factor = depth / 10
+        curves = {"highway": SMALL["highway"], "plain": SMALL["plain"] * np.float32(factor)}
+        write_workdir(tmp_path / f"d{depth}", curves, depth=depth)
+    page = write_report(tmp_path / "d100", tmp_path / "d10", tmp_path / "d20", f"--output={tmp_path}/out/page")
+    assert "From depth 10 to 100, the best loss goes from 0.70 to 0.70 for highway" in page.text
+    assert "and from 1.0e-7 to 1.0e-6 for plain networks" in page.text
+    assert "Depth 20: highway reaches 0.70, plain reaches 2.0e-7; highway's is 3,500,000 times plain's." in page.text
+    assert "differ in more" not in page.text
+    glance = page.tables[0]
+    assert [row[0] for row in glance[1:]] == ["depth 10", "", "depth 20", "", "depth 100", ""]
+    assert glance[1][2:7] == ["0.70", "1.2", "1.0", "1 of 3", "0"]  # highway: 0.7, 2, 1
+    assert glance[2][5:7] + glance[2][8:] == ["1 of 3", "1", "1 min 15 s"]
+    assert len(page.pictures) == 5
+    assert not (tmp_path / "d100/report.html").exists()
+
+
+def test_what_depth_does_not_tell_apart_is_named(tmp_path):
+    for name, changes in {"a": {}, "b": {"epochs": 3, "seed": 9}, "c": {"dataset": "mnist"}}.items():
+        write_workdir(tmp_path / name, SMALL, **changes)
+    page = write_report(tmp_path / "a", tmp_path / "b")
+    assert "depth 10, a" in page.text and "depth 10, b" in page.text
+    assert "differ in more than depth: seed" in page.text
+    assert "From depth" not in page.text
+    page = write_report(tmp_path / "a", tmp_path / "c")
+    assert "Digits, depth 10: highway" in page.text and "Mnist, depth 10: highway" in page.text
+    assert "differ in more than depth: dataset" in page.text
+    shutil.copytree(tmp_path / "a", tmp_path / "other/a")
+    page = write_report(tmp_path / "a", tmp_path / "other/a")
+    assert f"depth 10, {tmp_path}/other/a" in page.text
+
+
+def test_an_unfinished_search_says_so(tmp_path):
+    half = write_workdir(tmp_path / "half", {"highway": SMALL["highway"]}, epochs=400, finished=False)
+    page = write_report(half)
+    assert "depth 10 is unfinished: epoch 3 of 400 of highway; no results of plain yet." in page.text
+    assert "Not written yet" in page.text
+    done = write_workdir(tmp_path / "done", SMALL, depth=20, epochs=3)
+    page = write_report(half, done)
+    assert "depth 10 is unfinished" in page.text and "depth 20 is unfinished" not in page.text
+    assert "differ in more than depth: epochs" in page.text
+
+
+ODD = {
+    "all runs diverged": {"highway": np.full((3, 2), NAN), "plain": np.full((3, 2), INF)},
+    "one run of one epoch": {"highway": [[0.5]], "plain": [[0.25]]},
+    "losses of 0": {"highway": [[1, 0.0], [0, 0]], "plain": [[1, 2.0], [3, 0]]},
+    "nothing but 0": {"plain": np.zeros((3, 2))},
+    "one network": {"plain": [[1.0, 2.0], [2.0, 3.0]]},
+    "equal losses": {"highway": np.ones((30, 2)), "plain": np.ones((30, 2))},
+    "huge losses": {"highway": [[1e30, 1e-30]], "plain": [[3e35, 2e35]]},
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_odd_searches_make_a_page_too(kind, tmp_path):
+    curves = {network: np.float32(losses) for network, losses in ODD[kind].items()}
+    page = write_report(write_workdir(tmp_path / "x", curves, networks=tuple(curves)))
+    assert len(page.pictures) == 3
+    if kind == "all runs diverged":
+        assert "no highway run ever had a finite loss, no plain run ever had a finite loss." in page.text
+        assert [row["diverged_in_epoch"] for row in page.runs()[-1]] == ["1"] * 3
+
+
+def test_odd_searches_make_one_page_together(tmp_path):
+    for depth, losses in enumerate(ODD.values(), start=1):
+        curves = {network: np.float32(curve) for network, curve in losses.items()}
+        write_workdir(tmp_path / str(depth), curves, depth=depth, networks=tuple(curves))
+    page = write_report(*(tmp_path / str(depth + 1) for depth in range(len(ODD))))
+    assert len(page.pictures) == 2 + len(ODD)
+
+
+def test_diverged_runs_are_all_there(tmp_path):
+    directory = write_workdir(tmp_path / "x", SMALL)
+    highway, plain = write_report(directory).runs()[2:]
+    assert [(row["run"], row["diverged_in_epoch"], row["best_loss"]) for row in highway] == [("1", "2", "2.0")]
+    assert [(row["run"], row["diverged_in_epoch"], row["best_loss"]) for row in plain] == [("1", "1", "inf")]
+
+
+def test_text_is_escaped_everywhere(tmp_path):
+    evil = '<b onclick="x">&amp;$x$"'
+    directories = [write_workdir(tmp_path / f"{i}{evil}", SMALL, dataset=evil) for i in range(2)]
+    (directories[0] / "analysis.json").write_text('{"captions": {"figure2.png": "<u>layers</u>"}}')
+    shutil.copy(next(iter((ROOT / "docs/images").glob("*.png"))), directories[0] / "figure2.png")
+    page = write_report(*directories)
+    assert not {"b", "u"} & page.tags
+    assert evil in page.text and "<u>layers</u>" in page.text
+
+
+def test_the_figures_of_an_analysis_are_shown(tmp_path):
+    directory = write_workdir(tmp_path / "x", SMALL)
+    plain = write_report(directory)
+    assert "Inside the gates" not in plain.text
+    for number in (10, 1, 2):
+        image = Image.new("RGB", (number, 5))
+        image.save(directory / f"figure{number}.png")
+    assert "Inside the gates" not in write_report(directory).text
+    (directory / "analysis.json").write_text('{"captions": {"figure2.png": "What the gates do."}}')
+    page = write_report(directory)
+    assert "Inside the gates" in page.text and "What the gates do." in page.text
+    shown = [Image.open(io.BytesIO(picture)).width for picture in page.pictures]
+    assert shown[-2:] == [2, 10] and len(shown) == len(plain.pictures) + 2
+    (directory / "analysis.json").write_text("{")
+    with pytest.raises(cli.UserError, match=r"analysis\.json is damaged"):
+        report.main([str(directory)])
+
+
+MISTAKES = [
+    ([], "no workdir is given"),
+    (["nowhere"], "workdir 'nowhere' does not exist"),
+    (["setup.py"], "workdir 'setup.py' is a file"),
+    (["experiments"], "experiments/config.json is missing"),
+    (["{work}", "{work}/."], "workdir '.*' is given twice"),
+    (["{work}", "--ouptut=x"], "--ouptut is no flag"),
+    (["{work}", "--output=setup.py"], "--output is 'setup.py', which cannot be written: File exists"),
+    (["{work}", "--output=/proc/nowhere"], "--output is '/proc/nowhere', which cannot be written"),
+    (["{work}", "{cut}"], "curves.csv is damaged: it is cut off"),
+]
+
+
+@pytest.mark.parametrize(("args", "message"), MISTAKES, ids=[message for _, message in MISTAKES])
+def test_a_mistake_is_one_line_and_status_2(args, message, tmp_path, monkeypatch, capsys):
+    work, cut = (write_workdir(tmp_path / name, SMALL) for name in ("work", "cut"))
+    (cut / "curves.csv").write_text((cut / "curves.csv").read_text()[:-5])
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", ["report", *(arg.format(work=work, cut=cut) for arg in args)])
+    with pytest.raises(SystemExit) as stop:
+        cli.run(report.main, report.__doc__)
+    errors = capsys.readouterr().err
+    assert (stop.value.code, errors.count("\n"), errors[:7]) == (2, 1, "error: "), errors
+    assert re.search(message, errors)
+    assert not (work / "report.html").exists()
+
+
+def test_a_mistake_in_a_real_process_leaves_no_traceback():
+    process = subprocess.run([sys.executable, "-m", "experiments.report"], cwd=ROOT, capture_output=True, text=True)
+    assert (process.returncode, process.stdout, process.stderr.count("\n")) == (2, "", 1)
+
+
+@settings(deadline=None, max_examples=50)
+@given(seed=st.integers(0, 2**32 - 1), ties=st.integers(1, 60))
+def test_what_a_hyperparameter_explains(seed, ties):
+    """All of it where it decides the loss, whatever the shape; 0 on average where it does nothing; never outside."""
+    random = np.random.default_rng(seed)
+    values = random.uniform(size=100).astype(np.float32)
+    names = np.where(values < np.median(values), "relu", "tanh")
+    noise = random.integers(ties + 1, size=100).astype(np.float32)
+    noise[0] = np.inf
+    share = findings.explained(values, noise)
+    assert 0 <= share <= 0.4
+    assert findings.explained(values, values) > 0.93
+    assert findings.explained(values, -values) > 0.93
+    assert findings.explained(names, np.where(names == "relu", 1.0, 2.0)) > 0.99
+    assert findings.explained(values, np.exp(noise)) == pytest.approx(share)  # ranks only
+    assert findings.explained(np.full(100, 0.5, np.float32), noise) is None
+    assert findings.explained(np.full(100, NAN, np.float32), noise) is None
