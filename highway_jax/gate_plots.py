@@ -49,9 +49,8 @@ def figure2(
             if image.cmap.name == GATES:
                 bar.ax.yaxis.set_major_formatter("{x:g}")
         _row_label(axes[0], network)
-        axes[0].set_title(
-            f"transform gate biases (white: initial, {bias:.2g})".replace("-", "\N{MINUS SIGN}"), fontsize=10
-        )
+        initial = f"{bias:.2g}".replace("-", "\N{MINUS SIGN}")
+        axes[0].set_title(f"transform gate biases (white: initial, {initial})", fontsize=10)
         axes[1].set_title("mean transform gate outputs", fontsize=10)
         axes[2].set_title("transform gate outputs, one sample", fontsize=10)
         axes[3].set_title("block outputs, same sample", fontsize=10)
