@@ -135,7 +135,11 @@ def _highway(layer: Any, x: jax.Array, affine: Callable[[str, Any], nn.Module]) 
     h = activate(affine("h", 0.0)(x), layer.activation)
     t = jax.nn.sigmoid(affine("t", layer.transform_bias)(x))
     c = jax.nn.sigmoid(affine("c", -layer.transform_bias)(x)) if layer.carry == "independent" else None
-    return highway(x.astype(h.dtype), h, t, c)
+    y = highway(x.astype(h.dtype), h, t, c)
+    states = {"block_state": h, "transform_gate": t, "carry_gate": 1 - t if c is None else c, "block_output": y}
+    for name, state in states.items():
+        layer.sow("intermediates", name, state)
+    return y
 
 
 def _dense(layer: Any, features: int, name: str, bias: Any = 0.0) -> nn.Dense:

@@ -1,0 +1,243 @@
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from highway_jax import MLP, HighwayConv, HighwayDense, PlainConv, PlainDense, analysis, gate_plots, parallel
+from highway_jax.data import Split
+
+KEY = jax.random.key(0)
+rng = np.random.default_rng(0)
+SPLIT = Split(rng.integers(0, 255, (37, 6, 5, 1), np.uint8), rng.integers(0, 3, 37).astype(np.int32))
+
+
+def scale(images):
+    return jnp.asarray(images, jnp.float32) / 255
+
+
+class Mixed(nn.Module):
+    """Eleven convolutional layers of two widths and a dense one: more than sorting by name would keep in order."""
+
+    carry: str = "coupled"
+
+    @nn.compact
+    def __call__(self, x):
+        x = PlainConv(4)(x)
+        for _ in range(9):
+            x = HighwayConv((3, 3), transform_bias=-0.5, carry=self.carry)(x)
+        x = PlainConv(2, (1, 1))(x)
+        for _ in range(2):
+            x = HighwayConv((1, 1), transform_bias=-0.5, carry=self.carry)(x)
+        x = HighwayDense("tanh", transform_bias=-0.5, carry=self.carry)(x.mean(axis=(1, 2)))
+        return nn.Dense(3)(x)
+
+
+def mlp(**options):
+    return MLP(depth=7, width=5, num_classes=3, activation="tanh", transform_bias=-0.5, **options)
+
+
+def initialized(model):
+    """Random weights and biases, so that no two layers and no two gates are alike."""
+    shapes = jax.eval_shape(model.init, KEY, scale(SPLIT.images[:1]))["params"]
+    draw = np.random.default_rng(1).normal
+    return jax.tree.map(lambda leaf: jnp.asarray(draw(scale=0.4, size=leaf.shape), leaf.dtype), shapes)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def logits(model, params):
+    return model.apply({"params": params}, scale(SPLIT.images))
+
+
+def performance(model, params):
+    outputs = logits(model, params)
+    loss = optax.softmax_cross_entropy_with_integer_labels(outputs, SPLIT.labels)
+    return float(loss.mean()), float((outputs.argmax(-1) != SPLIT.labels).mean())
+
+
+@pytest.mark.parametrize("carry", ["coupled", "independent"])
+def test_a_lesion_is_the_network_without_the_layer(carry):
+    model, shorter = mlp(carry=carry), mlp(carry=carry).clone(depth=6)
+    params = initialized(model)
+    lesions = analysis.lesion(model, params, SPLIT, preprocess=scale)
+    np.testing.assert_allclose((lesions.intact_loss, lesions.intact_error), performance(model, params), rtol=1e-6)
+    for layer in range(6):
+        rest = jax.tree.map(lambda leaf: np.delete(leaf, layer, axis=0), params["layers"])  # noqa: B023
+        without = {**params, "layers": rest}
+        closed = analysis.close_gates(model, params, scale(SPLIT.images), np.arange(6) == layer)
+        np.testing.assert_array_equal(logits(model, closed), logits(shorter, without))  # y = h * 0 + x * 1, bit for bit
+        expected = performance(shorter, without)
+        np.testing.assert_allclose((lesions.loss[layer], lesions.error[layer]), expected, rtol=1e-6)
+    assert len(set(lesions.loss.tolist())) == 6
+
+
+@pytest.mark.parametrize("carry", ["coupled", "independent"])
+def test_any_networks_layers_are_lesioned_in_the_order_of_application(carry):
+    model = Mixed(carry)
+    params = initialized(model)
+    lesions = analysis.lesion(model, params, SPLIT, preprocess=scale, batch_size=10)
+    names = [f"HighwayConv_{index}" for index in range(11)] + ["HighwayDense_0"]
+    for layer, name in enumerate(names):
+        by_hand = jax.tree.map(jnp.array, params)
+        by_hand[name]["t"]["bias"] -= jnp.inf
+        if carry == "independent":
+            by_hand[name]["c"]["bias"] += jnp.inf
+        np.testing.assert_allclose((lesions.loss[layer], lesions.error[layer]), performance(model, by_hand), rtol=1e-5)
+
+    def skip_the_fifth(call, args, kwargs, context):
+        return args[0] if context.module.name == names[4] else call(*args, **kwargs)
+
+    with nn.intercept_methods(skip_the_fifth):
+        shorter = jax.jit(lambda p: model.apply({"params": p}, scale(SPLIT.images)))(params)
+    closed = analysis.close_gates(model, params, scale(SPLIT.images), np.arange(12) == 4)
+    np.testing.assert_allclose(logits(model, closed), shorter, rtol=1e-5, atol=1e-6)
+
+
+def test_mapped_lesions_are_single_ones_whatever_the_batches_and_devices(two_devices):
+    model = mlp(carry="independent")
+    params = initialized(model)
+    one = parallel.runs_mesh(jax.devices()[:1])
+    for batch_size, mesh in (37, one), (10, None), (1000, None):
+        lesions = analysis.lesion(model, params, SPLIT, preprocess=scale, batch_size=batch_size, mesh=mesh)
+        for layer in range(6):
+            closed = analysis.close_gates(model, params, scale(SPLIT.images), np.arange(6) == layer)
+            expected = performance(model, closed)
+            np.testing.assert_allclose((lesions.loss[layer], lesions.error[layer]), expected, rtol=2e-6)
+
+
+def test_dropping_layers_goes_from_the_whole_network_to_none_of_it():
+    model = mlp()
+    params = initialized(model)
+    lesions = analysis.lesion(model, params, SPLIT, preprocess=scale)
+    dropped = analysis.drop_layers(model, params, SPLIT, lesions.order, preprocess=scale, batch_size=16)
+    order = lesions.order
+    assert dropped.loss.shape == dropped.error.shape == (7,)
+    np.testing.assert_allclose(dropped.loss[:2], (lesions.intact_loss, lesions.loss.min()), rtol=1e-6)
+    for k in range(7):
+        closed = analysis.close_gates(model, params, scale(SPLIT.images), np.isin(np.arange(6), order[:k]))
+        np.testing.assert_allclose((dropped.loss[k], dropped.error[k]), performance(model, closed), rtol=1e-6)
+    for wrong in ([0, 1], [0, 1, 2, 3, 4, 4]):
+        with pytest.raises(ValueError, match=r"order is \[0, 1.*each of the layers 0 to 5 once"):
+            analysis.drop_layers(model, params, SPLIT, wrong)
+
+
+def test_the_statistics_are_those_of_the_gates():
+    model = mlp()
+    params = initialized(model)
+    _, sown = model.apply({"params": params}, scale(SPLIT.images), mutable="intermediates")
+    gates = np.asarray(sown["intermediates"]["layers"]["transform_gate"][0])
+    found = analysis.gate_statistics(model, params, SPLIT, preprocess=scale, batch_size=10)
+    np.testing.assert_array_equal(found.bias, params["layers"]["bias"][:, 5:])
+    np.testing.assert_allclose(found.mean, gates.mean(axis=1), rtol=1e-5)
+    np.testing.assert_allclose(found.open_layers, gates.mean(axis=2).sum(axis=0), rtol=1e-5)
+    for label in range(3):
+        np.testing.assert_allclose(found.class_mean[label], gates[:, SPLIT.labels == label].mean(axis=1), rtol=1e-5)
+    sample = analysis.inner_states(model, params, SPLIT.images[4], preprocess=scale)
+    for name, value in sample._asdict().items():
+        expected = sown["intermediates"]["layers"][name][0][:, 4]
+        np.testing.assert_allclose(value, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_feature_maps_are_averaged_over_space_and_narrow_layers_end_in_nan():
+    model = Mixed()
+    params = initialized(model)
+    _, sown = model.apply({"params": params}, scale(SPLIT.images), mutable="intermediates")
+    found = analysis.gate_statistics(model, params, SPLIT, preprocess=scale)
+    assert found.mean.shape == (12, 4)
+    for layer in range(11):
+        width = 4 if layer < 9 else 2
+        state = sown["intermediates"][f"HighwayConv_{layer}"]["transform_gate"][0]
+        np.testing.assert_allclose(found.mean[layer, :width], state.mean(axis=(0, 1, 2)), rtol=1e-5)
+        np.testing.assert_array_equal(found.bias[layer, :width], params[f"HighwayConv_{layer}"]["t"]["bias"])
+        assert np.isnan(found.mean[layer, width:]).all()
+        assert np.isnan(found.class_mean[:, layer, width:]).all()
+    assert np.isfinite(found.open_layers).all()
+
+
+@settings(max_examples=5, deadline=None)
+@given(labels=arrays(np.int32, 12, elements=st.integers(0, 4)), batch_size=st.integers(1, 15))
+def test_the_mean_over_samples_is_that_over_classes_weighted_by_their_size(labels, batch_size):
+    model = MLP(depth=3, width=4, transform_bias=-0.5)
+    split = Split(SPLIT.images[:12], labels)
+    found = analysis.gate_statistics(model, initialized(model), split, preprocess=scale, batch_size=batch_size)
+    assert found.class_size.tolist() == [int((labels == label).sum()) for label in range(labels.max() + 1)]
+    assert [np.isnan(m).all() for m in found.class_mean] == [size == 0 for size in found.class_size]
+    weighted = np.nansum(found.class_mean * found.class_size[:, None, None], axis=0) / 12
+    np.testing.assert_allclose(found.mean, weighted, rtol=1e-5)
+    np.testing.assert_allclose(found.open_layers.mean(), found.mean.mean(axis=1).sum(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("layer", [HighwayDense("tanh"), HighwayConv((3, 3))])
+def test_a_gate_forced_open_gives_h(layer):
+    x = scale(SPLIT.images)
+    params = layer.init(KEY, x)["params"]
+    params["t"]["bias"] += jnp.inf
+    states = analysis.inner_states(layer, params, SPLIT.images[0], preprocess=scale)
+    np.testing.assert_array_equal(states.block_output, states.block_state)
+    plain = PlainDense(1, "tanh") if isinstance(layer, HighwayDense) else PlainConv(1)
+    np.testing.assert_allclose(
+        layer.apply({"params": params}, x), plain.apply({"params": {"h": params["h"]}}, x), rtol=1e-6
+    )
+
+
+@given(arrays(np.float64, 6, elements=st.floats(0, 10, width=16)), st.floats(0.1, 10), st.permutations(range(6)))
+def test_the_effective_number_of_layers_counts_them(damage, factor, order):
+    count = analysis.effective_layers(damage)
+    assert count == 0 if not damage.any() else 1 - 1e-9 <= count <= np.count_nonzero(damage) + 1e-9
+    np.testing.assert_allclose(analysis.effective_layers(factor * damage[list(order)]), count, rtol=1e-6)
+    np.testing.assert_allclose(analysis.effective_layers((damage > 5) * 0.3), np.count_nonzero(damage > 5))
+
+
+def test_a_network_without_highway_layers_or_with_shared_ones_is_refused():
+    class Twice(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            layer = HighwayDense(name="shared")
+            return layer(layer(x))
+
+    refused = (mlp(block="plain"), "this MLP has no highway layers"), (Twice(), "layer 'shared' is applied")
+    for model, message in refused:
+        params = model.init(KEY, scale(SPLIT.images))["params"]
+        for function in analysis.lesion, analysis.gate_statistics:
+            with pytest.raises(ValueError, match=message):
+                function(model, params, SPLIT, preprocess=scale)
+
+
+def test_a_network_that_has_diverged_has_no_error():
+    model = mlp()
+    params = jax.tree.map(lambda leaf: leaf * jnp.nan, initialized(model))
+    lesions = analysis.lesion(model, params, SPLIT, preprocess=scale)
+    assert np.isnan([lesions.intact_error, lesions.intact_loss, *lesions.error, *lesions.loss]).all()
+    assert np.isnan(analysis.effective_layers(lesions.damage))
+
+
+def test_figures_of_networks_of_different_depth_and_width():
+    models = {"mlp": mlp(), "mixed": Mixed()}
+    statistics, states, lesions, dropped = {}, {}, {}, {}
+    for name, model in models.items():
+        params = initialized(model)
+        statistics[name] = analysis.gate_statistics(model, params, SPLIT, preprocess=scale)
+        states[name] = analysis.inner_states(model, params, SPLIT.images[0], preprocess=scale)
+        lesions[name] = analysis.lesion(model, params, SPLIT, preprocess=scale)
+        dropped[name] = analysis.drop_layers(model, params, SPLIT, lesions[name].order, preprocess=scale)
+    figure2 = gate_plots.figure2(statistics, states, {"mlp": -0.5, "mixed": -0.5})
+    shown = [axes.images[0].get_array() for axes in figure2.axes if axes.images]
+    for row, name in enumerate(models):
+        expected = statistics[name].bias, statistics[name].mean, states[name].transform_gate, states[name].block_output
+        for image, values in zip(shown[4 * row : 4 * row + 4], expected, strict=True):
+            np.testing.assert_array_equal(image.filled(np.nan), values)
+    figure3 = gate_plots.figure3(statistics, classes=(0, 2), layers=3)
+    shown = [axes.images[0].get_array() for axes in figure3.axes if axes.images]
+    np.testing.assert_array_equal(shown[3].filled(np.nan), statistics["mixed"].routing[2, :3])
+    figure4 = gate_plots.figure4(lesions)
+    np.testing.assert_array_equal(figure4.axes[1].lines[0].get_ydata(), lesions["mixed"].error)
+    perfect = lesions["mlp"]._replace(error=np.zeros(6), intact_error=0.0)
+    figures = figure2, figure3, figure4, gate_plots.figure4({"perfect": perfect})
+    for figure in (*figures, gate_plots.depth_in_use(statistics, lesions, dropped)):
+        figure.canvas.draw()
