@@ -7,6 +7,7 @@ import os
 import pkgutil
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -74,6 +75,7 @@ def run(main: Callable[[list[str]], None], usage: str) -> NoReturn:
     program's docstring, instead.
     """
     logging.set_verbosity(logging.FATAL)  # TFDS warns of what is reported here in words of our own
+    sys.unraisablehook = _main_thread_only
     try:
         if any(arg in ("-h", "--help") for arg in sys.argv[1:]):
             say(usage.strip())
@@ -93,6 +95,12 @@ def run(main: Callable[[list[str]], None], usage: str) -> NoReturn:
         # At once: XLA's threads may be at work, and the interpreter's end would pull the ground from under them.
         os._exit(130)
     sys.exit(0)
+
+
+def _main_thread_only(error: Any) -> None:
+    """What fails in a thread, such as one that writes a checkpoint, is reported where its result is asked for."""
+    if threading.current_thread() is threading.main_thread():
+        sys.__unraisablehook__(error)
 
 
 def say(text: str) -> None:

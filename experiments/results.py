@@ -145,7 +145,7 @@ def _read_networks(directory: Path, config: ConfigDict, finished: bool) -> dict[
             number = _integers(table["run"])
             rows = np.argsort(number)
             first, last = config.first_run, config.first_run + config.num_runs - 1
-            if number[rows].tolist() != list(range(first, last + 1)):
+            if len(rows) != config.num_runs or (number[rows] != first + np.arange(len(rows))).any():
                 raise ValueError(f"the {network} runs must be {first} to {last}")
             table = {name: column[rows] for name, column in table.items()}
             result = NetworkResult(

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -153,6 +154,7 @@ def train_network(
                 stopping = epoch == epochs or bool(stop.signal)
                 with _writing(checkpoints):
                     if stopping or schedule.due(epoch, checkpoints):
+                        _check_space(checkpoints.directory, state)
                         checkpoints.save(epoch, state, {"seconds": time.monotonic() - started})
                     if stopping:
                         checkpoints.wait()
@@ -175,7 +177,7 @@ class CheckpointSchedule:
 
     def __init__(self, every: int | None, state: State):
         self.every, self.last = every, time.monotonic()
-        self.cost = 0.1 + sum(leaf.nbytes for leaf in jax.tree.leaves(state)) / self.bytes_per_second
+        self.cost = 0.1 + _size(state) / self.bytes_per_second
 
     def due(self, epoch: int, checkpoints: Checkpoints) -> bool:
         """Whether to save after this epoch; raises the error of a save that failed."""
@@ -237,10 +239,24 @@ def _like(population: training.Run, table: np.ndarray, mesh: Mesh) -> State:
     return State(split, table, table, jax.tree.map(lambda leaf: np.empty(leaf.shape[1:], leaf.dtype), split.params))
 
 
+def _check_space(directory: Path, state: State) -> None:
+    needed, free = _size(state), shutil.disk_usage(directory).free
+    if free < needed:
+        needs, has = f"{needed / 2**20:,.1f} MiB", f"{free / 2**20:,.1f} MiB"
+        raise UserError(f"{directory}: the disk is full; a checkpoint needs {needs}, and {has} are free")
+
+
+def _size(state: State) -> int:
+    """In bytes."""
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+
+
 @contextlib.contextmanager
 def _writing(checkpoints: Checkpoints) -> Iterator[None]:
     try:
         yield
+    except UserError:
+        raise
     except Exception as error:  # Orbax and TensorStore have many
         raise UserError(f"{checkpoints.directory}: a checkpoint cannot be written: {data.first_line(error)}") from error
 

@@ -8,13 +8,13 @@ The tests do a few of each.
 import itertools
 import os
 import random
+import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -29,10 +29,12 @@ SEARCH = (
 )  # fmt: skip
 
 
-def start(workdir: Path, *args: str, **options: Any) -> subprocess.Popen:
-    """Begin, or go on with, the search in a process of its own."""
+def start(workdir: Path, *args: str, shell: str = "") -> subprocess.Popen:
+    """Begin, or go on with, the search in a process of its own; `shell` is what a shell does before."""
     command = [sys.executable, "-m", "experiments.search", *SEARCH, f"--workdir={workdir}", *args]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+    if shell:
+        command = ["bash", "-c", shell + shlex.join(command)]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def finish(workdir: Path, *args: str) -> tuple[int, str, str]:

@@ -121,7 +121,7 @@ DAMAGE = [
     ("curves.csv", replace("0.7", "x"), "'x'"),
     ("curves.csv", replace("^highway,0,1,", "highway,0,2,"), "twice"),
     ("curves.csv", replace("^highway,0,1,", "highway,0,999999999,"), "out of range"),
-    ("curves.csv", replace("^highway,0,1,", "highway,-1,1,"), "out of range"),
+    ("curves.csv", replace("^highway,0,1,", "highway,-1,1,"), "4 runs of highway"),
     ("curves.csv", lambda text: text.replace("2.0", "\0"), "it is no text"),
 ]
 

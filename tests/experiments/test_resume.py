@@ -3,7 +3,6 @@
 import json
 import os
 import random
-import resource
 import shutil
 import signal
 import sys
@@ -102,7 +101,7 @@ def test_damaged_results_are_refused(name, undisturbed, tmp_path, monkeypatch, c
 
 def test_another_config_an_older_format_and_resume_never_are_refused(copied, monkeypatch, capsys):
     said = refused(copied, monkeypatch, capsys, "--config.epochs=9", "--config.search.momentum=0.9")
-    assert "another config: epochs (8 there, 9 now), search.momentum ([0.8, 0.99] there, [0.9, 0.9] now)" in said
+    assert "another config: epochs (8 there, 9 now), search.momentum ([0.8, 0.99] there, [0.9] now)" in said
     assert "config.resume is 'never', but" in refused(copied, monkeypatch, capsys, "--config.resume=never")
     about = json.loads((copied / "provenance.json").read_text())
     (copied / "provenance.json").write_text(json.dumps(about | {"format": 1}))
@@ -116,13 +115,8 @@ def test_a_second_process_is_refused(copied, monkeypatch, capsys):
 
 def test_a_full_disk_stops_a_search_and_leaves_the_last_good_checkpoint(undisturbed, copied):
     """The kernel refuses files above a limit, as it would on a full disk."""
-
-    def limit():
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-
     before = set(copied.glob("checkpoints/highway/*/SHA256SUMS"))
-    process = faults.start(copied, preexec_fn=limit)
+    process = faults.start(copied, shell="ulimit -f 100; exec ")  # of 1024 bytes
     _, errors = process.communicate(timeout=120)
     assert (process.returncode, errors.count("\n")) == (2, 1), errors
     assert "a checkpoint cannot be written: " in errors
