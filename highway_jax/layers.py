@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from flax.typing import Dtype, Initializer
 
 from highway_jax.activations import Activation, activate
+from highway_jax.convolution import conv
 from highway_jax.initializers import constant, normalized
 from highway_jax.ops import highway, resize
 
@@ -177,7 +178,7 @@ def _dense(layer: Any, features: int, name: str, bias: Any = 0.0) -> nn.Dense:
 
 def _conv(layer: Any, features: int, padding: Any, name: str, bias: Any = 0.0) -> nn.Conv:
     size, options = tuple(layer.kernel_size), _affine_options(layer, bias)
-    return nn.Conv(features, size, layer.strides, padding, name=name, **options)
+    return nn.Conv(features, size, layer.strides, padding, conv_general_dilated=conv, name=name, **options)
 
 
 def _affine_options(layer: Any, bias: Any) -> dict[str, Any]:
