@@ -59,7 +59,7 @@ class ConvNet(nn.Module):
             raise ValueError(f"num_classes is {self.num_classes}; it must be at least 1")
         if self.block not in BLOCKS:
             raise ValueError(f"block is {self.block!r}; it must be one of {', '.join(map(repr, BLOCKS))}")
-        stages = [parse(stage) if isinstance(stage, str) else stage for stage in self.stages]
+        stages = [stage if isinstance(stage, Stage) else parse(stage) for stage in self.stages]
         common: dict[str, Any] = {"kernel_init": self.kernel_init, "dtype": self.dtype, "param_dtype": self.param_dtype}
         number = 0
         for stage in stages:
