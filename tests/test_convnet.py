@@ -193,7 +193,7 @@ def test_a_population_of_convolutional_networks_learns_and_is_its_runs_alone():
     epoch = search.population_epoch(RECIPE, 25, mesh, runs_per_batch=1)
     population, curve = start(2, mesh), []
     runs = [search.take_run(population, index) for index in range(2)]
-    for number in range(4):
+    for number in range(6):
         key = search.epoch_key(0, number)
         population, losses = epoch(population, train, key)
         curve.append(losses)
