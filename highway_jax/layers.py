@@ -1,5 +1,8 @@
 """One layer: plain and highway, dense and convolutional.
 
+Each sows its inner states into the `intermediates` collection: `transform_gate`, `carry_gate`, `block_state` and
+`block_output`, a plain layer `block_output` alone.
+
 Each is an ordinary Flax Linen module for use in any model. Whole networks of many equal layers
 (`highway_jax.models`) run the same mathematics as one scan instead.
 """
@@ -13,8 +16,9 @@ import jax.numpy as jnp
 from flax.typing import Dtype, Initializer
 
 from highway_jax.activations import Activation, activate
+from highway_jax.convolution import conv
 from highway_jax.initializers import constant, normalized
-from highway_jax.ops import highway
+from highway_jax.ops import highway, resize
 
 CARRIES = ("coupled", "independent")
 
@@ -40,7 +44,7 @@ class PlainDense(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        return activate(_dense(self, self.features, "h")(x), self.activation)
+        return _plain(self, _dense(self, self.features, "h")(x))
 
 
 class PlainConv(nn.Module):
@@ -52,13 +56,15 @@ class PlainConv(nn.Module):
       features: number of feature maps.
       kernel_size: receptive field, one number per spatial dimension.
       padding: as in `flax.linen.Conv`.
+      strides: of the windows, in every dimension.
       activation, kernel_init, dtype, param_dtype: as in `PlainDense`.
     """
 
     features: int
     kernel_size: Sequence[int] = (3, 3)
-    padding: str = "SAME"
+    padding: str | Sequence[tuple[int, int]] = "SAME"
     activation: Activation = "relu"
+    strides: int = 1
     kernel_init: Initializer | None = None
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
@@ -66,20 +72,21 @@ class PlainConv(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         _check_images(x, self.kernel_size)
-        return activate(_conv(self, self.features, self.padding, "h")(x), self.activation)
+        return _plain(self, _conv(self, self.features, self.padding, "h")(x))
 
 
 class HighwayDense(nn.Module):
     """A fully connected highway layer, y = H(x) T(x) + x C(x) (Eq. 2 and 3).
 
-    Maps (..., n) to (..., n): a highway layer keeps its input's width. Parameters live under `h` and `t`
-    (and `c`), each with `kernel` (n, n) and `bias` (n,).
+    Maps (..., n) to (..., n): a highway layer keeps its input's width, unless `features` changes it. Parameters
+    live under `h` and `t` (and `c`), each with `kernel` (n, features) and `bias` (features,).
 
     Attributes:
       activation: H's nonlinearity: "relu", "tanh" or a function.
       transform_bias: initial bias of the transform gate (Section 2.2); negative values carry. An
         independent carry gate starts at the opposite bias, hence open where T is closed.
       carry: "coupled" for C = 1 - T (Eq. 3), "independent" for a gate with its own weights (Eq. 2).
+      features: number of units, if not the input's; x is then zero-padded or sub-sampled to it (`ops.resize`).
       kernel_init, dtype, param_dtype: as in `PlainDense`.
 
     Raises:
@@ -92,22 +99,27 @@ class HighwayDense(nn.Module):
     kernel_init: Initializer | None = None
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
+    features: int | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        width = x.shape[-1]
-        return _highway(self, x, lambda name, bias: _dense(self, width, name, bias))
+        features = x.shape[-1] if self.features is None else self.features
+        shortcut = resize(x, features)
+        return _highway(self, x, shortcut, lambda name, bias: _dense(self, features, name, bias))
 
 
 class HighwayConv(nn.Module):
     """A convolutional highway layer (Eq. 2 and 3, Section 2.1).
 
-    Maps (batch, *spatial, channels) to the same shape: H and T use receptive fields of one size, with
-    zero-padding. Parameters live under `h` and `t` (and `c`), each with `kernel`
-    (*kernel_size, channels, channels) and `bias` (channels,).
+    Maps (batch, *spatial, channels) to the same shape, unless `features` or `strides` change it: H and T use
+    receptive fields of one size, with zero-padding. Parameters live under `h` and `t` (and `c`), each with
+    `kernel` (*kernel_size, channels, features) and `bias` (features,).
 
     Attributes:
       kernel_size: receptive field, one number per spatial dimension.
+      features: number of feature maps, if not the input's; x is then zero-padded or sub-sampled to it, as
+        by `strides` (`ops.resize`).
+      strides: of the receptive fields, in every dimension; each is centred on what x is sub-sampled to.
       activation, transform_bias, carry, kernel_init, dtype, param_dtype: as in `HighwayDense`.
 
     Raises:
@@ -121,24 +133,42 @@ class HighwayConv(nn.Module):
     kernel_init: Initializer | None = None
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
+    features: int | None = None
+    strides: int = 1
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         _check_images(x, self.kernel_size)
-        channels = x.shape[-1]
-        return _highway(self, x, lambda name, bias: _conv(self, channels, "SAME", name, bias))
+        features = x.shape[-1] if self.features is None else self.features
+        shortcut = resize(x, features, self.strides)
+        padding = centered(self.kernel_size)
+        return _highway(self, x, shortcut, lambda name, bias: _conv(self, features, padding, name, bias))
 
 
-def _highway(layer: Any, x: jax.Array, affine: Callable[[str, Any], nn.Module]) -> jax.Array:
+def centered(kernel_size: Sequence[int]) -> list[tuple[int, int]]:
+    """Zero-padding that centres receptive fields on the positions 0, stride, 2 * stride, ... of the input.
+
+    With a stride of 1 it is "SAME", which shifts the fields with any other.
+    """
+    return [((size - 1) // 2, size // 2) for size in kernel_size]
+
+
+def _plain(layer: Any, z: jax.Array) -> jax.Array:
+    y = activate(z, layer.activation)
+    layer.sow("intermediates", "block_output", y)
+    return y
+
+
+def _highway(layer: Any, x: jax.Array, shortcut: jax.Array, affine: Callable[[str, Any], nn.Module]) -> jax.Array:
     if layer.carry not in CARRIES:
         raise ValueError(f"carry is {layer.carry!r}; it must be {' or '.join(map(repr, CARRIES))}")
     h = activate(affine("h", 0.0)(x), layer.activation)
     t = jax.nn.sigmoid(affine("t", layer.transform_bias)(x))
     c = jax.nn.sigmoid(affine("c", -layer.transform_bias)(x)) if layer.carry == "independent" else None
-    y = highway(x.astype(h.dtype), h, t, c)
+    y = highway(shortcut.astype(h.dtype), h, t, c)
     states = {"block_state": h, "transform_gate": t, "carry_gate": 1 - t if c is None else c, "block_output": y}
-    for name, state in states.items():
-        layer.sow("intermediates", name, state)
+    for name, value in states.items():
+        layer.sow("intermediates", name, value)
     return y
 
 
@@ -146,8 +176,9 @@ def _dense(layer: Any, features: int, name: str, bias: Any = 0.0) -> nn.Dense:
     return nn.Dense(features, name=name, **_affine_options(layer, bias))
 
 
-def _conv(layer: Any, features: int, padding: str, name: str, bias: Any = 0.0) -> nn.Conv:
-    return nn.Conv(features, tuple(layer.kernel_size), padding=padding, name=name, **_affine_options(layer, bias))
+def _conv(layer: Any, features: int, padding: Any, name: str, bias: Any = 0.0) -> nn.Conv:
+    size, options = tuple(layer.kernel_size), _affine_options(layer, bias)
+    return nn.Conv(features, size, layer.strides, padding, conv_general_dilated=conv, name=name, **options)
 
 
 def _affine_options(layer: Any, bias: Any) -> dict[str, Any]:

@@ -32,6 +32,25 @@ def highway(x: jax.Array, h: jax.Array, t: jax.Array, c: jax.Array | None = None
     return operation(*(jnp.asarray(a, dtype) for a in gates))
 
 
+def resize(x: jax.Array, features: int, strides: int = 1) -> jax.Array:
+    """Change the size of a representation by sub-sampling and zero-padding (x-hat of Section 2.1).
+
+    Args:
+      x: (..., n), or (batch, *spatial, n) with strides.
+      features: size of the last axis: zeros follow x's n values, or evenly spaced ones of them are taken.
+      strides: keep every so manieth value of each spatial axis, the first included.
+
+    Returns:
+      (..., features), or (batch, *spatial', features) with spatial' = ceil(spatial / strides).
+    """
+    n = x.shape[-1]
+    if strides != 1:
+        x = x[:, *(slice(None, None, strides),) * (x.ndim - 2)]
+    if features > n:
+        return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, features - n)])
+    return x if features == n else x[..., jnp.arange(features) * n // features]
+
+
 def highway_vjp(x: jax.Array, h: jax.Array, t: jax.Array, dy: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Cotangents (dx, dh, dt) of the coupled operation (Eq. 9); all arrays of one shape."""
     return (1 - t) * dy, t * dy, (h - x) * dy

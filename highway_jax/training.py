@@ -26,7 +26,7 @@ class Hyperparameters:
     Attributes:
       learning_rate: initial learning rate.
       momentum: momentum.
-      decay: factor of the learning rate per epoch.
+      decay: factor of the learning rate, per epoch in a search; what it means is the optimizer's.
       activation: index into `highway_jax.activations.ACTIVATIONS`, int32.
       transform_bias: initial bias of the transform gates; plain networks ignore it.
     """
@@ -44,15 +44,24 @@ class Run:
 
     Attributes:
       hyperparameters: the run's.
+      key: what its dropout and augmentation follow from, with the epoch and step: a random key's data,
+        uint32, which can be saved like any other array.
       epoch: epochs trained so far, int32; decides the learning rate.
       params: the network's parameters.
       opt_state: the optimizer's state.
     """
 
     hyperparameters: Hyperparameters
+    key: Any
     epoch: Any
     params: Any
     opt_state: Any
+
+
+def search_optimizer(hyperparameters: Hyperparameters, epoch: jax.Array) -> optax.GradientTransformation:
+    """The random search's optimizer: SGD with momentum, the rate decaying exponentially (Section 3.1)."""
+    hp = hyperparameters
+    return optim.sgd(optim.exponential_decay(hp.learning_rate, hp.decay, epoch), hp.momentum)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,17 +69,18 @@ class Recipe:
     """What is trained, and how, before the hyperparameters are known.
 
     Attributes:
-      network: builds the model from (possibly traced) hyperparameters.
+      network: builds the model from (possibly traced) hyperparameters. In training it is given a random key
+        named `dropout`, in evaluation none.
       preprocess: turns stored images (batch, height, width, channels) into the network's input.
+      augment: `augment(key, inputs)` changes a training batch's preprocessed inputs at random.
+      optimizer: `optimizer(hyperparameters, epoch)`, the optimizer of an epoch (from 0); its state must not
+        depend on the epoch.
     """
 
     network: Callable[[Hyperparameters], nn.Module]
     preprocess: Callable[[Array], Array] = lambda images: images
-
-    def optimizer(self, hyperparameters: Hyperparameters, epoch: jax.Array) -> optax.GradientTransformation:
-        """The optimizer of a run in an epoch."""
-        hp = hyperparameters
-        return optim.sgd(optim.exponential_decay(hp.learning_rate, hp.decay, epoch), hp.momentum)
+    augment: Callable[[jax.Array, Array], Array] = lambda key, inputs: inputs
+    optimizer: Callable[[Hyperparameters, Any], optax.GradientTransformation] = search_optimizer
 
 
 def init(recipe: Recipe, hyperparameters: Hyperparameters, key: jax.Array, images: Array) -> Run:
@@ -85,25 +95,36 @@ def init(recipe: Recipe, hyperparameters: Hyperparameters, key: jax.Array, image
     # A batch of one is enough to learn the shapes.
     params = recipe.network(hyperparameters).init(key, recipe.preprocess(images[:1]))["params"]
     epoch = jnp.int32(0)
-    return Run(hyperparameters, epoch, params, recipe.optimizer(hyperparameters, epoch).init(params))
+    opt_state = recipe.optimizer(hyperparameters, epoch).init(params)
+    return Run(hyperparameters, jax.random.key_data(jax.random.fold_in(key, 0)), epoch, params, opt_state)
 
 
 def logits(recipe: Recipe, run: Run, images: Array) -> jax.Array:
-    """The network's outputs for `images`, (batch, classes)."""
-    outputs = recipe.network(run.hyperparameters).apply({"params": run.params}, recipe.preprocess(images))
+    """The network's outputs for `images`, (batch, classes), without dropout or augmentation."""
+    return _apply(recipe, run, recipe.preprocess(images))
+
+
+def _apply(recipe: Recipe, run: Run, inputs: Array, **rngs: jax.Array) -> jax.Array:
+    outputs = recipe.network(run.hyperparameters).apply({"params": run.params}, inputs, rngs=rngs)
     assert isinstance(outputs, jax.Array)  # no collection is mutable, so there is nothing else
     return outputs
 
 
-def train_step(recipe: Recipe, run: Run, batch: Split) -> tuple[Run, jax.Array]:
+def train_step(recipe: Recipe, run: Run, batch: Split, key: jax.Array) -> tuple[Run, jax.Array]:
     """One update on one batch, at the learning rate of the run's epoch.
+
+    Args:
+      recipe, run, batch: what is trained, and on what.
+      key: the step's own random key, for augmentation and dropout.
 
     Returns:
       The run, and the batch's mean cross entropy (nats) before the update.
     """
+    augmentation, dropout = jax.random.split(key)
+    inputs = recipe.augment(augmentation, recipe.preprocess(batch.images))
 
     def loss(params):
-        outputs = logits(recipe, dataclasses.replace(run, params=params), batch.images)
+        outputs = _apply(recipe, dataclasses.replace(run, params=params), inputs, dropout=dropout)
         return optax.softmax_cross_entropy_with_integer_labels(outputs, batch.labels).mean()
 
     value, gradients = jax.value_and_grad(loss)(run.params)
@@ -118,7 +139,13 @@ def train_epoch(recipe: Recipe, run: Run, batches: Split) -> tuple[Run, jax.Arra
     Returns:
       The run, and its mean cross entropy (nats) over the epoch, each batch's taken before its update.
     """
-    run, losses = lax.scan(lambda run, batch: train_step(recipe, run, batch), run, batches)
+    key = jax.random.fold_in(jax.random.wrap_key_data(run.key), run.epoch)
+
+    def step(run: Run, numbered: tuple[jax.Array, Split]) -> tuple[Run, jax.Array]:
+        number, batch = numbered
+        return train_step(recipe, run, batch, jax.random.fold_in(key, number))
+
+    run, losses = lax.scan(step, run, (jnp.arange(len(batches.labels)), batches))
     return dataclasses.replace(run, epoch=run.epoch + 1), losses.mean()
 
 

@@ -81,6 +81,44 @@ def test_one_by_one_convolution_is_a_dense_layer_at_every_position():
     np.testing.assert_allclose(HighwayConv((1, 1)).apply({"params": params}, x), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("strides", [1, 2, 3])
+@pytest.mark.parametrize("features", [None, 2, 3, 7])
+def test_a_highway_layer_changes_the_size_by_sub_sampling_and_zero_padding(features, strides):
+    x = jax.random.normal(KEY, (2, 7, 6, 3))
+    kept = {None: x, 2: x[..., :2], 3: x, 7: jnp.concatenate([x, jnp.zeros((2, 7, 6, 4))], axis=-1)}[features]
+
+    def gates_at(variables, bias):
+        variables = jax.tree.map(jnp.zeros_like, variables)
+        variables["params"]["t"]["bias"] += bias
+        return variables
+
+    dense, conv = HighwayDense(features=features), HighwayConv((3, 2), features=features, strides=strides)
+    sampled = kept[:, ::strides, ::strides]
+    for layer, expected in (dense, kept), (conv, sampled):
+        variables = layer.init(KEY, x)
+        np.testing.assert_array_equal(layer.apply(gates_at(variables, -jnp.inf), x), expected)  # T = 0 carries x-hat
+        np.testing.assert_array_equal(layer.apply(gates_at(variables, jnp.inf), x), jnp.zeros_like(expected))
+    # A field that sees its centre alone sees what the shortcut carries.
+    variables = gates_at(conv.init(KEY, x), jnp.inf)
+    centre = variables["params"]["h"]["kernel"].at[1, 0].set(jnp.eye(3, features or 3))
+    variables["params"]["h"]["kernel"] = centre
+    np.testing.assert_array_equal(conv.apply(variables, x)[..., :2], jax.nn.relu(sampled)[..., :2])
+
+
+@pytest.mark.parametrize("layer", [HighwayDense(carry="independent"), HighwayConv(), PlainDense(3), PlainConv(3)])
+def test_inner_states_can_be_asked_for(layer):
+    x = jax.random.normal(KEY, (2, 4, 4, 3))
+    variables = layer.init(KEY, x)
+    assert set(variables) == {"params"}
+    y, captured = layer.apply(variables, x, mutable="intermediates")
+    states = {name: value for name, (value,) in captured["intermediates"].items()}
+    np.testing.assert_array_equal(states.pop("block_output"), y)
+    if states:
+        t, c = states["transform_gate"], states["carry_gate"]
+        np.testing.assert_allclose(states["block_state"] * t + x * c, y, rtol=1e-5, atol=1e-6)
+    assert set(states) == ({"block_state", "transform_gate", "carry_gate"} if "t" in variables["params"] else set())
+
+
 def test_layers_in_bfloat16_and_with_a_users_own_activation():
     x = jnp.ones((2, 8))
     y, variables = HighwayDense(jax.nn.gelu, dtype=jnp.bfloat16).init_with_output(KEY, x)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from highway_jax import MLP, data, parallel, search, training
+from highway_jax import MLP, data, optim, parallel, search, training
 from highway_jax.data import shuffled_batches
 from highway_jax.training import Hyperparameters, Recipe
 
@@ -114,3 +114,40 @@ def test_sgd_is_momentum_with_a_rate_that_decays_once_an_epoch():
         velocity = momentum * velocity + gradient
         expected -= rate * decay ** (step // steps_per_epoch) * velocity
     np.testing.assert_allclose(jax.jit(train)(rate, momentum, decay), expected, rtol=1e-5)
+
+
+def test_nesterov_is_caffes_update():
+    rates, momentum, decay = (0.1, 0.01), 0.9, 0.01
+    rng = np.random.default_rng(0)
+    shapes = {"layer1": {"h": {"kernel": (3, 2), "bias": (2,)}}, "output": {"kernel": (2, 3), "bias": (3,)}}
+
+    def draw():
+        return jax.tree.map(lambda shape: rng.normal(size=shape), shapes, is_leaf=lambda x: isinstance(x, tuple))
+
+    multipliers = {"layer1": {"h": {"kernel": (1, 1), "bias": (2, 0)}}, "output": {"kernel": (1, 10), "bias": (2, 0)}}
+    start, gradients = draw(), [draw() for _ in range(6)]
+
+    def caffe(multiplier, weights, *gradients):
+        rate_multiplier, decay_multiplier = multiplier
+        history = np.zeros_like(weights)
+        for step, gradient in enumerate(gradients):
+            rate = rates[step // 3] * rate_multiplier
+            before = history
+            history = momentum * history + rate * (gradient + decay * decay_multiplier * weights)
+            weights = weights - ((1 + momentum) * history - momentum * before)
+        return weights
+
+    def is_pair(node):
+        return isinstance(node, tuple)
+
+    expected = jax.tree.map(caffe, multipliers, start, *gradients, is_leaf=is_pair)
+    params = jax.tree.map(jnp.float32, start)
+    optimizer = functools.partial(optim.nesterov, momentum=momentum, weight_decay=decay)
+    state = optimizer(rates[0]).init(params)
+    update = jax.jit(lambda rate, *args: optimizer(rate).update(*args))
+    for epoch in (0, 1):
+        rate = optim.step_decay(rates[0], 0.1, epoch, (1, 5))
+        for gradient in gradients[3 * epoch : 3 * epoch + 3]:
+            updates, state = update(rate, gradient, state, params)
+            params = jax.tree.map(jnp.add, params, updates)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), params, expected)

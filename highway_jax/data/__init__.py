@@ -1,7 +1,9 @@
-"""Datasets in memory, and the batches of an epoch."""
+"""Datasets in memory, the batches of an epoch, and what happens to images on their way to a network."""
 
-from highway_jax.data.dataset import Array, DataError, Dataset, NotPreparedError, Split, rescale, shuffled_batches
+from highway_jax.data.augmentation import crop_and_mirror, random_crop, random_mirror
+from highway_jax.data.dataset import Array, DataError, Dataset, NotPreparedError, Split, shuffled_batches
 from highway_jax.data.digits import digits
+from highway_jax.data.preprocessing import global_contrast_normalize, mean_image, rescale
 from highway_jax.data.tfds import first_line, load_tfds
 
 __all__ = [
@@ -10,10 +12,15 @@ __all__ = [
     "Dataset",
     "NotPreparedError",
     "Split",
+    "crop_and_mirror",
     "digits",
     "first_line",
+    "global_contrast_normalize",
     "load",
     "load_tfds",
+    "mean_image",
+    "random_crop",
+    "random_mirror",
     "rescale",
     "shuffled_batches",
 ]

@@ -3,7 +3,6 @@
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
@@ -47,11 +46,6 @@ class Dataset:
     test: Split
     num_classes: int
     max_value: int = 255
-
-
-def rescale(images: Array, max_value: int) -> jax.Array:
-    """Pixels as float32 in [0, 1]."""
-    return jnp.asarray(images, jnp.float32) / max_value
 
 
 def shuffled_batches(split: Split, key: jax.Array, batch_size: int) -> Split:

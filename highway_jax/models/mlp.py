@@ -1,4 +1,4 @@
-"""Whole networks."""
+"""The fully connected networks of Section 3.1."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,9 +12,8 @@ from flax.typing import Dtype
 from highway_jax.activations import Activation
 from highway_jax.initializers import column_blocks, layerwise, normalized
 from highway_jax.layers import CARRIES, PlainDense
+from highway_jax.models.stages import BLOCKS
 from highway_jax.stack import highway_stack, highway_states, plain_stack, plain_states
-
-BLOCKS = ("highway", "plain")
 
 
 class MLP(nn.Module):

@@ -1,0 +1,7 @@
+"""Whole networks."""
+
+from highway_jax.models.convnet import ConvNet
+from highway_jax.models.mlp import MLP, layer_params
+from highway_jax.models.stages import BLOCKS, parse
+
+__all__ = ["BLOCKS", "MLP", "ConvNet", "layer_params", "parse"]

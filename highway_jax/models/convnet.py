@@ -1,0 +1,109 @@
+"""The convolutional networks of Sections 3.2 and 3.3."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.typing import Dtype, Initializer
+from jax.nn.initializers import glorot_uniform, normal
+
+from highway_jax.activations import Activation
+from highway_jax.layers import HighwayConv, PlainConv, PlainDense, centered
+from highway_jax.models.stages import BLOCKS, AvgPool, Conv, Dense, Dropout, Highway, MaxPool, Stage, parse
+from highway_jax.pooling import avg_pool, max_pool
+
+
+class ConvNet(nn.Module):
+    """A convolutional network, highway or plain, described by a list of stages.
+
+    Maps (batch, height, width, channels) to logits (batch, num_classes): the stages, then a fully connected
+    output layer. `highway_jax.models.paper` has the stages of the paper's networks.
+
+    Parameters: `layer1`, `layer2`, ... in order, each as in `highway_jax.layers`, and `output`; their number
+    is the network's depth as the paper counts it. A highway network and its plain twin share the names.
+    Highway layers show their inner states as those of `MLP` do, each under its layer's name.
+
+    Dropout is active where a random key named `dropout` is given: `apply(variables, x, rngs={"dropout": key})`.
+
+    Attributes:
+      stages: texts such as "2 highway 3x3", or the stages themselves; see `highway_jax.models.stages`.
+      num_classes: size of the output.
+      block: "highway", or "plain" to make every highway layer a plain one of the same size.
+      activation: as in `MLP`; may be traced.
+      transform_bias: initial bias of the transform gates; may be traced. Plain networks ignore it.
+      kernel_init: initializer of the layers' kernels.
+      output_std: standard deviation of the output layer's initial weights; None draws them as the others.
+      dtype: of the computation; the inputs' and parameters' promoted dtype by default.
+      param_dtype: of the parameters and the logits.
+
+    Raises:
+      ValueError: for an unknown block or activation, a class count below 1, a stage that is none or does
+        not fit what it gets, in one line that names the stage.
+    """
+
+    stages: Sequence[str | Stage]
+    num_classes: int = 10
+    block: str = "highway"
+    activation: Activation = "relu"
+    transform_bias: float | jax.Array = -1.0
+    kernel_init: Initializer = glorot_uniform()
+    output_std: float | None = None
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        if self.num_classes < 1:
+            raise ValueError(f"num_classes is {self.num_classes}; it must be at least 1")
+        if self.block not in BLOCKS:
+            raise ValueError(f"block is {self.block!r}; it must be one of {', '.join(map(repr, BLOCKS))}")
+        stages = [stage if isinstance(stage, Stage) else parse(stage) for stage in self.stages]
+        common: dict[str, Any] = {"kernel_init": self.kernel_init, "dtype": self.dtype, "param_dtype": self.param_dtype}
+        number = 0
+        for stage in stages:
+            _check_input(stage, x)
+            match stage:
+                case Dropout(rate):
+                    x = nn.Dropout(rate, deterministic=not self.has_rng("dropout"))(x)
+                case MaxPool(window, stride):
+                    x = max_pool(x, window, stride or min(window))
+                case AvgPool(window, stride):
+                    x = avg_pool(x, window, stride or min(window))
+                case Dense(features, count):
+                    x = _flat(x)
+                    for _ in range(count):
+                        number += 1
+                        x = PlainDense(features, self.activation, name=f"layer{number}", **common)(x)
+                case Conv() | Highway():
+                    for index in range(stage.count):
+                        number += 1
+                        stride = stage.stride if index == 0 else 1
+                        x = self._conv(stage, stride, x.shape[-1], name=f"layer{number}", **common)(x)
+        init = self.kernel_init if self.output_std is None else normal(self.output_std)
+        x = nn.Dense(self.num_classes, name="output", **{**common, "kernel_init": init})(_flat(x))
+        return x.astype(self.param_dtype)
+
+    def _conv(self, stage: Conv | Highway, stride: int, channels: int, **common: Any) -> nn.Module:
+        features = channels if stage.features is None else stage.features
+        if isinstance(stage, Highway) and self.block == "highway":
+            bias = self.transform_bias
+            return HighwayConv(stage.window, self.activation, bias, features=features, strides=stride, **common)
+        padding = "VALID" if isinstance(stage, Conv) and stage.valid else centered(stage.window)
+        return PlainConv(features, stage.window, padding, self.activation, strides=stride, **common)
+
+
+def _flat(x: jax.Array) -> jax.Array:
+    return x.reshape(x.shape[0], -1)
+
+
+def _check_input(stage: Stage, x: jax.Array) -> None:
+    if isinstance(stage, Dropout | Dense):
+        return
+    if x.ndim != 4:
+        raise ValueError(f"stage '{stage}' needs images, (batch, height, width, channels), but gets shape {x.shape}")
+    fits = isinstance(stage, Highway) or (isinstance(stage, Conv) and not stage.valid)
+    height, width = x.shape[1:3]
+    if not fits and (stage.window[0] > height or stage.window[1] > width):
+        raise ValueError(f"stage '{stage}' does not fit what it gets, images of {height}x{width}")

@@ -1,0 +1,155 @@
+"""The language in which a convolutional network is described: a stage a line, as in a paper's table.
+
+    ("conv 32 5x5 valid", "2 highway 3x3", "maxpool 3x3 /2", "dropout 0.3", "dense 100")
+
+A word names the stage. KxK is a window, /S a stride, a number after the word the size of the output
+(features of a layer, the rate of a dropout), a number before it says how many such layers follow one another.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable
+from typing import Any
+
+BLOCKS = ("highway", "plain")
+Window = tuple[int, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Conv:
+    """`[COUNT] conv FEATURES KxK [/STRIDE] [valid]`: plain convolutions, zero-padded unless `valid`."""
+
+    features: int
+    window: Window
+    stride: int = 1
+    valid: bool = False
+    count: int = 1
+
+    def __str__(self) -> str:
+        return _text(self.count, "conv", self.features, self.window, self.stride, self.valid)
+
+
+@dataclasses.dataclass(frozen=True)
+class Highway:
+    """`[COUNT] highway [FEATURES] KxK [/STRIDE]`: highway layers; plain ones of that size in a plain network.
+
+    With features or a stride, the first of them changes the size of the representation (see `HighwayConv`).
+    """
+
+    window: Window
+    features: int | None = None
+    stride: int = 1
+    count: int = 1
+
+    def __str__(self) -> str:
+        return _text(self.count, "highway", self.features, self.window, self.stride)
+
+
+@dataclasses.dataclass(frozen=True)
+class MaxPool:
+    """`maxpool KxK [/STRIDE]`: the output's size is rounded up; the stride is the window unless given."""
+
+    window: Window
+    stride: int | None = None
+
+    def __str__(self) -> str:
+        return _text(1, "maxpool", None, self.window, self.stride)
+
+
+@dataclasses.dataclass(frozen=True)
+class AvgPool:
+    """`avgpool KxK [/STRIDE]`: as `maxpool`; over the whole image it is a global average pooling."""
+
+    window: Window
+    stride: int | None = None
+
+    def __str__(self) -> str:
+        return _text(1, "avgpool", None, self.window, self.stride)
+
+
+@dataclasses.dataclass(frozen=True)
+class Dropout:
+    """`dropout RATE`: each number is zero with this probability, while training."""
+
+    rate: float
+
+    def __str__(self) -> str:
+        return f"dropout {self.rate!r}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Dense:
+    """`[COUNT] dense FEATURES`: plain fully connected layers; images are flattened."""
+
+    features: int
+    count: int = 1
+
+    def __str__(self) -> str:
+        return _text(self.count, "dense", self.features)
+
+
+Stage = Conv | Highway | MaxPool | AvgPool | Dropout | Dense
+
+_COUNT, _WINDOW, _STRIDE = r"((?P<count>\d+) )?", r" (?P<window>\d+x\d+)", r"( /(?P<stride>\d+))?"
+_FORMS: dict[Callable[..., Any], str] = {
+    Conv: rf"{_COUNT}conv (?P<features>\d+){_WINDOW}{_STRIDE}(?P<valid> valid)?",
+    Highway: rf"{_COUNT}highway( (?P<features>\d+))?{_WINDOW}{_STRIDE}",
+    MaxPool: rf"maxpool{_WINDOW}{_STRIDE}",
+    AvgPool: rf"avgpool{_WINDOW}{_STRIDE}",
+    Dropout: r"dropout (?P<rate>\d*\.?\d+(e-?\d+)?)",
+    Dense: rf"{_COUNT}dense (?P<features>\d+)",
+}
+
+
+def parse(text: str) -> Stage:
+    """Read a stage; `str` of a stage is its text again.
+
+    Raises:
+      ValueError: in one line that names the text and the form that it should have.
+    """
+    kinds = {kind.__name__.lower(): kind for kind in _FORMS}
+    words = text.lower().split() if isinstance(text, str) else []
+    named = [kinds[word] for word in words if word in kinds]
+    if len(named) != 1:
+        raise ValueError(f"stage {text!r} must be one of: {', '.join(map(_form, _FORMS))}")
+    (kind,) = named
+    match = re.fullmatch(_FORMS[kind], " ".join(words), re.ASCII)
+    if not match:
+        raise ValueError(f"stage {text!r} must have the form: {_form(kind)}")
+    given = {name: _READERS.get(name, int)(value) for name, value in match.groupdict().items() if value is not None}
+    for name, value in given.items():
+        if name == "rate":
+            if not value < 1:
+                raise ValueError(f"stage {text!r} has the rate {value}; it must be at least 0 and below 1")
+        elif min(value if isinstance(value, tuple) else (value,)) < 1:
+            raise ValueError(f"stage {text!r} has the {name} 0; it must be at least 1")
+    if kind in (MaxPool, AvgPool) and given.get("stride", 1) > min(given["window"]):
+        raise ValueError(f"stage {text!r} has the stride {given['stride']}; it must be at most its window")
+    return kind(**given)
+
+
+def _form(kind: Any) -> str:
+    return kind.__doc__.split("`")[1]
+
+
+_READERS: dict[str, Callable[[str], Any]] = {
+    "window": lambda text: tuple(map(int, text.split("x"))),
+    "valid": lambda text: True,
+    "rate": float,
+}
+
+
+def _text(
+    count: int, word: str, features: int | None, window: Window | None = None, stride: int | None = None, valid=False
+) -> str:
+    """Write a stage as `parse` reads it, leaving out what is usual."""
+    layer = word in ("conv", "highway", "dense")
+    words = [
+        f"{count}" if count != 1 else "",
+        word,
+        f"{features}" if features is not None else "",
+        "{}x{}".format(*window) if window else "",
+        f"/{stride}" if stride is not None and not (layer and stride == 1) else "",
+        "valid" if valid else "",
+    ]
+    return " ".join(filter(None, words))

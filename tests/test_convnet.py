@@ -1,0 +1,235 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from jax import lax
+
+from highway_jax import ConvNet, data, optim, parallel, search, training
+from highway_jax.convolution import conv
+from highway_jax.models import paper, parse, stages
+from highway_jax.pooling import avg_pool, max_pool
+from highway_jax.training import Recipe
+
+KEY = jax.random.key(0)
+DIGITS = data.load("digits")
+TINY = ("dropout 0.1", "conv 8 3x3", "2 highway 3x3", "maxpool 2x2", "dropout 0.2", "highway 12 3x3 /2")
+
+
+def shapes(model, *image):
+    return jax.eval_shape(model.init, KEY, jnp.ones((1, *image)))["params"]
+
+
+def count(tree):
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+@pytest.mark.parametrize(
+    ("net", "image", "num_classes", "parameters", "depth", "tolerance"),
+    [
+        (paper.MNIST_16, (28, 28, 1), 10, 38_986, 10, 0),
+        (paper.MNIST_32, (28, 28, 1), 10, 151_690, 10, 0),
+        (paper.CIFAR_GAP, (32, 32, 3), 10, 2_256_838, 19, 0),
+        (paper.CIFAR_GAP, (32, 32, 3), 100, 2_256_838 + 90 * 101, 19, 0),
+        (paper.HIGHWAY_A, (32, 32, 3), 10, 236_000, 11, 0.03),
+        (paper.HIGHWAY_B, (32, 32, 3), 10, 2_300_000, 19, 0.03),
+        (paper.HIGHWAY_C, (32, 32, 3), 10, 1_250_000, 32, 0.03),
+    ],
+)
+def test_the_papers_networks_have_its_depths_and_parameter_counts(
+    net, image, num_classes, parameters, depth, tolerance
+):
+    highway = shapes(ConvNet(net, num_classes), *image)
+    assert abs(count(highway) - parameters) <= tolerance * parameters
+    assert len(highway) == depth
+    plain = shapes(ConvNet(net, num_classes, block="plain"), *image)
+    for name, layer in highway.items():  # the plain twin is the network without its gates
+        layer.pop("t", None)
+        assert layer == plain[name]
+
+
+WINDOW = st.tuples(st.integers(1, 9), st.integers(1, 9))
+SIZE, SMALL = st.integers(1, 999), st.integers(1, 3)
+STRIDE = st.none() | st.just(1)
+STAGES = st.one_of(
+    st.builds(stages.Conv, SIZE, WINDOW, SMALL, st.booleans(), SMALL),
+    st.builds(stages.Highway, WINDOW, st.none() | SIZE, SMALL, SMALL),
+    st.builds(stages.MaxPool, WINDOW, STRIDE),
+    st.builds(stages.AvgPool, WINDOW, STRIDE),
+    st.builds(stages.Dropout, st.floats(0, 1, exclude_max=True, allow_subnormal=False)),
+    st.builds(stages.Dense, SIZE, SMALL),
+)
+
+
+@given(STAGES)
+def test_a_stage_is_read_back_from_its_text(stage):
+    assert parse(str(stage)) == stage
+
+
+@pytest.mark.parametrize(
+    ("net", "message"),
+    [
+        (("cnv 32 3x3",), "stage 'cnv 32 3x3' must be one of: .*conv FEATURES KxK.*dropout RATE"),
+        (("conv 3x3",), "stage 'conv 3x3' must have the form: .COUNT. conv FEATURES KxK"),
+        (("highway",), "stage 'highway' must have the form"),
+        (("maxpool 3",), "stage 'maxpool 3' must have the form: maxpool KxK"),
+        (("dropout",), "stage 'dropout' must have the form: dropout RATE"),
+        (("dropout 1.5",), "stage 'dropout 1.5' has the rate 1.5"),
+        (("conv 0 3x3",), "stage 'conv 0 3x3' has the features 0"),
+        (("maxpool 2x2 /3",), "stage 'maxpool 2x2 /3' has the stride 3"),
+        (("maxpool 2x2", "maxpool 5x5"), "stage 'maxpool 5x5' does not fit what it gets, images of 4x4"),
+        (("conv 4 9x9 valid",), "stage 'conv 4 9x9 valid' does not fit what it gets, images of 8x8"),
+        (("dense 5", "highway 3x3"), r"stage 'highway 3x3' needs images.*\(1, 5\)"),
+        ((3,), "stage 3 must be one of"),
+    ],
+)
+def test_a_bad_stage_is_named(net, message):
+    with pytest.raises(ValueError, match=message) as error:
+        shapes(ConvNet(net), 8, 8, 1)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"), [({"block": "residual"}, "block"), ({"num_classes": 0}, "num_classes")]
+)
+def test_bad_options_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        shapes(ConvNet(TINY, **options), 8, 8, 1)
+
+
+def test_initial_weights_are_those_asked_for():
+    net = ConvNet(("conv 64 3x3", "highway 3x3"), 100, transform_bias=jnp.float32(-2.0), output_std=0.05)
+    params = net.init(KEY, jnp.ones((1, 8, 8, 1)))["params"]
+    assert np.isclose(params["output"]["kernel"].std(), 0.05, rtol=0.02)
+    assert np.isclose(params["layer2"]["t"]["kernel"].var(), 2 / (2 * 9 * 64), rtol=0.03)  # Glorot
+    np.testing.assert_array_equal(params["layer2"]["t"]["bias"], -2)
+
+
+def test_inner_states_can_be_asked_for():
+    x = jax.random.normal(KEY, (2, 8, 8, 1))
+    for block in ("highway", "plain"):
+        net = ConvNet(TINY, block=block)
+        _, captured = net.apply(net.init(KEY, x), x, mutable="intermediates")
+        states = captured["intermediates"]["layer4"]
+        assert states["block_output"][0].shape == (2, 2, 2, 12)
+        assert ("transform_gate" in states) == (block == "highway")
+
+
+@pytest.mark.parametrize(
+    ("image", "kernel", "strides", "padding"),
+    [
+        ((7, 6), (3, 3), (1, 1), "SAME"),
+        ((7, 6), (3, 2), (2, 2), ((1, 1), (0, 1))),
+        ((8, 8), (5, 3), (1, 1), "VALID"),
+        ((8, 9), (1, 1), (2, 3), "VALID"),
+        ((9,), (4,), (3,), "SAME"),
+    ],
+)
+def test_a_convolution_has_the_gradients_of_jaxs_own(image, kernel, strides, padding):
+    dimensions = ("NHWC", "HWIO", "NHWC") if len(image) == 2 else ("NHC", "HIO", "NHC")
+
+    def jaxs(x, kernel):
+        return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=dimensions)
+
+    x, kernel = jax.random.normal(KEY, (2, *image, 3)), jax.random.normal(KEY, (*kernel, 3, 4))
+    ours, theirs = (
+        jax.jit(jax.value_and_grad(lambda x, k: jnp.sin(f(x, k)).sum(), (0, 1)))(x, kernel)  # noqa: B023
+        for f in (lambda x, kernel: conv(x, kernel, strides, padding), jaxs)
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), ours, theirs)
+
+
+@pytest.mark.parametrize("n", [4, 7])
+@pytest.mark.parametrize(("window", "stride"), [((3, 3), 2), ((2, 2), 2), ((4, 3), 3), ((1, 3), 1)])
+def test_pooling_rounds_up_and_ignores_what_is_beyond_the_image(n, window, stride):
+    # Few values, so that there are equal ones in a window.
+    x = np.random.default_rng(n).integers(0, 3, (2, n, n, 2)).astype(np.float32)
+    outputs = [int(np.ceil((n - size) / stride)) + 1 for size in window]
+    spans = [[slice(i * stride, i * stride + size) for i in range(o)] for o, size in zip(outputs, window, strict=True)]
+    parts = [[x[:, rows, columns] for columns in spans[1]] for rows in spans[0]]
+    for pool, reference in (max_pool, np.max), (avg_pool, np.mean):
+        expected = np.stack([np.stack([reference(p, axis=(1, 2)) for p in row], 1) for row in parts], 1)
+        np.testing.assert_allclose(jax.jit(pool, static_argnums=(1, 2))(x, window, stride), expected, rtol=1e-6)
+
+    def xlas(x):
+        pads = [(0, 0), *((0, (o - 1) * stride + size - n) for o, size in zip(outputs, window, strict=True)), (0, 0)]
+        return lax.reduce_window(x, -jnp.inf, lax.max, (1, *window, 1), (1, stride, stride, 1), pads)
+
+    dy = np.random.default_rng(0).integers(1, 9, (2, *outputs, 2)).astype(np.float32)
+    pools = lambda x: max_pool(x, window, stride), xlas
+    ours, theirs = (jax.jit(jax.grad(lambda x: (f(x) * dy).sum()))(x) for f in pools)  # noqa: B023
+    np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_diverged_networks_nan_survives_pooling():
+    x = jnp.zeros((1, 3, 3, 1)).at[0, 1, 1, 0].set(jnp.nan)
+    assert jnp.isnan(max_pool(x, (2, 2), 1)).all()
+
+
+def optimizer(hp, epoch):
+    return optim.nesterov(optim.step_decay(hp.learning_rate, hp.decay, epoch, (5,)), hp.momentum, 1e-3)
+
+
+RECIPE = Recipe(
+    network=lambda hp: ConvNet(TINY, activation=hp.activation, transform_bias=hp.transform_bias),
+    preprocess=functools.partial(data.rescale, max_value=16),
+    augment=functools.partial(data.random_crop, padding=1),
+    optimizer=optimizer,
+)
+SPACE = search.SearchSpace((0.03, 0.06), momentum=(0.9, 0.9), decay=(0.1, 0.1), transform_bias=(-2.0, -1.0))
+
+
+def start(num_runs, mesh):
+    return search.init_population(RECIPE, SPACE, 0, num_runs, DIGITS.train.images, mesh)
+
+
+def test_a_population_of_convolutional_networks_learns_and_is_its_runs_alone():
+    mesh = parallel.runs_mesh(jax.devices()[:1])
+    train = parallel.replicate(mesh, DIGITS.train)
+    alone = jax.jit(functools.partial(training.train_epoch, RECIPE))
+    epoch = search.population_epoch(RECIPE, 25, mesh, runs_per_batch=1)
+    population, curve = start(2, mesh), []
+    runs = [search.take_run(population, index) for index in range(2)]
+    for number in range(6):
+        key = search.epoch_key(0, number)
+        population, losses = epoch(population, train, key)
+        curve.append(losses)
+        if number < 2:
+            batches = data.shuffled_batches(train, key, 25)
+            runs, expected = zip(*(alone(run, batches) for run in runs), strict=True)
+            np.testing.assert_allclose(losses, expected, rtol=1e-3)
+    assert (curve[-1] < 0.8 * curve[0]).all()
+    again, _ = epoch(start(2, mesh), train, search.epoch_key(0, 0))
+    repeated, _ = epoch(start(2, mesh), train, search.epoch_key(0, 0))
+    jax.tree.map(np.testing.assert_array_equal, again, repeated)
+
+
+def test_randomness_is_the_runs_the_epochs_and_the_steps_own_and_absent_from_evaluation():
+    run = search.take_run(start(1, parallel.runs_mesh(jax.devices()[:1])), 0)
+    frozen = Recipe(RECIPE.network, RECIPE.preprocess, RECIPE.augment, lambda hp, epoch: optim.sgd(0.0, 0.0))
+    run = run.replace(opt_state=frozen.optimizer(None, 0).init(run.params))
+    batch = jax.tree.map(lambda leaf: leaf[:20], DIGITS.train)
+    batches = jax.tree.map(lambda leaf: np.stack([leaf] * 2), batch)
+    train = jax.jit(functools.partial(training.train_epoch, frozen))
+    step = jax.jit(functools.partial(training.train_step, frozen))
+
+    after, loss = train(run, batches)
+    assert loss == train(run, batches)[1]
+    assert loss != train(after, batches)[1]  # the weights are the same, the epoch is not
+    assert loss != train(run.replace(key=run.key + 1), batches)[1]
+    assert step(run, batch, jax.random.key(0))[1] != step(run, batch, jax.random.key(1))[1]
+    outputs = [training.logits(frozen, r, batch.images) for r in (run, after, run.replace(key=run.key + 1))]
+    np.testing.assert_array_equal(outputs[0], outputs[1])
+    np.testing.assert_array_equal(outputs[0], outputs[2])
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_an_epoch_lowers_for_accelerators(platform):
+    mesh = parallel.runs_mesh(jax.devices()[:1])
+    population = start(2, mesh)
+    epoch = search.population_epoch(RECIPE, 50, mesh, 2)
+    exported = jax.export.export(epoch, platforms=[platform])(population, DIGITS.train, search.epoch_key(0, 0))
+    assert exported.platforms == (platform,)
