@@ -134,7 +134,9 @@ def test_the_command_in_the_page_makes_the_same_config(tmp_path):
     *words, last = shlex.split(command)
     assert words[:4] == ["python", "-m", "experiments.search", "--config=digits_depth20"]
     assert last == f"--workdir={directory}"
-    _, again, rest = cli.parse_config(words[3:])
+    name, overrides, rest = cli.split_config_flags(words[3:])
+    again = cli.load_config(name)[1]
+    cli.override(again, overrides)
     assert not rest
     config = results.load(directory).config
     assert cli.leaves(json.loads(again.to_json())) == cli.leaves(json.loads(config.to_json()))

@@ -135,7 +135,7 @@ def test_the_parameters_kept_are_the_best_runs_after_its_best_epoch(losses, lead
         def train(population, *args):
             trained = population.epoch[0] + 1
             params = {"run": jnp.arange(runs), "epoch": jnp.full(runs, trained)}
-            return population.replace(params=params, epoch=population.epoch + 1), losses[:, trained - 1]
+            return population.replace(params=params, epoch=population.epoch + 1), jnp.asarray(losses[:, trained - 1])
 
         return train
 
