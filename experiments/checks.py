@@ -1,5 +1,7 @@
-"""Refuse a search's config that cannot be run, naming the key, the value and what is allowed."""
+"""Refuse a config that cannot be run, naming the key, the value and what is allowed."""
 
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -7,11 +9,15 @@ from ml_collections import ConfigDict
 
 from experiments import event_files
 from experiments.cli import UserError, leaves
+from experiments.configs.convolutional import training
 from experiments.configs.figure1 import random_search
 from highway_jax.models import BLOCKS
+from highway_jax.models.stages import parse
 from highway_jax.search import SearchSpace
 
 PRECISIONS = ("float32", "tensorfloat32", "bfloat16")
+PREPROCESSINGS = ("rescale", "contrast")
+RESUME = ("auto", "never")
 # Far beyond what can be trained; they turn a slip of the keyboard into a message.
 INTEGERS = {
     "num_runs": (1, 10**6),
@@ -19,31 +25,70 @@ INTEGERS = {
     "epochs": (1, 10**6),
     "batch_size": (1, 10**9),
     "seed": (0, 2**32 - 1),
-    "depth": (2, 10**5),
-    "width.highway": (1, 10**5),
-    "width.plain": (1, 10**5),
     "runs_per_batch": (1, 10**6),
     "evaluate_every": (1, 10**6),
     "checkpoint_every": (1, 10**6),
     "log_every": (1, 10**6),
 }
 OPTIONAL = ("runs_per_batch", "evaluate_every", "checkpoint_every", "log_every")
-RESUME = ("auto", "never")
+SEARCH_INTEGERS = {"depth": (2, 10**5), "width.highway": (1, 10**5), "width.plain": (1, 10**5)}
+TRAINING_INTEGERS = {"crop_padding": (0, 10**3), "validation": (0, 10**9)}
 
 
-def check(config: ConfigDict) -> SearchSpace:
-    """Check every key of a config; returns the space to search. A single network's name becomes a tuple.
+def check_search(config: ConfigDict) -> SearchSpace:
+    """Check every key of a search's config; returns the space to search. A single network's name becomes a tuple.
 
     Raises:
       UserError: naming the first key that is wrong.
     """
-    known = set(leaves(random_search("digits", 2, 1, 1)))
-    given = leaves(config)
-    if missing := known - set(given):
-        raise UserError(f"the config has no key {min(missing)!r}; experiments/configs/figure1.py shows them all")
-    if unknown := set(given) - known:
+    _check_common(config, random_search("digits", 2, 1, 1), SEARCH_INTEGERS)
+    networks = _tuple(config.networks)
+    if not networks or any(network not in BLOCKS for network in networks) or len(set(networks)) < len(networks):
+        raise UserError(f"config.networks is {networks}; it must be one or more of {', '.join(BLOCKS)}, each once")
+    with config.ignore_type():
+        config.networks = networks
+    ranges = {key: _tuple(value) for key, value in config.search.items()}
+    for key, ends in ranges.items():
+        if key != "activation" and len(ends) == 1:  # a single number fixes a hyperparameter
+            ranges[key] = ends * 2
+    return _space("config.search", ranges)
+
+
+def check_training(config: ConfigDict) -> SearchSpace:
+    """Check every key of a convolutional network's config; returns the space with its only hyperparameters.
+
+    Raises:
+      UserError: naming the first key that is wrong.
+    """
+    _check_common(config, training("digits", (), 1), TRAINING_INTEGERS)
+    _check_one_of(config, "block", BLOCKS)
+    _check_one_of(config, "preprocessing", PREPROCESSINGS)
+    _check_bool(config, "mirror")
+    for key in "stages", "boundaries":
+        with config.ignore_type():
+            config[key] = _tuple(config[key])
+    for stage in config.stages:
+        try:
+            parse(stage)
+        except ValueError as error:
+            raise UserError(f"config.stages: {error}") from error
+    _check_number(config, "weight_decay", "at least 0", lambda value: value >= 0)
+    if config.output_std is not None:
+        _check_number(config, "output_std", "above 0, or None", lambda value: value > 0)
+    edges = config.boundaries
+    if not all(isinstance(edge, (int, float)) and edge > 0 for edge in edges) or list(edges) != sorted(edges):
+        raise UserError(f"config.boundaries is {edges}; it must be epochs above 0 in ascending order")
+    keys = "learning_rate", "momentum", "decay", "transform_bias"
+    return _space("config", {**{key: (config[key],) * 2 for key in keys}, "activation": (config.activation,)})
+
+
+def _check_common(config: ConfigDict, template: ConfigDict, integers: dict[str, tuple[int, int]]) -> None:
+    given, known = leaves(config), leaves(template)
+    if missing := known.keys() - given.keys():
+        raise UserError(f"the config has no key {min(missing)!r}; the keys are {', '.join(sorted(known))}")
+    if unknown := given.keys() - known.keys():
         raise UserError(f"the config has a key {min(unknown)!r}; the keys are {', '.join(sorted(known))}")
-    for key, (low, high) in INTEGERS.items():
+    for key, (low, high) in (INTEGERS | integers).items():
         value = given[key]
         if value is None and key in OPTIONAL:
             continue
@@ -55,26 +100,34 @@ def check(config: ConfigDict) -> SearchSpace:
             raise UserError(f"config.{key} is {config[key]!r}; it must be text")
     if config.data_dir is not None and not _is_directory(config.data_dir):
         raise UserError(f"config.data_dir is {config.data_dir!r}; it must be an existing directory")
-    for key, allowed in ("matmul_precision", PRECISIONS), ("resume", RESUME):
-        if config[key] not in allowed:
-            raise UserError(f"config.{key} is {config[key]!r}; it must be one of {', '.join(allowed)}")
-    if not isinstance(config.tensorboard, bool):
-        raise UserError(f"config.tensorboard is {config.tensorboard!r}; it must be True or False")
+    _check_one_of(config, "matmul_precision", PRECISIONS)
+    _check_one_of(config, "resume", RESUME)
+    _check_bool(config, "tensorboard")
     if config.tensorboard:
         event_files.require()
-    networks = _tuple(config.networks)
-    if not networks or any(network not in BLOCKS for network in networks) or len(set(networks)) < len(networks):
-        raise UserError(f"config.networks is {networks}; it must be one or more of {', '.join(BLOCKS)}, each once")
-    with config.ignore_type():
-        config.networks = networks
-    ranges = {key: _tuple(value) for key, value in config.search.items()}
-    for key, ends in ranges.items():
-        if key != "activation" and len(ends) == 1:  # a single number fixes a hyperparameter
-            ranges[key] = ends * 2
+
+
+def _check_one_of(config: ConfigDict, key: str, allowed: tuple[str, ...]) -> None:
+    if config[key] not in allowed:
+        raise UserError(f"config.{key} is {config[key]!r}; it must be one of {', '.join(allowed)}")
+
+
+def _check_bool(config: ConfigDict, key: str) -> None:
+    if not isinstance(config[key], bool):
+        raise UserError(f"config.{key} is {config[key]!r}; it must be True or False")
+
+
+def _check_number(config: ConfigDict, key: str, meaning: str, allowed: Callable[[float], bool]) -> None:
+    value = config[key]
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value) or not allowed(value):
+        raise UserError(f"config.{key} is {value!r}; it must be a number {meaning}")
+
+
+def _space(where: str, ranges: dict[str, tuple[Any, ...]]) -> SearchSpace:
     try:
         return SearchSpace(**ranges)
     except (TypeError, ValueError) as error:
-        raise UserError(f"config.search.{error}") from error
+        raise UserError(f"{where}.{error}") from error
 
 
 def _is_directory(path: str) -> bool:

@@ -14,7 +14,7 @@ from experiments.results import NetworkResult, Result
 from highway_jax.plotting import number
 
 BEST = 10
-DESCRIBED = ("dataset", "depth", "num_runs", "epochs")
+DESCRIBED = ("dataset", "num_runs", "epochs")
 OUTCOMES = ("rank", "run", "best_loss", "best_epoch", "final_loss", "test_accuracy")
 
 
@@ -22,10 +22,10 @@ def labels(searches: Sequence[Result]) -> list[str]:
     """What to call every search: its depth, and as much more as tells it from the others."""
     configs = [search.config for search in searches]
     candidates = [
-        [f"depth {config.depth}" for config in configs],
-        [f"{config.dataset}, depth {config.depth}" for config in configs],
-        [f"depth {search.config.depth}, {search.directory.resolve().name}" for search in searches],
-        [f"depth {search.config.depth}, {search.directory}" for search in searches],
+        [f"depth {search.depth}" for search in searches],
+        [f"{search.config.dataset}, depth {search.depth}" for search in searches],
+        [f"depth {search.depth}, {search.directory.resolve().name}" for search in searches],
+        [f"depth {search.depth}, {search.directory}" for search in searches],
     ]
     if len({config.dataset for config in configs}) > 1:
         del candidates[0]
@@ -34,7 +34,7 @@ def labels(searches: Sequence[Result]) -> list[str]:
 
 def title(searches: Sequence[Result]) -> str:
     """Such as "Highway and plain networks on digits"."""
-    networks = dict.fromkeys(network for search in searches for network in search.config.networks)
+    networks = dict.fromkeys(network for search in searches for network in search.kinds)
     text = f"{' and '.join(networks)} networks on {_enumerate(search.config.dataset for search in searches)}"
     return text[0].upper() + text[1:]
 
@@ -42,6 +42,7 @@ def title(searches: Sequence[Result]) -> str:
 def describe(searches: Sequence[Result]) -> str:
     """What was searched, such as "digits, depth 10 and 20; 100 runs of each network; 30 epochs"."""
     each = {key: _enumerate(str(search.config[key]) for search in searches) for key in DESCRIBED}
+    each["depth"] = _enumerate(str(search.depth) for search in searches)
     return f"{each['dataset']}, depth {each['depth']}; {each['num_runs']} runs of each network; {each['epochs']} epochs"
 
 
@@ -73,11 +74,11 @@ def trend(searches: Sequence[Result]) -> str:
     """What becomes of the best loss from the shallowest search to the deepest; empty if they are not alike."""
     first, last = searches[0], searches[-1]
     shared = [network for network in first.networks if network in last.networks]
-    if first.config.depth == last.config.depth or first.config.dataset != last.config.dataset or not shared:
+    if first.depth == last.depth or first.config.dataset != last.config.dataset or not shared:
         return ""
     best = {n: [number(s.networks[n].best_loss.min()) for s in (first, last)] for n in shared}
     parts = [f"from {shallow} to {deep} for {network} networks" for network, (shallow, deep) in best.items()]
-    return f"From depth {first.config.depth} to {last.config.depth}, the best loss goes {' and '.join(parts)}."
+    return f"From depth {first.depth} to {last.depth}, the best loss goes {' and '.join(parts)}."
 
 
 def state(search: Result) -> str:
@@ -88,7 +89,7 @@ def state(search: Result) -> str:
         f"epoch {search.networks[network].curves.shape[1]} of {search.config.epochs} of {network}"
         if network in search.networks
         else f"no results of {network} yet"
-        for network in search.config.networks
+        for network in search.kinds
     ]
     return "unfinished: " + "; ".join(parts)
 
@@ -178,14 +179,17 @@ def command(search: Result) -> str:
         known = cli.leaves(ConfigDict(json.loads(config.to_json())))
         return {key: mine[key] for key in known if key in mine and mine[key] != known[key]}
 
-    known = {name: differing(module.get_config(variant)) for name, (module, variant) in cli.known_configs().items()}
+    configs = {name: module.get_config(variant) for name, (module, variant) in cli.known_configs().items()}
+    alike = {name: config for name, config in configs.items() if config.keys() == search.config.keys()}
+    known = {name: differing(config) for name, config in alike.items()}
     name = min(known, key=lambda name: len(known[name]))
     changes = [
         f"--config.{key}={tuple(value) if isinstance(value, (list, tuple)) else value}"
         for key, value in known[name].items()
     ]
+    program = "search" if "search" in search.config else "train"
     arguments = [f"--config={name}", *changes, f"--workdir={search.directory}"]
-    return shlex.join(["python", "-m", "experiments.search", *arguments])
+    return shlex.join(["python", "-m", f"experiments.{program}", *arguments])
 
 
 def report_command(searches: Sequence[Result]) -> str:

@@ -57,7 +57,7 @@ def main(argv: list[str]) -> None:
         if workdir.resolve() in [earlier.resolve() for earlier in workdirs[:i]]:
             raise UserError(f"workdir {str(workdir)!r} is given twice")
     output = workdirs[0] if values.output is None else Path(values.output)
-    searches = sorted(map(results.load, workdirs), key=lambda result: result.config.depth)
+    searches = sorted(map(results.load, workdirs), key=lambda result: result.depth)
     pictures = draw(searches)
     page = render(searches, pictures)
     try:
@@ -108,7 +108,7 @@ def draw(searches: Sequence[Result]) -> dict[str, list[Picture]]:
     else:
         figure1 = plotting.figure1_depths(
             curves,
-            [search.config.depth for search in searches],
+            [search.depth for search in searches],
             names,
             [search.config.dataset for search in searches],
             title,

@@ -14,11 +14,12 @@ from ml_collections import ConfigDict
 from experiments.cli import UserError
 from highway_jax import search
 from highway_jax.activations import ACTIVATIONS
+from highway_jax.models import stages
 
 INTEGER = re.compile(r"-?\d{1,18}", re.ASCII)
 HYPERPARAMETERS = ("learning_rate", "momentum", "decay", "activation", "transform_bias")
 OUTCOMES = ("run", "rank", "best_loss", "best_epoch", "final_loss", "diverged", "test_accuracy")
-CONFIG_TYPES = {"dataset": str, "depth": int, "num_runs": int, "first_run": int, "epochs": int, "networks": list}
+CONFIG_TYPES = {"dataset": str, "num_runs": int, "first_run": int, "epochs": int}
 
 
 @dataclass(frozen=True)
@@ -65,13 +66,17 @@ class Result:
     Attributes:
       directory: where it is.
       config: of the search.
-      networks: what was found with every kind of network that has results, in the config's order.
+      kinds: the kinds of network that are trained.
+      depth: their layers, as the paper counts them.
+      networks: what was found with every kind of network that has results, in that order.
       provenance: commit, versions, hardware, seconds; None if it is not written yet.
       summary: an entry per network; None if the search is unfinished.
     """
 
     directory: Path
     config: ConfigDict
+    kinds: tuple[str, ...]
+    depth: int
     networks: dict[str, NetworkResult]
     provenance: dict[str, Any] | None
     summary: dict[str, Any] | None
@@ -88,13 +93,24 @@ def load(directory: str | Path) -> Result:
         raise UserError(f"workdir {str(directory)!r} does not exist")
     if not directory.is_dir():
         raise UserError(f"workdir {str(directory)!r} is a file; it must be a search's workdir")
-    config = _read_config(directory / "config.json")
+    config, kinds, depth = _read_config(directory / "config.json")
     paths = directory / "summary.json", directory / "provenance.json"
     summary, provenance = (read_json(path) if _exists(path) else None for path in paths)
-    networks = _read_networks(directory, config, finished=summary is not None)
+    networks = _read_networks(directory, config, kinds, finished=summary is not None)
     if summary is not None and not (summary.keys() == networks.keys() and all(map(_is_object, summary.values()))):
         raise _damaged(directory / "summary.json", f"it must have an entry of each of {', '.join(networks)}")
-    return Result(directory, config, networks, provenance, summary)
+    return Result(directory, config, kinds, depth, networks, provenance, summary)
+
+
+def best_mean_std(accuracy: np.ndarray) -> str:
+    """Runs' accuracies in percent as the paper's tables have them: "best (mean ± standard deviation)", or the only one.
+
+    The deviation is the sample's (n - 1). A run that has diverged leaves its mark on the mean: nan.
+    """
+    percent = 100 * np.asarray(accuracy, np.float64)
+    if len(percent) == 1:
+        return f"{percent[0]:.2f}"
+    return f"{np.nanmax(percent):.2f} ({percent.mean():.2f} ± {percent.std(ddof=1):.2f})"
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -108,7 +124,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _read_config(path: Path) -> ConfigDict:
+def _read_config(path: Path) -> tuple[ConfigDict, tuple[str, ...], int]:
     config = read_json(path)
     for key, kind in CONFIG_TYPES.items():
         value = config.get(key)
@@ -118,25 +134,27 @@ def _read_config(path: Path) -> ConfigDict:
             or (isinstance(value, int) and value < (key != "first_run"))
         ):
             raise _damaged(path, f"{key} is {value!r}")
-    if not all(isinstance(network, str) for network in config["networks"]):
-        raise _damaged(path, f"networks is {config['networks']!r}")
     try:
-        return ConfigDict(config)
-    except (KeyError, TypeError, ValueError) as error:  # a key that is no name
+        kinds = tuple(map(str, config["networks"] if "networks" in config else [config["block"]]))
+        depth = stages.depth(config["stages"]) if "stages" in config else int(config["depth"])
+        return ConfigDict(config), kinds, depth
+    except (KeyError, TypeError, ValueError) as error:
         raise _damaged(path, error) from error
 
 
-def _read_networks(directory: Path, config: ConfigDict, finished: bool) -> dict[str, NetworkResult]:
+def _read_networks(
+    directory: Path, config: ConfigDict, kinds: tuple[str, ...], finished: bool
+) -> dict[str, NetworkResult]:
     path = directory / "runs.csv"
     if not _exists(path):
         raise UserError(f"{path} is missing; the search has written no results yet, or this is no search's workdir")
     runs = _read_table(path, ("network", *HYPERPARAMETERS, *OUTCOMES))
     curves = _read_curves(directory / "curves.csv")
-    if strangers := (set(runs["network"].tolist()) | curves.keys()) - set(config.networks):
+    if strangers := (set(runs["network"].tolist()) | curves.keys()) - set(kinds):
         raise _damaged(path, f"network {min(strangers)!r} is not one of the config's")
 
     networks = {}
-    for network in config.networks:
+    for network in kinds:
         rows = np.flatnonzero(runs["network"] == network)
         if not len(rows) and not finished:
             continue

@@ -12,15 +12,19 @@ best/NETWORK, the parameters of each network's best run. On a finished workdir t
 """
 
 import functools
+from collections.abc import Mapping
 from pathlib import Path
 
 from absl import flags
+from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
 from experiments import cli, trainer, workdir
-from experiments.checks import check
+from experiments.checks import check_search
+from experiments.cli import UserError
 from experiments.progress import Output, print_summary
-from highway_jax import MLP, data, parallel, training
+from experiments.workdir import Outcome
+from highway_jax import MLP, data, parallel, plotting, training
 
 
 def main(argv: list[str]) -> None:
@@ -30,16 +34,26 @@ def main(argv: list[str]) -> None:
     cli.parse_flags(rest, values)
     label, config = cli.load_config(name)
     cli.override(config, overrides)
-    space = check(config)
+    if "stages" in config:
+        raise UserError(f"--config is {name!r}, which is no search's; use it with: python -m experiments.train")
+    space = check_search(config)
     directory = Path(values.workdir or f"runs/{label}")
     console = Output()
     if workdir.finished(directory, config):
         console.print(f"{directory} holds this search's results:")
     else:
         dataset = data.load(config.dataset, config.data_dir)
-        what = functools.partial(recipe, config, dataset)
-        title = f"{dataset.name}, depth {config.depth}"
-        trainer.do(trainer.Job(config, space, what, dataset, title), directory, console)
+        job = trainer.Job(
+            config=config,
+            networks=config.networks,
+            space=space,
+            recipe=functools.partial(recipe, config, dataset),
+            train=dataset.train,
+            evaluate={"test_accuracy": dataset.test},
+            title=f"{dataset.name}, depth {config.depth}",
+            draw=lambda outcomes: {"figure1.png": draw(config, dataset, outcomes)},
+        )
+        trainer.do(job, directory, console)
     summary = workdir.finished(directory, config)
     assert summary
     print_summary(summary, console)
@@ -63,6 +77,12 @@ def recipe(config: ConfigDict, dataset: data.Dataset, network: str) -> training.
         network=build,
         preprocess=functools.partial(data.rescale, max_value=dataset.max_value),
     )
+
+
+def draw(config: ConfigDict, dataset: data.Dataset, outcomes: Mapping[str, Outcome]) -> Figure:
+    """Figure 1 of what a search found."""
+    title = f"{dataset.name}, depth {config.depth}, {config.num_runs} runs of each network"
+    return plotting.figure1({network: outcome.train_loss for network, outcome in outcomes.items()}, title)
 
 
 if __name__ == "__main__":

@@ -1,32 +1,42 @@
-"""Train single runs: one that a search has found, again and alone, and for longer.
+"""Train single runs: convolutional networks, or one that a search has found, again, alone and for longer.
 
-    python -m experiments.train --from_search=runs/digits_depth50 --rank=1
+    python -m experiments.train --config=digits_conv
+    python -m experiments.train --config=cifar10_highway_b --config.num_runs=5
+    python -m experiments.train --from_search=runs/digits_depth50 --network=highway --rank=1
     python -m experiments.train --from_search=runs/digits_depth50 --network=plain --run=37 --config.epochs=60
 
---from_search=WORKDIR  the search; its config is the run's too
+--config=NAME          a config of experiments/configs, or a path to a Python file with get_config(), or
+--from_search=WORKDIR  a search, whose config is the run's too
 --network=NAME         highway or plain; the only one, where the search has only one
 --rank=N               the search's Nth best run of that network, or
 --run=N                its run number N
---config.KEY=VALUE     changes a key of the config, e.g. --config.epochs=60
---workdir=DIR          where the results go; by default runs/NAME_NETWORK_runN
+--config.KEY=VALUE     changes a key of the config
+--workdir=DIR          where the results go; by default runs/NAME, or runs/NAME_NETWORK_runN
 
-The workdir gets what a search's has (see experiments.search), with the run's test accuracy after every epoch, and
-its parameters. At the end it is said whether its curve repeats the search's. Stopped, the same command goes on.
+The workdir gets what a search's has (see experiments.search), with every run's test accuracy after every epoch, and
+its parameters. Of a search's run it is said at the end whether its curve repeats the search's. Stopped, the same
+command goes on.
 """
 
 import functools
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import jax
 import numpy as np
 from absl import flags
+from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
 from experiments import cli, results, search, trainer, workdir
-from experiments.checks import check
+from experiments.checks import check_search, check_training
 from experiments.cli import UserError
 from experiments.configs.figure1 import random_search
 from experiments.progress import Output, print_summary
-from highway_jax import data, parallel
+from experiments.workdir import Outcome
+from highway_jax import ConvNet, data, optim, parallel, plotting, training
+from highway_jax.data import Split
 
 
 def main(argv: list[str]) -> None:
@@ -38,27 +48,149 @@ def main(argv: list[str]) -> None:
     flags.DEFINE_string("workdir", None, "where the results go", flag_values=values)
     name, overrides, rest = cli.split_config_flags(argv)
     cli.parse_flags(rest, values)
-    if values.from_search is None or name is not None:
-        raise UserError("--from_search is missing; it must be a search's workdir, whose config is the run's too")
+    if values.from_search is not None and name is not None:
+        raise UserError("--config and --from_search are both given; a search's run has the search's config")
+    if values.from_search is not None:
+        train_again(values, overrides)
+        return
+    label, config = cli.load_config(name)
+    if "search" in config:
+        raise UserError(f"--config is {name!r}, which is a search's; use it with: python -m experiments.search")
+    cli.override(config, overrides)
+    train_convnet(config, Path(values.workdir or f"runs/{label}" + "_plain" * (config.block == "plain")))
+
+
+def train_convnet(config: ConfigDict, directory: Path) -> None:
+    """Train the convolutional network that a config describes, from `num_runs` initializations."""
+    space = check_training(config)
+    console = Output()
+    if workdir.finished(directory, config):
+        console.print(f"{directory} holds these results:")
+    else:
+        dataset = data.load(config.dataset, config.data_dir)
+        train, evaluate = hold_out(config, dataset)
+        job = trainer.Job(
+            config=config,
+            networks=(config.block,),
+            space=space,
+            recipe=functools.partial(recipe, config, dataset, train),
+            train=train,
+            evaluate=evaluate,
+            title=f"{dataset.name}, {_describe(config, dataset, train)}",
+            draw=_draw(f"{dataset.name}, {_describe(config, dataset, train)}"),
+            keep_params=True,
+        )
+        trainer.do(job, directory, console)
+    accuracy = results.load(directory).networks[config.block].test_accuracy
+    console.print(f"test accuracy after epoch {config.epochs}: {results.best_mean_std(accuracy)} %")
+    if len(accuracy) > 1:
+        console.print(f"that is: best (mean ± standard deviation) of {len(accuracy)} runs")
+    console.print(f"figure: {directory / 'curves.png'}, parameters: {directory / 'params' / config.block}")
+
+
+def hold_out(config: ConfigDict, dataset: data.Dataset) -> tuple[Split, dict[str, Split]]:
+    """What is trained on, and what is evaluated: the test set, and the last `validation` training examples."""
+    count = len(dataset.train.labels) - config.validation
+    if count < 1:
+        raise UserError(
+            f"config.validation is {config.validation}; it must be below {len(dataset.train.labels)}, "
+            f"the number of training images"
+        )
+    train, held_out = (
+        jax.tree.map(lambda leaf, part=part: leaf[part], dataset.train) for part in (slice(count), slice(count, None))
+    )
+    evaluate = {"test_accuracy": dataset.test}
+    return train, evaluate | ({"validation_accuracy": held_out} if config.validation else {})
+
+
+def recipe(config: ConfigDict, dataset: data.Dataset, train: Split, network: str) -> training.Recipe:
+    """What a convolutional network's config trains."""
+
+    def build(hp: training.Hyperparameters) -> ConvNet:
+        return ConvNet(
+            stages=config.stages,
+            num_classes=dataset.num_classes,
+            block=network,
+            activation=hp.activation,
+            transform_bias=hp.transform_bias,
+            output_std=config.output_std,
+        )
+
+    def augment(key: jax.Array, images: Any) -> Any:
+        crop, mirror = jax.random.split(key)
+        if config.crop_padding:
+            images = data.random_crop(crop, images, config.crop_padding)
+        return data.random_mirror(mirror, images) if config.mirror else images
+
+    def optimizer(hp: training.Hyperparameters, epoch: Any) -> Any:
+        rate = optim.step_decay(hp.learning_rate, hp.decay, epoch, config.boundaries)
+        return optim.nesterov(rate, hp.momentum, config.weight_decay)
+
+    if config.preprocessing == "contrast":
+        mean = jax.jit(lambda images: data.mean_image(images, data.global_contrast_normalize))(train.images)
+        preprocess = lambda images: data.global_contrast_normalize(images) - mean  # noqa: E731
+    else:
+        preprocess = functools.partial(data.rescale, max_value=dataset.max_value)
+    return training.Recipe(build, preprocess, augment, optimizer)
+
+
+def _describe(config: ConfigDict, dataset: data.Dataset, train: Split) -> str:
+    """Such as "convolutional highway network of 19 layers, 2,256,838 parameters".
+
+    Raises:
+      UserError: if the stages do not fit the images.
+    """
+    model = ConvNet(config.stages, dataset.num_classes, config.block)
+    try:
+        variables = jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, *train.images.shape[1:]), np.float32))
+    except ValueError as error:
+        raise UserError(f"config.stages: {error}") from error
+    count = sum(leaf.size for leaf in jax.tree.leaves(variables))
+    return f"convolutional {config.block} network of {len(variables['params'])} layers, {count:,} parameters"
+
+
+def _draw(title: str) -> Any:
+    def draw(outcomes: Mapping[str, Outcome]) -> dict[str, Figure]:
+        losses = {network: outcome.train_loss for network, outcome in outcomes.items()}
+        accuracy = {network: outcome.accuracy["test_accuracy"] for network, outcome in outcomes.items()}
+        return {"curves.png": plotting.learning_curves(losses, accuracy, title)}
+
+    return draw
+
+
+def train_again(values: flags.FlagValues, overrides: Mapping[str, str]) -> None:
+    """Train one of a search's runs again, by itself."""
     found = results.load(values.from_search)
+    if "search" not in found.config:
+        raise UserError(f"--from_search is {values.from_search!r}, which must be a search's workdir")
     network, run = choose(found, values.network, values.run, values.rank)
     config = config_of_run(found.config, network, run)
     cli.override(config, overrides)
-    space = check(config)
+    space = check_search(config)
     directory = Path(values.workdir or f"runs/{Path(values.from_search).resolve().name}_{network}_run{run}")
     console = Output()
     if workdir.finished(directory, config):
         console.print(f"{directory} holds this run's results:")
     else:
         dataset = data.load(config.dataset, config.data_dir)
-        what = functools.partial(search.recipe, config, dataset)
         title = f"{dataset.name}, depth {config.depth}, {network} run {run}"
-        trainer.do(trainer.Job(config, space, what, dataset, title, keep_params=True), directory, console)
+        job = trainer.Job(
+            config=config,
+            networks=config.networks,
+            space=space,
+            recipe=functools.partial(search.recipe, config, dataset),
+            train=dataset.train,
+            evaluate={"test_accuracy": dataset.test},
+            title=title,
+            draw=_draw(title),
+            keep_params=True,
+        )
+        trainer.do(job, directory, console)
     summary = workdir.finished(directory, config)
     assert summary
     print_summary(summary, console)
     console.print(compare(found.networks[network].curve(run), results.load(directory).networks[network].curve(run)))
-    console.print(f"parameters after the last epoch: {directory / 'params' / network / f'run{run}'}")
+    console.print(f"figure: {directory / 'curves.png'}, parameters: {directory / 'params' / network / f'run{run}'}")
 
 
 def choose(found: results.Result, network: str | None, run: int | None, rank: int | None) -> tuple[str, int]:

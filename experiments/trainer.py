@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from flax import struct
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
 from experiments import cli, event_files, workdir
@@ -28,18 +29,24 @@ class Job:
 
     Attributes:
       config: the program's config, checked.
+      networks: the kinds of network, trained one after another.
       space: where hyperparameters are drawn from.
       recipe: what the runs of a kind of network train, by the kind's name.
-      dataset: what they train on.
+      train: what they train on.
+      evaluate: what their accuracy is measured on, by the name of the column that it goes to.
       title: all of it in a few words.
+      draw: the figures of what came out, by file name.
       keep_params: whether every run's parameters after the last epoch are a result.
     """
 
     config: ConfigDict
+    networks: tuple[str, ...]
     space: search.SearchSpace
     recipe: Callable[[str], training.Recipe]
-    dataset: data.Dataset
+    train: data.Split
+    evaluate: Mapping[str, data.Split]
     title: str
+    draw: Callable[[Mapping[str, Outcome]], Mapping[str, Figure]]
     keep_params: bool = False
 
 
@@ -50,13 +57,13 @@ class State:
     Attributes:
       population: its runs.
       train_loss: (runs, epochs) mean training losses, NaN where still to come.
-      test_accuracy: (runs, epochs) accuracies on the test set, NaN where not evaluated.
+      accuracy: (runs, epochs) accuracies on every split that is evaluated, NaN where they were not.
       best_params: the best run's parameters, after its best epoch.
     """
 
     population: training.Run
     train_loss: np.ndarray
-    test_accuracy: np.ndarray
+    accuracy: dict[str, np.ndarray]
     best_params: Any
 
 
@@ -67,18 +74,17 @@ def do(job: Job, directory: Path, console: Output) -> None:
       UserError: for a mistake of the user's.
       cli.Interrupted: when a signal stopped it; a checkpoint and the results so far are written.
     """
-    config, dataset = job.config, job.dataset
-    if config.batch_size > len(dataset.train.labels):
+    config, count = job.config, len(job.train.labels)
+    if config.batch_size > count:
         raise UserError(
-            f"config.batch_size is {config.batch_size}; it must be at most {len(dataset.train.labels)}, "
-            f"{dataset.name}'s training images"
+            f"config.batch_size is {config.batch_size}; it must be at most {count}, the number of training images"
         )
     jax.config.update("jax_default_matmul_precision", config.matmul_precision)
     mesh = find_devices(config.num_runs)
     with workdir.opened(directory, config):
         console.print(
-            f"{job.title}: {len(dataset.train.labels)} training images, {_count(config.num_runs, 'run')} "
-            f"of each network ({', '.join(config.networks)}), {_count(config.epochs, 'epoch')}, "
+            f"{job.title}: {count} training images, {_count(config.num_runs, 'run')} "
+            f"of each network ({', '.join(job.networks)}), {_count(config.epochs, 'epoch')}, "
             f"on {_count(mesh.size, mesh.devices.flat[0].device_kind + ' device')}"
         )
         try:
@@ -90,7 +96,7 @@ def do(job: Job, directory: Path, console: Output) -> None:
                 f"a device's memory is too small for config.runs_per_batch {config.runs_per_batch} and "
                 f"config.num_runs {config.num_runs}; lower one of them"
             ) from error
-        workdir.finish(directory, outcomes, job.title)
+        workdir.finish(directory, outcomes, job.draw(outcomes))
 
 
 def find_devices(num_runs: int) -> Mesh:
@@ -104,10 +110,10 @@ def find_devices(num_runs: int) -> Mesh:
 def _train(job: Job, directory: Path, mesh: Mesh, console: Output) -> dict[str, Outcome]:
     config = job.config
     outcomes: dict[str, Outcome] = {}
-    steps = config.num_runs * (len(job.dataset.train.labels) // config.batch_size)
-    monitor = Monitor(config.networks, config.epochs, steps, config.log_every, console)
+    steps = config.num_runs * (len(job.train.labels) // config.batch_size)
+    monitor = Monitor(job.networks, config.epochs, steps, config.log_every, console)
     with cli.stop_requests() as stop, monitor:
-        for network in config.networks:
+        for network in job.networks:
             outcomes[network] = train_network(job, network, directory, mesh, monitor, stop)
             workdir.write_tables(directory, outcomes)
             workdir.write_params(directory, network, outcomes[network])
@@ -124,13 +130,14 @@ def train_network(
     job: Job, network: str, directory: Path, mesh: Mesh, monitor: Monitor, stop: cli.StopRequest
 ) -> Outcome:
     """Train one kind of network's population to its end, or to a stop, from its last checkpoint if there is one."""
-    config, recipe, epochs = job.config, job.recipe(network), job.config.epochs
-    train, test = (parallel.replicate(mesh, split) for split in (job.dataset.train, job.dataset.test))
+    config, recipe = job.config, job.recipe(network)
+    epochs, runs = config.epochs, config.num_runs
+    train, evaluated = (parallel.replicate(mesh, split) for split in (job.train, dict(job.evaluate)))
     with contextlib.closing(Checkpoints(directory / workdir.CHECKPOINTS / network)) as checkpoints:
         state, seconds = _last_state(job, recipe, mesh, checkpoints)
         epoch, started = int(state.population.epoch[0]), time.monotonic() - seconds
         runs_per_batch = config.runs_per_batch or search.choose_runs_per_batch(
-            recipe, state.population, job.dataset.train, config.batch_size, mesh
+            recipe, state.population, job.train, config.batch_size, mesh
         )
         train_epoch = search.population_epoch(recipe, config.batch_size, mesh, runs_per_batch)
         evaluate = jax.jit(
@@ -144,13 +151,16 @@ def train_network(
                 population, losses = train_epoch(state.population, train, search.epoch_key(config.seed, epoch))
                 _wait(losses)
                 epoch += 1
-                state = _advance(state, population, _host(losses, config.num_runs), epoch)
+                state = _advance(state, population, _host(losses, runs), epoch)
                 stats = Stats.of(state.train_loss[:, :epoch])
                 monitor.move(network, epoch, stats)
                 log(epoch, stats)
                 if epoch == epochs or (config.evaluate_every and epoch % config.evaluate_every == 0):
-                    accuracy = _host(evaluate(population, test)["accuracy"], config.num_runs)
-                    state = dataclasses.replace(state, test_accuracy=_with_column(state.test_accuracy, epoch, accuracy))
+                    accuracy = {
+                        name: _with_column(table, epoch, _host(evaluate(population, evaluated[name])["accuracy"], runs))
+                        for name, table in state.accuracy.items()
+                    }
+                    state = dataclasses.replace(state, accuracy=accuracy)
                 stopping = epoch == epochs or bool(stop.signal)
                 with _writing(checkpoints):
                     if stopping or schedule.due(epoch, checkpoints):
@@ -160,11 +170,11 @@ def train_network(
                         checkpoints.wait()
     return Outcome(
         first_run=config.first_run,
-        hyperparameters=_host(state.population.hyperparameters, config.num_runs),
+        hyperparameters=_host(state.population.hyperparameters, runs),
         train_loss=state.train_loss[:, :epoch],
-        test_accuracy=state.test_accuracy[:, :epoch],
+        accuracy={name: table[:, :epoch] for name, table in state.accuracy.items()},
         best_params=state.best_params,
-        final_params=_host(state.population.params, config.num_runs) if job.keep_params else None,
+        final_params=_host(state.population.params, runs) if job.keep_params else None,
         seconds=time.monotonic() - started,
     )
 
@@ -217,26 +227,28 @@ def _last_state(job: Job, recipe: training.Recipe, mesh: Mesh, checkpoints: Chec
 
     def start() -> training.Run:
         return search.init_population(
-            recipe, job.space, config.seed, config.num_runs, job.dataset.train.images, mesh, config.first_run
+            recipe, job.space, config.seed, config.num_runs, job.train.images, mesh, config.first_run
         )
 
     table = np.full((config.num_runs, config.epochs), np.nan, np.float32)
+    accuracy = dict.fromkeys(job.evaluate, table)
     for step in reversed(checkpoints.steps()):
         if file := checkpoints.damaged_file(step):
             checkpoints.remove(step)
             cli.warn(f"{checkpoints.directory}: epoch {step}'s checkpoint is damaged ({file}); using the one before it")
             continue
-        state, notes = checkpoints.restore(step, _like(jax.eval_shape(start), table, mesh))
+        state, notes = checkpoints.restore(step, _like(jax.eval_shape(start), table, accuracy, mesh))
         return state, notes["seconds"]
     population = start()
-    return State(population, table, table, search.take_run(population.params, 0)), 0.0
+    return State(population, table, accuracy, search.take_run(population.params, 0)), 0.0
 
 
-def _like(population: training.Run, table: np.ndarray, mesh: Mesh) -> State:
+def _like(population: training.Run, table: np.ndarray, accuracy: dict[str, np.ndarray], mesh: Mesh) -> State:
     """What a checkpoint's state looks like: shapes, dtypes, and where each array goes."""
     runs = NamedSharding(mesh, PartitionSpec(parallel.RUNS))
     split = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=runs), population)
-    return State(split, table, table, jax.tree.map(lambda leaf: np.empty(leaf.shape[1:], leaf.dtype), split.params))
+    one = jax.tree.map(lambda leaf: np.empty(leaf.shape[1:], leaf.dtype), split.params)
+    return State(split, table, accuracy, one)
 
 
 def _check_space(directory: Path, state: State) -> None:

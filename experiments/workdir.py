@@ -17,10 +17,11 @@ from typing import Any
 import filelock
 import jax
 import numpy as np
+from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
 from experiments.cli import UserError, leaves
-from highway_jax import checkpoint, parallel, plotting, search, training
+from highway_jax import checkpoint, parallel, search, training
 from highway_jax.activations import ACTIVATIONS
 
 FORMAT = 2  # of a workdir; 1 knew no checkpoints and no checksums
@@ -39,7 +40,7 @@ class Outcome:
       first_run: the first run's number.
       hyperparameters: every run's.
       train_loss: (runs, epochs) mean training losses.
-      test_accuracy: (runs, epochs) accuracies on the test set, NaN where not evaluated.
+      accuracy: (runs, epochs) accuracies by the split's column, NaN where not evaluated.
       best_params: the best run's parameters, after its best epoch.
       final_params: every run's parameters after the last epoch, with a leading axis of runs, or None.
       seconds: of training.
@@ -48,7 +49,7 @@ class Outcome:
     first_run: int
     hyperparameters: training.Hyperparameters
     train_loss: np.ndarray
-    test_accuracy: np.ndarray
+    accuracy: dict[str, np.ndarray]
     best_params: Any
     final_params: Any
     seconds: float
@@ -115,10 +116,10 @@ def opened(workdir: Path, config: ConfigDict) -> Iterator[None]:
         yield
 
 
-def finish(workdir: Path, outcomes: Mapping[str, Outcome], title: str) -> None:
+def finish(workdir: Path, outcomes: Mapping[str, Outcome], figures: Mapping[str, Figure]) -> None:
     """Write what there is to say at the end, mark the workdir as finished, and drop the checkpoints."""
-    figure = plotting.figure1({network: o.train_loss for network, o in outcomes.items()}, title)
-    figure.savefig(workdir / "figure1.png", dpi=150)
+    for name, figure in figures.items():
+        figure.savefig(workdir / name, dpi=150)
     seconds = {network: round(o.seconds, 1) for network, o in outcomes.items()}
     write_json(workdir / "provenance.json", {**provenance(), "seconds": seconds})
     write_json(workdir / "summary.json", {network: summarize(o) for network, o in outcomes.items()})
@@ -214,15 +215,13 @@ def write_tables(directory: Path, outcomes: Mapping[str, Outcome]) -> None:
                     "best_epoch": ranking.best_epoch[index],
                     "final_loss": ranking.final_loss[index],
                     "diverged": bool(ranking.diverged[index]),
-                    "test_accuracy": outcome.test_accuracy[index, -1],
+                    **{name: table[index, -1] for name, table in outcome.accuracy.items()},
                 }
             )
-            evaluated = np.isfinite(outcome.test_accuracy[:, :-1]).any()
+            on_the_way = {name: t for name, t in outcome.accuracy.items() if np.isfinite(t[:, :-1]).any()}
             for epoch, loss in enumerate(losses):
-                row = {"network": network, "run": run, "epoch": epoch + 1, "train_loss": loss}
-                if evaluated:
-                    row["test_accuracy"] = outcome.test_accuracy[index, epoch]
-                curves.append(row)
+                accuracy = {name: table[index, epoch] for name, table in on_the_way.items()}
+                curves.append({"network": network, "run": run, "epoch": epoch + 1, "train_loss": loss, **accuracy})
     _write_table(directory / "runs", runs)
     _write_table(directory / "curves", curves)
 
@@ -264,7 +263,7 @@ def summarize(outcome: Outcome) -> dict[str, Any]:
         "median_loss": ranking.median(),
         "diverged": int(ranking.diverged.sum()),
         "num_runs": len(outcome.train_loss),
-        "best_run_test_accuracy": float(outcome.test_accuracy[best, -1]),
+        "best_run_test_accuracy": float(outcome.accuracy["test_accuracy"][best, -1]),
         "seconds": round(outcome.seconds, 1),
     }
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in summary.items()}

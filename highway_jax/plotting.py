@@ -71,6 +71,41 @@ def figure1(curves: Mapping[str, np.ndarray], title: str, best_of: int = 10) -> 
     return figure
 
 
+def learning_curves(curves: Mapping[str, np.ndarray], accuracy: Mapping[str, np.ndarray], title: str) -> Figure:
+    """Every run's training loss and test error.
+
+    Args:
+      curves: for every kind of network, the (runs, epochs) mean training losses in nats.
+      accuracy: likewise the accuracies on the test set, NaN where not evaluated.
+      title: what was trained.
+    """
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    ends: tuple[list[_End], list[_End]] = ([], [])
+    for network, losses in curves.items():
+        color = COLORS.get(network, FAINT)
+        epochs = np.arange(1, losses.shape[1] + 1)
+        for axes, labels, values in (left, ends[0], losses), (right, ends[1], 100 * (1 - accuracy[network])):
+            there = np.isfinite(values).any(axis=0)
+            for row in values:
+                axes.plot(epochs[there], row[there], color=color, linewidth=1.6, alpha=0.9 if len(values) == 1 else 0.6)
+            last = values[:, there][:, -1]
+            if there.any() and np.isfinite(last).any():
+                mean = float(np.mean(last[np.isfinite(last)]))
+                text = number(mean) if axes is left else f"{mean:.2f} %"
+                labels.append((epochs[there][-1], mean, f"{network}  {text}", color))
+    _style(left, "training loss", "epoch", LOSS)
+    _style(right, "error on the test set", "epoch", "percent")
+    for axes, labels in (left, ends[0]), (right, ends[1]):
+        _log_losses(axes)
+        _epochs(axes)
+        _label_ends(axes, labels, gap=0.07)
+    right.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    right.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:.0e}"[0] in "25" else "")
+    figure.suptitle(title, fontsize=12, color=TEXT, x=0.01, ha="left")
+    return figure
+
+
 def figure1_depths(
     curves: Sequence[Mapping[str, np.ndarray]],
     depths: Sequence[int],

@@ -1,6 +1,7 @@
-"""Figure 1 on scikit-learn's 8x8 digits: the embedded data, no download.
+"""scikit-learn's 8x8 digits, the embedded data: Figure 1, and a small convolutional network.
 
     python -m experiments.search --config=digits_depth50
+    python -m experiments.train --config=digits_conv
 
 Hardware: two CPU cores (AMD EPYC). What it gave there, 100 runs of each network for 30 epochs:
 
@@ -14,10 +15,29 @@ Hardware: two CPU cores (AMD EPYC). What it gave there, 100 runs of each network
 
 from ml_collections import ConfigDict
 
+from experiments.configs.convolutional import training
 from experiments.configs.figure1 import random_search
 
-VARIANTS = {f"depth{depth}": depth for depth in (10, 20, 50, 100)}
+DEPTHS = {f"depth{depth}": depth for depth in (10, 20, 50, 100)}
+VARIANTS = (*DEPTHS, "conv")
+
+STAGES = (
+    "conv 24 3x3",
+    "3 highway 3x3",
+    "maxpool 2x2",
+    "dropout 0.3",
+    "3 highway 3x3",
+    "maxpool 2x2",
+    "dropout 0.4",
+)
 
 
 def get_config(variant: str = "depth50") -> ConfigDict:
-    return random_search("digits", depth=VARIANTS[variant], batch_size=50, epochs=30)
+    if variant in DEPTHS:
+        return random_search("digits", depth=DEPTHS[variant], batch_size=50, epochs=30)
+    config = training("digits", STAGES, epochs=60, batch_size=50)
+    config.learning_rate = 0.05
+    config.boundaries = (30, 48)
+    config.crop_padding = 1
+    config.output_std = 0.1
+    return config

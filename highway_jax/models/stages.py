@@ -8,7 +8,7 @@ A word names the stage. KxK is a window, /S a stride, a number after the word th
 
 import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 BLOCKS = ("highway", "plain")
@@ -126,6 +126,12 @@ def parse(text: str) -> Stage:
     if kind in (MaxPool, AvgPool) and given.get("stride", 1) > min(given["window"]):
         raise ValueError(f"stage {text!r} has the stride {given['stride']}; it must be at most its window")
     return kind(**given)
+
+
+def depth(stages: Iterable[str | Stage]) -> int:
+    """Layers with weights, as the paper counts them: the stages' and the output layer."""
+    parsed = (stage if isinstance(stage, Stage) else parse(stage) for stage in stages)
+    return 1 + sum(stage.count for stage in parsed if isinstance(stage, Conv | Highway | Dense))
 
 
 def _form(kind: Any) -> str:

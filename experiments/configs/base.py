@@ -1,0 +1,27 @@
+"""What the configs of all programs have in common."""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+
+def base(dataset: str, num_runs: int, epochs: int, batch_size: int) -> ConfigDict:
+    """The keys that every config has: data, runs, and how they are trained and watched."""
+    config = ConfigDict()
+    config.dataset = dataset  # "digits", or a prepared TFDS dataset
+    config.data_dir = placeholder(str)  # of TFDS datasets; None: $TFDS_DATA_DIR or ~/tensorflow_datasets
+
+    config.num_runs = num_runs
+    config.first_run = 0  # the runs' numbers begin here; a run depends on the seed and its number alone
+    config.epochs = epochs
+    config.batch_size = batch_size
+    config.seed = 0
+    config.evaluate_every = placeholder(int)  # epochs between evaluations on the test set; None: at the end alone
+
+    config.resume = "auto"  # go on from the workdir's last checkpoint; "never": refuse a workdir with earlier work
+    config.checkpoint_every = placeholder(int)  # epochs; None: as often as costs one percent of the time
+    config.log_every = placeholder(int)  # epochs between lines of progress; None: about ten lines
+    config.tensorboard = False  # write event files to WORKDIR/tensorboard
+
+    config.runs_per_batch = placeholder(int)  # runs a device trains in lockstep; None: chosen for the device
+    config.matmul_precision = "float32"  # what an accelerator multiplies in; "tensorfloat32", "bfloat16" are faster
+    return config
