@@ -1,11 +1,12 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help search test lint format clean
+.PHONY: help search test stress lint format clean
 
 help:
 	@echo "make search  install, then run 100 highway and 100 plain networks of depth 50 on the digits"
 	@echo "make test    install, then run the tests"
+	@echo "make stress  install, then kill a search 25 times and damage its files 40 times"
 	@echo "make lint    install, then check style and types"
 	@echo "make format  rewrite the code in the project's style"
 
@@ -14,6 +15,9 @@ search: .venv/installed
 
 test: .venv/installed-test
 	$(BIN)/python -m pytest -n auto
+
+stress: .venv/installed-test
+	$(BIN)/python -m tests.faults
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

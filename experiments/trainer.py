@@ -132,9 +132,11 @@ def train_network(
     """Train one kind of network's population to its end, or to a stop, from its last checkpoint if there is one."""
     config, recipe = job.config, job.recipe(network)
     epochs, runs = config.epochs, config.num_runs
-    train, evaluated = (parallel.replicate(mesh, split) for split in (job.train, dict(job.evaluate)))
     with contextlib.closing(Checkpoints(directory / workdir.CHECKPOINTS / network)) as checkpoints:
         state, seconds = _last_state(job, recipe, mesh, checkpoints)
+        if isinstance(state, Outcome):
+            return state
+        train, evaluated = (parallel.replicate(mesh, split) for split in (job.train, dict(job.evaluate)))
         epoch, started = int(state.population.epoch[0]), time.monotonic() - seconds
         runs_per_batch = config.runs_per_batch or search.choose_runs_per_batch(
             recipe, state.population, job.train, config.batch_size, mesh
@@ -146,8 +148,7 @@ def train_network(
         schedule = CheckpointSchedule(config.checkpoint_every, state)
         monitor.begin(network, epoch)
         with event_files.writer(directory / "tensorboard" / network, epoch, config.tensorboard) as log:
-            stopping = epoch == epochs
-            while not stopping:
+            while epoch < epochs:
                 population, losses = train_epoch(state.population, train, search.epoch_key(config.seed, epoch))
                 _wait(losses)
                 epoch += 1
@@ -161,22 +162,30 @@ def train_network(
                         for name, table in state.accuracy.items()
                     }
                     state = dataclasses.replace(state, accuracy=accuracy)
-                stopping = epoch == epochs or bool(stop.signal)
+                notes = {"seconds": time.monotonic() - started}
                 with _writing(checkpoints):
-                    if stopping or schedule.due(epoch, checkpoints):
+                    if epoch == epochs:
+                        break
+                    if stop.signal or schedule.due(epoch, checkpoints):
                         _check_space(checkpoints.directory, state)
-                        checkpoints.save(epoch, state, {"seconds": time.monotonic() - started})
-                    if stopping:
+                        checkpoints.save(epoch, state, notes)
+                    if stop.signal:
                         checkpoints.wait()
-    return Outcome(
-        first_run=config.first_run,
-        hyperparameters=_host(state.population.hyperparameters, runs),
-        train_loss=state.train_loss[:, :epoch],
-        accuracy={name: table[:, :epoch] for name, table in state.accuracy.items()},
-        best_params=state.best_params,
-        final_params=_host(state.population.params, runs) if job.keep_params else None,
-        seconds=time.monotonic() - started,
-    )
+                        break
+        outcome = Outcome(
+            hyperparameters=_host(state.population.hyperparameters, runs),
+            train_loss=state.train_loss[:, :epoch],
+            accuracy={name: table[:, :epoch] for name, table in state.accuracy.items()},
+            best_params=state.best_params,
+            final_params=_host(state.population.params, runs) if job.keep_params else {},
+            first_run=config.first_run,
+            seconds=notes["seconds"],
+        )
+        if epoch == epochs:
+            with _writing(checkpoints):
+                checkpoints.save(epoch, outcome, notes)
+                checkpoints.wait()
+    return outcome
 
 
 class CheckpointSchedule:
@@ -221,8 +230,13 @@ def _with_column(table: np.ndarray, epoch: int, values: np.ndarray) -> np.ndarra
     return table
 
 
-def _last_state(job: Job, recipe: training.Recipe, mesh: Mesh, checkpoints: Checkpoints) -> tuple[State, float]:
-    """The state in the newest intact checkpoint, or a new one, and the seconds of training that it took."""
+def _last_state(
+    job: Job, recipe: training.Recipe, mesh: Mesh, checkpoints: Checkpoints
+) -> tuple[State | Outcome, float]:
+    """The newest intact checkpoint's state, or a new one, and the seconds of training that it took.
+
+    After the last epoch that is an `Outcome`: of what is done, nobody needs the whole population.
+    """
     config = job.config
 
     def start() -> training.Run:
@@ -237,8 +251,21 @@ def _last_state(job: Job, recipe: training.Recipe, mesh: Mesh, checkpoints: Chec
             checkpoints.remove(step)
             cli.warn(f"{checkpoints.directory}: epoch {step}'s checkpoint is damaged ({file}); using the one before it")
             continue
-        state, notes = checkpoints.restore(step, _like(jax.eval_shape(start), table, accuracy, mesh))
-        return state, notes["seconds"]
+        like = _like(jax.eval_shape(start), table, accuracy, mesh)
+        if step < config.epochs:
+            state, notes = checkpoints.restore(step, like)
+            return state, notes["seconds"]
+        done = Outcome(
+            hyperparameters=jax.tree.map(lambda leaf: table[:, 0], like.population.hyperparameters),
+            train_loss=table,
+            accuracy=accuracy,
+            best_params=like.best_params,
+            final_params=like.best_params if job.keep_params else {},  # the shapes are the file's
+            first_run=config.first_run,
+            seconds=0.0,
+        )
+        outcome, notes = checkpoints.restore(step, done)
+        return dataclasses.replace(outcome, seconds=notes["seconds"]), notes["seconds"]
     population = start()
     return State(population, table, accuracy, search.take_run(population.params, 0)), 0.0
 

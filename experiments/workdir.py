@@ -9,7 +9,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 import filelock
 import jax
 import numpy as np
+from flax import struct
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
@@ -32,27 +33,27 @@ RESULTS = ("config.json", "runs.csv", "curves.csv", "summary.json", "provenance.
 ANYWHERE = ("data_dir", "runs_per_batch", "resume", "checkpoint_every", "log_every", "tensorboard")
 
 
-@dataclass(frozen=True)
+@struct.dataclass
 class Outcome:
     """What training one kind of network's population gave: host arrays with a leading axis of runs.
 
     Attributes:
-      first_run: the first run's number.
       hyperparameters: every run's.
       train_loss: (runs, epochs) mean training losses.
       accuracy: (runs, epochs) accuracies by the split's column, NaN where not evaluated.
       best_params: the best run's parameters, after its best epoch.
-      final_params: every run's parameters after the last epoch, with a leading axis of runs, or None.
+      final_params: every run's parameters after the last epoch, with a leading axis of runs, or empty.
+      first_run: the first run's number.
       seconds: of training.
     """
 
-    first_run: int
     hyperparameters: training.Hyperparameters
     train_loss: np.ndarray
     accuracy: dict[str, np.ndarray]
     best_params: Any
     final_params: Any
-    seconds: float
+    first_run: int = struct.field(pytree_node=False)
+    seconds: float = struct.field(pytree_node=False)
 
 
 def finished(workdir: Path, config: ConfigDict) -> dict[str, Any] | None:
@@ -246,7 +247,7 @@ def _write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 def write_params(directory: Path, network: str, outcome: Outcome) -> None:
     """Write the best run's parameters to `best/NETWORK`, and any final ones to `params/NETWORK/runN`."""
     checkpoint.save_params(directory / "best" / network, outcome.best_params)
-    if outcome.final_params is not None:
+    if outcome.final_params:
         for index in range(len(outcome.train_loss)):
             params = jax.tree.map(lambda leaf: leaf[index], outcome.final_params)  # noqa: B023
             checkpoint.save_params(directory / "params" / network / f"run{outcome.first_run + index}", params)

@@ -1,0 +1,83 @@
+"""Training convolutional networks from a config."""
+
+import json
+import re
+import sys
+
+import numpy as np
+import pytest
+
+from experiments import cli, results, train
+from highway_jax import ConvNet, checkpoint, data
+
+STAGES = ("conv 4 3x3", "dropout 0.1", "highway 3x3", "maxpool 2x2")
+SMALL = [
+    "--config=digits_conv", f"--config.stages={STAGES}", "--config.epochs=2", "--config.num_runs=2",
+    "--config.batch_size=100",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("train") / "work"
+    train.main([*SMALL, "--config.validation=100", f"--workdir={workdir}"])
+    return workdir
+
+
+def test_every_runs_accuracy_is_that_of_its_parameters(trained):
+    found = results.load(trained).networks["highway"]
+    digits = data.load("digits")
+    for run, accuracy in zip(found.run, found.test_accuracy, strict=True):
+        params = checkpoint.restore_params(trained / f"params/highway/run{run}")
+        logits = ConvNet(STAGES).apply({"params": params}, digits.test.images / np.float32(16))
+        assert np.isclose((logits.argmax(-1) == digits.test.labels).mean(), accuracy)
+    assert found.curves.shape == (2, 2)
+    assert (found.curves[0] != found.curves[1]).all()  # an initialization each
+    header = (trained / "curves.csv").read_text().splitlines()[0]
+    assert header == "network,run,epoch,train_loss,test_accuracy,validation_accuracy"
+    assert json.loads((trained / "config.json").read_text())["stages"] == list(STAGES)
+    assert (trained / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_best_mean_and_deviation_are_said_as_in_the_tables(trained, capsys):
+    train.main([*SMALL, "--config.validation=100", f"--workdir={trained}"])  # finished: said again
+    accuracy = 100 * results.load(trained).networks["highway"].test_accuracy.astype(float)
+    best, mean, deviation = re.search(r"epoch 2: (\S+) \((\S+) ± (\S+)\) %", capsys.readouterr().out).groups()
+    assert (float(best), float(mean)) == (round(accuracy.max(), 2), round(accuracy.mean(), 2))
+    assert abs(float(deviation) - abs(accuracy[0] - accuracy[1]) / np.sqrt(2)) < 0.01
+
+
+def test_the_plain_twin_and_global_contrast_normalization(tmp_path, capsys):
+    options = ["--config.block=plain", "--config.preprocessing=contrast", "--config.mirror=True"]
+    train.main([*SMALL, *options, "--config.num_runs=1", f"--workdir={tmp_path}/work"])
+    assert "convolutional plain network of 3 layers" in capsys.readouterr().out
+    params = checkpoint.restore_params(tmp_path / "work/params/plain/run0")
+    assert all("t" not in layer for layer in params.values())
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--config.stages=('conv 4',)"], "config.stages: stage 'conv 4' must have the form: "),
+        (["--config.stages=('maxpool 9x9',)"], "config.stages: stage 'maxpool 9x9' does not fit what it gets"),
+        (["--config.block=residual"], "config.block is 'residual'; it must be one of highway, plain"),
+        (["--config.preprocessing=zca"], "config.preprocessing is 'zca'; it must be one of rescale, contrast"),
+        (["--config.boundaries=(5, 3)"], r"config.boundaries is \(5, 3\); it must be epochs above 0"),
+        (["--config.validation=1500"], "config.validation is 1500; it must be below 1500"),
+        (["--config.batch_size=1401", "--config.validation=100"], "config.batch_size is 1401; it must be at most 1400"),
+        (["--config.weight_decay=-1"], "config.weight_decay is -1.0; it must be a number at least 0"),
+        (["--config.activation=elu"], "config.activation is .*elu.*; it must be one or more of relu, tanh"),
+        (["--config.momentum=1"], "config.momentum is "),
+        (["--config=digits_depth10"], "--config is 'digits_depth10', which is a search's; use it with: "),
+        (["--from_search=x"], "--config and --from_search are both given"),
+    ],
+    ids=lambda value: value[0].removeprefix("--config.") if isinstance(value, list) else "",
+)
+def test_a_mistake_is_one_line_and_status_2(args, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["train", *SMALL, *args, f"--workdir={tmp_path}/work"])
+    with pytest.raises(SystemExit) as stop:
+        cli.run(train.main, train.__doc__)
+    errors = capsys.readouterr().err
+    assert (stop.value.code, errors.count("\n"), errors[:7]) == (2, 1, "error: "), errors
+    assert re.search(message, errors)
+    assert not (tmp_path / "work").exists()
