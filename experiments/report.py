@@ -1,8 +1,10 @@
 """One page of what searches found: figures, the best runs with their exact settings, how to repeat them.
 
     python -m experiments.report WORKDIR [WORKDIR ...] [--output=DIR]
+    python -m experiments.report --tables WORKDIR [WORKDIR ...] [--output=DIR]
 
 WORKDIR            of a search, finished or not; several, such as one per depth, make one page
+--tables           print Tables 1 to 3 instead, the paper's rows and the workdirs', and write them to tables.md
 --output=DIR       where report.html and its figures go; by default into the first workdir
 
 The page needs no network and no other file. Its figures lie beside it as report_*.png. If a workdir holds an
@@ -21,7 +23,7 @@ from absl import flags
 from matplotlib.figure import Figure
 from PIL import Image
 
-from experiments import cli, findings, results
+from experiments import cli, findings, results, tables
 from experiments.cli import UserError
 from experiments.findings import BEST
 from experiments.results import HYPERPARAMETERS, Result
@@ -50,6 +52,7 @@ class Picture:
 def main(argv: list[str]) -> None:
     values = flags.FlagValues()
     flags.DEFINE_string("output", None, "where the page goes", flag_values=values)
+    flags.DEFINE_bool("tables", False, "Tables 1 to 3 instead", flag_values=values)
     workdirs = [Path(workdir) for workdir in cli.parse_flags(argv, values, positional=True)]
     if not workdirs:
         raise UserError("no workdir is given; give one or more, such as runs/digits_depth50")
@@ -57,6 +60,9 @@ def main(argv: list[str]) -> None:
         if workdir.resolve() in [earlier.resolve() for earlier in workdirs[:i]]:
             raise UserError(f"workdir {str(workdir)!r} is given twice")
     output = workdirs[0] if values.output is None else Path(values.output)
+    if values.tables:
+        write_tables([results.load(workdir) for workdir in workdirs], output)
+        return
     searches = sorted(map(results.load, workdirs), key=lambda result: result.depth)
     pictures = draw(searches)
     page = render(searches, pictures)
@@ -68,6 +74,20 @@ def main(argv: list[str]) -> None:
     except OSError as error:
         raise UserError(f"--output is {str(output)!r}, which cannot be written: {error.strerror}") from error
     cli.say(f"report: {output / 'report.html'}")
+
+
+def write_tables(trained: Sequence[Result], output: Path) -> None:
+    """Print Tables 1 to 3 and write them to `tables.md`."""
+    for result in trained:
+        if not any(tables.is_in(result, row) for rows in tables.TABLES.values() for row in rows):
+            raise UserError(f"workdir {str(result.directory)!r} holds none of the networks of Tables 1 to 3")
+    text = tables.tables(trained)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        (output / "tables.md").write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--output is {str(output)!r}, which cannot be written: {error.strerror}") from error
+    cli.say(text)
 
 
 def render(searches: Sequence[Result], pictures: dict[str, list[Picture]]) -> str:

@@ -7,8 +7,9 @@ import sys
 import numpy as np
 import pytest
 
-from experiments import cli, results, train
+from experiments import cli, report, results, train
 from highway_jax import ConvNet, checkpoint, data
+from tests.tfds_files import write_mnist
 
 STAGES = ("conv 4 3x3", "dropout 0.1", "highway 3x3", "maxpool 2x2")
 SMALL = [
@@ -53,6 +54,25 @@ def test_the_plain_twin_and_global_contrast_normalization(tmp_path, capsys):
     assert "convolutional plain network of 3 layers" in capsys.readouterr().out
     params = checkpoint.restore_params(tmp_path / "work/params/plain/run0")
     assert all("t" not in layer for layer in params.values())
+
+
+def test_the_tables_have_the_papers_rows_and_ours(tmp_path, trained, capsys):
+    rng = np.random.default_rng(0)
+    train_set, test_set = ((rng.integers(0, 256, (n, 28, 28, 1), np.uint8), np.arange(n) % 10) for n in (20, 10))
+    write_mnist(tmp_path, train_set, test_set)
+    workdir = tmp_path / "work"
+    options = ["--config.epochs=1", "--config.batch_size=10", "--config.num_runs=2", f"--config.data_dir={tmp_path}"]
+    train.main(["--config=mnist_conv16", *options, f"--workdir={workdir}"])
+    capsys.readouterr()
+    report.main(["--tables", str(workdir)])
+    text = capsys.readouterr().out
+    ours = results.best_mean_std(results.load(workdir).networks["highway"].test_accuracy)
+    assert f"| Highway, 10 layers of width 16 | 39 K | 99.43 (99.4 ± 0.03) | 38,986 | {ours} | 2 | 1 |" in text
+    assert "| Highway, 10 layers of width 32 | 151 K | 99.55 (99.54 ± 0.02) |  |  |  |  |" in text
+    assert "| All-CNN |  | 66.29 |  |  |  |  |" in text
+    assert (workdir / "tables.md").read_text() == text.removesuffix("\n")
+    with pytest.raises(cli.UserError, match="holds none of the networks of Tables 1 to 3"):
+        report.main(["--tables", str(trained)])
 
 
 @pytest.mark.parametrize(
