@@ -118,11 +118,8 @@ def _train(job: Job, directory: Path, mesh: Mesh, console: Output) -> dict[str, 
             workdir.write_tables(directory, outcomes)
             workdir.write_params(directory, network, outcomes[network])
             if stop.signal:
-                done = outcomes[network].train_loss.shape[1]
-                raise cli.Interrupted(
-                    stop.signal,
-                    f"after epoch {done} of {config.epochs} of {network}; the same command goes on from there",
-                )
+                done = f"after epoch {outcomes[network].train_loss.shape[1]} of {config.epochs} of {network}"
+                raise cli.Interrupted(stop.signal, f"{done}; the same command goes on from there")
     return outcomes
 
 
@@ -162,14 +159,12 @@ def train_network(
                         for name, table in state.accuracy.items()
                     }
                     state = dataclasses.replace(state, accuracy=accuracy)
-                notes = {"seconds": time.monotonic() - started}
+                notes, stopping = {"seconds": time.monotonic() - started}, bool(stop.signal)
                 with _writing(checkpoints):
-                    if epoch == epochs:
-                        break
-                    if stop.signal or schedule.due(epoch, checkpoints):
+                    if epoch < epochs and (stopping or schedule.due(epoch, checkpoints)):
                         _check_space(checkpoints.directory, state)
                         checkpoints.save(epoch, state, notes)
-                    if stop.signal:
+                    if stopping:
                         checkpoints.wait()
                         break
         outcome = Outcome(
@@ -200,12 +195,10 @@ class CheckpointSchedule:
 
     def due(self, epoch: int, checkpoints: Checkpoints) -> bool:
         """Whether to save after this epoch; raises the error of a save that failed."""
-        if checkpoints.busy():
-            return self.every is not None and epoch % self.every == 0
+        busy, now = checkpoints.busy(), time.monotonic()
         if self.every is not None:
             return epoch % self.every == 0
-        now = time.monotonic()
-        if now - self.last < (checkpoints.seconds or self.cost) / self.share:
+        if busy or now - self.last < (checkpoints.seconds or self.cost) / self.share:
             return False
         self.last = now
         return True

@@ -1,0 +1,168 @@
+"""A convolutional highway network, ours against the same in PyTorch: images a second, forward, backward and update.
+
+    pip install -e '.[bench]'
+    python -m benchmarks.convnet --network=cifar10_gap
+
+--network=NAME     mnist_conv16, mnist_conv32 or cifar10_gap
+--batch=N          images a step
+--steps=N          steps a repetition; repetitions are interleaved, the median counts
+--repetitions=N    of each
+
+Each lives in a process of its own, has the whole machine, and trains one run on made-up images, dropout and weight
+decay included. Writes benchmarks/results/convnet_PLATFORM_NAME.json.
+"""
+
+import functools
+import json
+import multiprocessing
+import statistics
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+
+from benchmarks.population import hardware
+from experiments import cli
+from experiments.cli import UserError
+
+SIZES = {"mnist_conv16": (28, 1), "mnist_conv32": (28, 1), "cifar10_gap": (32, 3)}
+RATE, MOMENTUM, DECAY, BIAS = 0.01, 0.9, 0.001, -2.0
+
+
+def images(name: str, batch: int, steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """Images (steps, batch, height, width, channels) and labels; made up, since only their size matters."""
+    size, channels = SIZES[name]
+    rng = np.random.default_rng(0)
+    return rng.standard_normal((steps, batch, size, size, channels)).astype(np.float32), rng.integers(
+        0, 10, (steps, batch)
+    )
+
+
+def ours(name: str, batch: int, steps: int) -> Callable[[], None]:
+    """An epoch of `steps` steps, as `experiments.train` runs it."""
+    import jax
+
+    from highway_jax import ConvNet, optim, training
+    from highway_jax.data import Split
+
+    recipe = training.Recipe(
+        lambda hp: ConvNet(cli.load_config(name)[1].stages, transform_bias=BIAS),
+        optimizer=lambda hp, epoch: optim.nesterov(RATE, MOMENTUM, DECAY),
+    )
+    batches = jax.device_put(Split(*images(name, batch, steps)))
+    run = training.init(
+        recipe, training.Hyperparameters(RATE, MOMENTUM, 1.0, 0, BIAS), jax.random.key(0), batches.images[0]
+    )
+    epoch = jax.jit(functools.partial(training.train_epoch, recipe), donate_argnums=0)
+
+    def go() -> None:
+        nonlocal run
+        run, loss = epoch(run, batches)
+        loss.block_until_ready()
+
+    return go
+
+
+def torch(name: str, batch: int, steps: int) -> Callable[[], None]:
+    """The same network as a user of PyTorch writes it; channels first, as PyTorch is fastest with on a CPU."""
+    import torch
+    from torch import nn
+    from torch.nn import functional
+
+    from highway_jax.models import stages
+
+    class Highway(nn.Module):
+        def __init__(self, channels: int, window: tuple[int, int]):
+            super().__init__()
+            self.h, self.t = (nn.Conv2d(channels, channels, window, padding="same") for _ in "ht")
+            nn.init.constant_(self.t.bias, BIAS)
+
+        def forward(self, x):
+            return torch.lerp(x, torch.relu(self.h(x)), torch.sigmoid(self.t(x)))
+
+    channels, layers = SIZES[name][1], []
+    for stage in map(stages.parse, cli.load_config(name)[1].stages):
+        match stage:
+            case stages.Dropout(rate):
+                layers.append(nn.Dropout(rate))
+            case stages.MaxPool(window, stride):
+                layers.append(nn.MaxPool2d(window, stride, ceil_mode=True))
+            case stages.AvgPool(window, stride):
+                layers.append(nn.AvgPool2d(window, stride))
+            case stages.Conv(features, window):
+                layers += [nn.Conv2d(channels, features, window, padding="valid" if stage.valid else "same"), nn.ReLU()]
+                channels = features
+            case stages.Highway(window):
+                layers += [Highway(channels, window) for _ in range(stage.count)]
+    model = nn.Sequential(*layers, nn.Flatten(), nn.LazyLinear(10))
+    inputs, labels = images(name, batch, steps)
+    x, y = torch.from_numpy(np.moveaxis(inputs, -1, 2).copy()), torch.from_numpy(labels)
+    if torch.cuda.is_available():
+        model, x, y = model.cuda(), x.cuda(), y.cuda()
+    model(x[0])
+    optimizer = torch.optim.SGD(model.parameters(), RATE, MOMENTUM, weight_decay=DECAY, nesterov=True)
+
+    def go() -> None:
+        for batch_x, batch_y in zip(x, y, strict=True):
+            optimizer.zero_grad()
+            functional.cross_entropy(model(batch_x), batch_y).backward()
+            optimizer.step()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+
+    return go
+
+
+def serve(connection: Connection, build: Callable[..., Callable[[], None]], name: str, batch: int, steps: int) -> None:
+    """A contender's process: warm up, then repeat when asked."""
+    go = build(name, batch, steps)
+    start = time.perf_counter()
+    go()
+    connection.send(time.perf_counter() - start)
+    while connection.recv():
+        start = time.perf_counter()
+        go()
+        connection.send(time.perf_counter() - start)
+
+
+def main(argv: list[str]) -> None:
+    """Time both, print, and write the JSON."""
+    values = flags.FlagValues()
+    flags.DEFINE_enum("network", "cifar10_gap", list(SIZES), "which", flag_values=values)
+    for flag, default in ("batch", 100), ("steps", 3), ("repetitions", 5):
+        flags.DEFINE_integer(flag, default, flag, lower_bound=1, flag_values=values)
+    cli.parse_flags(argv, values)
+    context = multiprocessing.get_context("spawn")
+    connections, rates, first = {}, {"ours": [], "torch": []}, {}
+    for build in ours, torch:
+        connection, theirs = context.Pipe()
+        args = (theirs, build, values.network, values.batch, values.steps)
+        context.Process(target=serve, args=args, daemon=True).start()
+        theirs.close()
+        connections[build.__name__] = connection
+        try:
+            first[build.__name__] = connection.recv()
+        except EOFError as error:
+            raise UserError(f"{build.__name__} could not be started; for PyTorch: pip install -e '.[bench]'") from error
+    for _ in range(values.repetitions):
+        for name, connection in connections.items():
+            connection.send(True)
+            rates[name].append(values.batch * values.steps / connection.recv())
+    result = {"network": values.network, "batch": values.batch, "images_per_second": {}, "hardware": hardware()}
+    for name, measured in rates.items():
+        median = statistics.median(measured)
+        print(
+            f"{name}: {median:.0f} images/s ({min(measured):.0f} to {max(measured):.0f}), first call {first[name]:.1f} s"
+        )
+        result["images_per_second"][name] = {"median": median, "min": min(measured), "max": max(measured)}
+    import jax
+
+    path = Path(__file__).parent / "results" / f"convnet_{jax.default_backend()}_{values.network}.json"
+    path.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    cli.run(main, __doc__)
