@@ -154,9 +154,8 @@ def main(argv: list[str]) -> None:
     result = {"network": values.network, "batch": values.batch, "images_per_second": {}, "hardware": hardware()}
     for name, measured in rates.items():
         median = statistics.median(measured)
-        print(
-            f"{name}: {median:.0f} images/s ({min(measured):.0f} to {max(measured):.0f}), first call {first[name]:.1f} s"
-        )
+        spread = f"{min(measured):.0f} to {max(measured):.0f}"
+        print(f"{name}: {median:.0f} images/s ({spread}), first call {first[name]:.1f} s")
         result["images_per_second"][name] = {"median": median, "min": min(measured), "max": max(measured)}
     import jax
 
