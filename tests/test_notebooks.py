@@ -1,0 +1,40 @@
+import re
+
+import nbformat
+import pytest
+
+from notebooks.execute import NOTEBOOKS, execute
+
+COLAB = "https://colab.research.google.com"
+BADGE = rf"\[!\[Open In Colab\]\({COLAB}/assets/colab-badge\.svg\)\]\({COLAB}/github/[\w-]+/[\w-]+/blob/main/notebooks/"
+
+each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def pictures(notebook):
+    return sum("image/png" in output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", []))
+
+
+@each_notebook
+def test_a_notebook_runs_from_top_to_bottom(path):
+    assert pictures(execute(path)) == pictures(nbformat.read(path, as_version=4)) >= 2
+
+
+@each_notebook
+def test_a_notebook_is_committed_with_its_outputs_and_nothing_of_where_it_ran(path):
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    assert re.match(rf"# .+\n\n{BADGE}{path.name}\)\n", notebook.cells[0].source)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))  # all of it, once, in order
+    assert "%pip install" in code[0].source
+    assert code[0].outputs == []  # highway_jax was there
+    outputs = [output for cell in code for output in cell.outputs]
+    assert not [output for output in outputs if output.output_type == "error" or output.get("name") == "stderr"]
+    assert notebook.metadata.kernelspec.name == "python3"
+    assert not any(cell.metadata for cell in code)
+    text = path.read_text()
+    assert not re.search(r"/(home|root|tmp|Users|usr|content|work)/|[A-Z]:\\\\|site-packages|0x[0-9a-f]{6}", text)
+    assert len(text) < 500_000
+    links = [link for cell in notebook.cells for link in re.findall(r"\]\((?!http)([^)]+)\)", cell.source)]
+    assert all((path.parent / link).exists() for link in links)
