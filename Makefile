@@ -1,12 +1,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help search test stress lint format clean
+.PHONY: help search test stress notebooks lint format clean
 
 help:
 	@echo "make search  install, then run 100 highway and 100 plain networks of depth 50 on the digits"
 	@echo "make test    install, then run the tests"
 	@echo "make stress  install, then kill a search 25 times and damage its files 40 times"
+	@echo "make notebooks  install, then run the notebooks and keep their outputs"
 	@echo "make lint    install, then check style and types"
 	@echo "make format  rewrite the code in the project's style"
 
@@ -18,6 +19,9 @@ test: .venv/installed-test
 
 stress: .venv/installed-test
 	$(BIN)/python -m tests.faults
+
+notebooks: .venv/installed-test
+	$(BIN)/python -m notebooks.execute
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

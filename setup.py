@@ -10,6 +10,9 @@ here = Path(__file__).parent
 jax = "jax{}>=0.10.2,<0.12"
 test = [
     "hypothesis>=6.100",
+    "ipykernel>=6.29",
+    "nbclient>=0.10",
+    "nbformat>=5.10",
     "pandas>=2.2",
     "pyarrow>=17",
     "pytest>=8",

@@ -7,12 +7,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.typing import Dtype, Initializer
-from jax.nn.initializers import glorot_uniform, normal
+from jax.nn.initializers import normal, variance_scaling
 
 from highway_jax.activations import Activation
 from highway_jax.layers import HighwayConv, PlainConv, PlainDense, centered
 from highway_jax.models.stages import BLOCKS, AvgPool, Conv, Dense, Dropout, Highway, MaxPool, Stage, parse
 from highway_jax.pooling import avg_pool, max_pool
+
+# The authors' initializer: Glorot's in the form that Caffe gives it, which looks at a layer's inputs alone.
+caffe_xavier = variance_scaling(1.0, "fan_in", "uniform")
 
 
 class ConvNet(nn.Module):
@@ -33,7 +36,7 @@ class ConvNet(nn.Module):
       block: "highway", or "plain" to make every highway layer a plain one of the same size.
       activation: as in `MLP`; may be traced.
       transform_bias: initial bias of the transform gates; may be traced. Plain networks ignore it.
-      kernel_init: initializer of the layers' kernels.
+      kernel_init: initializer of the layers' kernels; by default uniform, of variance 1 / fan-in, as the authors'.
       output_std: standard deviation of the output layer's initial weights; None draws them as the others.
       dtype: of the computation; the inputs' and parameters' promoted dtype by default.
       param_dtype: of the parameters and the logits.
@@ -48,7 +51,7 @@ class ConvNet(nn.Module):
     block: str = "highway"
     activation: Activation = "relu"
     transform_bias: float | jax.Array = -1.0
-    kernel_init: Initializer = glorot_uniform()
+    kernel_init: Initializer = caffe_xavier
     output_std: float | None = None
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
