@@ -192,6 +192,15 @@ def command(search: Result) -> str:
     return shlex.join(["python", "-m", f"experiments.{program}", *arguments])
 
 
+def replay_command(search: Result) -> str:
+    """The command that trains a search's best run again; empty where there was no search."""
+    if "search" not in search.config:
+        return ""
+    network = next(iter(search.networks), search.kinds[0])
+    flags = [f"--from_search={search.directory}", f"--network={network}", "--rank=1"]
+    return shlex.join(["python", "-m", "experiments.train", *flags])
+
+
 def report_command(searches: Sequence[Result]) -> str:
     """The command that makes this page again."""
     return shlex.join(["python", "-m", "experiments.report", *(str(search.directory) for search in searches)])
