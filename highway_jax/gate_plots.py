@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import CenteredNorm, LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator, PercentFormatter
 
 from highway_jax.analysis import Dropped, GateStatistics, InnerStates, Lesions, effective_layers
 
@@ -60,15 +60,17 @@ def figure2(
 
 
 def figure3(
-    statistics: Mapping[str, GateStatistics], classes: Sequence[int] = tuple(range(10)), layers: int | None = None
+    statistics: Mapping[str, GateStatistics], classes: Sequence[int] | None = None, layers: int | None = None
 ) -> Figure:
     """Mean gate activity of single classes minus that of all samples; a row per network (Figure 3).
 
     Args:
       statistics: of each network.
-      classes: which classes to show.
+      classes: which classes to show; the first ten by default, or all if there are fewer.
       layers: how many layers to show, from the first; all by default.
     """
+    if classes is None:
+        classes = range(min(10, *(len(gates.class_size) for gates in statistics.values())))
     figure = Figure(figsize=(2.6 + 1.25 * len(classes), 0.6 + 2.8 * len(statistics)), layout="constrained")
     rows = figure.subplots(len(statistics), len(classes), squeeze=False, sharey="row")
     for axes, (network, gates) in zip(rows, statistics.items(), strict=True):
@@ -82,6 +84,7 @@ def figure3(
         _row_label(axes[0], network)
         bar = figure.colorbar(image, ax=axes, pad=0.01, aspect=30, extend="both")
         bar.set_label("difference from the overall mean", fontsize=9)
+        bar.ax.tick_params(labelsize=8)
         bar.outline.set_visible(False)
     for panel in rows[-1]:
         panel.set_xlabel("block")
@@ -100,7 +103,7 @@ def figure4(lesions: Mapping[str, Lesions]) -> Figure:
         axes.legend(frameon=False, fontsize=9)
         axes.set_title(f"{network}: {effective_layers(lesion.damage):.1f} effective layers", fontsize=11)
         axes.set_xlabel("lesioned layer")
-        _errors(axes, [lesion.intact_error])
+        _errors(axes, np.append(lesion.error, lesion.intact_error))
     panels[0].set_ylabel("error with the layer's gates closed")
     return figure
 
@@ -117,7 +120,7 @@ def depth_in_use(
         opened.hist(gates.open_layers, bins=60, density=True, color=color, alpha=0.55, label=network)
         where.plot(_cumulated(np.nanmean(gates.mean, axis=1)), **line, label=network)
         where.plot(_cumulated(lesions[network].damage), **line, linestyle=DASHED)
-    _errors(drop, [curve.error[0] for curve in dropped.values()])
+    _errors(drop, np.concatenate([curve.error for curve in dropped.values()]))
     drop.set_xlabel("layers dropped together, the least important first")
     drop.set_ylabel("error")
     opened.set_xlabel("layers' worth of open gates in a sample")
@@ -127,10 +130,11 @@ def depth_in_use(
         where.plot([], [], color="0.35", linestyle=style, label=label)
     where.set_xlabel("highway layer")
     where.set_ylabel("share up to this layer")
+    where.xaxis.set_major_locator(_whole_numbers())
     where.yaxis.set_major_formatter(PercentFormatter(1))
     where.grid(alpha=0.25, linewidth=0.6)
     for axes in (drop, opened, where):
-        axes.legend(frameon=False, fontsize=9)
+        axes.legend(frameon=False, fontsize=9, loc="lower right" if axes is where else "best")
         axes.spines[["top", "right"]].set_visible(False)
     return figure
 
@@ -153,14 +157,21 @@ def _row_label(axes: Axes, network: str) -> None:
     axes.annotate(network, (0, 0.5), (-44, 0), **at, rotation=90, fontsize=13, fontweight="bold")
 
 
-def _errors(axes: Axes, intact: Sequence[float]) -> None:
-    """Layers across; errors upwards on a logarithmic scale that does not blow up small differences."""
-    axes.set_yscale("log", nonpositive="clip")
-    low, high = axes.get_ylim()
-    axes.set_ylim(min([low, *(0.8 * error for error in intact if error > 0)]), max([high, *(1.25 * e for e in intact)]))
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=20))
+def _errors(axes: Axes, errors: np.ndarray) -> None:
+    """Layers across; the errors shown upwards on a logarithmic scale, at whose foot there is room for 0."""
+    errors = errors[np.isfinite(errors)]
+    low, high = (errors[errors > 0].min(), errors.max()) if errors.any() else (1e-3, 1e-2)
+    ticks = [step * 10.0**power for power in range(-8, 1) for step in (1, 2, 5)]
+    if (errors == 0).any():
+        axes.set_yscale("symlog", linthresh=low, linscale=0.3)
+        axes.set_ylim(-0.1 * low, 1.4 * high)
+        ticks = [0, *(tick for tick in ticks if tick >= low)]
+    else:
+        axes.set_yscale("log")
+        axes.set_ylim(0.75 * low, 1.4 * high)
+    axes.yaxis.set_major_locator(FixedLocator(ticks))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda error, _: f"{100 * error:.3g}%"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.yaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_locator(_whole_numbers())
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
