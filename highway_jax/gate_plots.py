@@ -98,7 +98,7 @@ def figure4(lesions: Mapping[str, Lesions]) -> Figure:
     for axes, (network, lesion) in zip(panels, lesions.items(), strict=True):
         layers = np.arange(1, len(lesion.error) + 1)
         axes.plot(layers, lesion.error, color=COLORS[0], linewidth=1.5, marker="o", markersize=3.5)
-        intact = f"no lesion: {lesion.intact_error:.2%}"
+        intact = f"no lesion: {percent(lesion.intact_error)}"
         axes.axhline(lesion.intact_error, color="0.35", linestyle=DASHED, linewidth=1.2, label=intact)
         axes.legend(frameon=False, fontsize=9)
         axes.set_title(f"{network}: {effective_layers(lesion.damage):.1f} effective layers", fontsize=11)
@@ -139,6 +139,11 @@ def depth_in_use(
     return figure
 
 
+def percent(fraction: float) -> str:
+    """Such as 12.3% or 0.0017%."""
+    return f"{100 * fraction:.{3 if fraction >= 0.1 else 2}g}%"
+
+
 def _blocks(axes: Axes, values: np.ndarray, colors: str, norm: Normalize) -> AxesImage:
     """A picture of (layers, blocks), the first layer on top; grey where a narrow layer has no block."""
     layers, blocks = values.shape
@@ -170,7 +175,7 @@ def _errors(axes: Axes, errors: np.ndarray) -> None:
         axes.set_yscale("log")
         axes.set_ylim(0.75 * low, 1.4 * high)
     axes.yaxis.set_major_locator(FixedLocator(ticks))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda error, _: f"{100 * error:.3g}%"))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda error, _: percent(error)))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_locator(_whole_numbers())
     axes.grid(alpha=0.25, linewidth=0.6)
@@ -178,7 +183,7 @@ def _errors(axes: Axes, errors: np.ndarray) -> None:
 
 
 def _whole_numbers() -> MaxNLocator:
-    return MaxNLocator(5, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1)
+    return MaxNLocator(6, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1)
 
 
 def _cumulated(values: np.ndarray) -> np.ndarray:

@@ -7,7 +7,6 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 from PIL import Image
 
-
 MNIST = "mnist", "3.0.1", {"label": 10}
 CIFAR100 = "cifar100", "3.0.2", {"label": 100, "coarse_label": 20}
 
@@ -31,7 +30,9 @@ def write_tfds(folder, dataset, train, test, **info):
             writer.write(_example(image, dict(zip(classes, map(int, numbers), strict=True))))
         writer.close()
         template = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
-        splits.append({"name": split, "shardLengths": [str(len(images))], "numBytes": "1", "filepathTemplate": template})
+        splits.append(
+            {"name": split, "shardLengths": [str(len(images))], "numBytes": "1", "filepathTemplate": template}
+        )
     info = {"name": name, "version": version, "fileFormat": "array_record", "splits": splits, **info}
     (directory / "dataset_info.json").write_text(json.dumps(info))
     package = "tensorflow_datasets.core.features"
