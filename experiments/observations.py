@@ -11,7 +11,7 @@ from highway_jax.gate_plots import percent
 
 OPEN = 0.5  # a gate above this transforms more than it carries
 STEADY = 0.1  # a block output is steady if a layer changes it by less, in units of all outputs' root mean square
-MINOR = 0.1  # a layer is minor if its lesion raises the loss by less, in units of the worst lesion's rise
+MINOR = 0.1  # a layer is minor if its lesion raises the loss by no more, in units of the worst lesion's rise
 TOLERATED = 0.01  # how far the error may rise when layers are dropped together
 
 
@@ -31,7 +31,7 @@ def summarize(found: Analysis, initial_bias: float) -> dict[str, Any]:
     Returns:
       biases_lowered: fraction of the gates' biases that are below the initial one.
       bias_depth_correlation: of a layer's mean bias with its number.
-      bias_activity_correlation: of a gate's bias with its mean output.
+      bias_activity_correlation: of a layer's mean bias with its gates' mean output.
       open_on_average, open_in_sample: fraction of gates whose (mean) output is above 0.5.
       steady_outputs: fraction of the sample's block outputs that a layer changes by less than a tenth of the root
         mean square of all of them.
@@ -40,7 +40,7 @@ def summarize(found: Analysis, initial_bias: float) -> dict[str, Any]:
         difference from the overall mean.
       open_layers: a sample's mean number of layers' worth of open gates.
       intact_error, worst_error, worst_layer: without a lesion, and with the worst.
-      minor_layers: how many layers' lesions raise the loss by less than a tenth of what the worst does.
+      minor_layers: how many layers' lesions raise the loss by at most a tenth of what the worst does.
       effective_layers: see `highway_jax.analysis.effective_layers`.
       droppable_layers: how many layers can be dropped, the least important first, before the error has risen by
         more than one percentage point.
@@ -48,14 +48,15 @@ def summarize(found: Analysis, initial_bias: float) -> dict[str, Any]:
     gates, lesions, dropped = found.gates, found.lesions, found.dropped
     layers = np.arange(1, len(gates.bias) + 1)
     known = np.isfinite(gates.bias)  # narrow layers' rows end in NaN
+    bias = np.nanmean(gates.bias, axis=1)
     output = found.sample.block_output
     change = np.abs(np.diff(output, axis=0))
     routing = np.nanmean(np.abs(gates.routing), axis=(0, 2))
-    risen = dropped.error - lesions.intact_error > TOLERATED
+    risen = ~(dropped.error - lesions.intact_error <= TOLERATED)  # or no longer finite
     return {
         "biases_lowered": np.mean(gates.bias[known] < initial_bias),
-        "bias_depth_correlation": _correlation(layers, np.nanmean(gates.bias, axis=1)),
-        "bias_activity_correlation": _correlation(gates.bias[known], gates.mean[known]),
+        "bias_depth_correlation": _correlation(bias, layers),
+        "bias_activity_correlation": _correlation(bias, np.nanmean(gates.mean, axis=1)),
         "open_on_average": np.mean(gates.mean[known] > OPEN),
         "open_in_sample": np.mean(found.sample.transform_gate[known] > OPEN),
         "steady_outputs": np.mean(change[np.isfinite(change)] < STEADY * np.sqrt(np.nanmean(np.square(output)))),
@@ -66,7 +67,7 @@ def summarize(found: Analysis, initial_bias: float) -> dict[str, Any]:
         "intact_error": lesions.intact_error,
         "worst_error": np.nanmax(lesions.error),
         "worst_layer": 1 + np.nanargmax(lesions.error),
-        "minor_layers": np.sum(lesions.damage < MINOR * lesions.damage.max()),
+        "minor_layers": np.sum(lesions.damage <= MINOR * lesions.damage.max()),
         "effective_layers": effective_layers(lesions.damage),
         "droppable_layers": np.argmax(risen) - 1 if risen.any() else len(layers),
     }
@@ -99,7 +100,7 @@ def captions(network: str, images: int, sample: str, initial_bias: float, s: Map
         "figure4.png": (
             f"Error on all {images:,} training images with the gates of one layer closed: "
             f"{percent(s['intact_error'])} without a lesion, {percent(s['worst_error'])} with the worst, of layer "
-            f"{s['worst_layer']}. The lesions of {s['minor_layers']} layers raise the loss by less than a tenth of "
+            f"{s['worst_layer']}. The lesions of {s['minor_layers']} layers raise the loss by at most a tenth of "
             "what the worst one does. Effective layers: the exponential of the entropy of the lesions' shares of the "
             "total rise in loss."
         ),
