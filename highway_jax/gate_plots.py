@@ -21,6 +21,7 @@ COLORS = ("#1f5fa8", "#d1601f", "#3a8f5c", "#8a4fa3")
 DIVERGING = "RdBu_r"
 GATES = "magma"
 GATE_RANGE = (1e-2, 1.0)  # logarithmic: most gates are nearly closed, and differ in how nearly
+LEAST_BIAS_RANGE, LEAST_ROUTING_RANGE = 0.05, 0.01  # differences far below are next to nothing, and look so
 SOLID, DASHED = "-", (0, (4, 2))
 
 
@@ -37,8 +38,9 @@ def figure2(
     rows = figure.subplots(len(statistics), 4, squeeze=False)
     for axes, (network, gates) in zip(rows, statistics.items(), strict=True):
         sample, bias = states[network], initial_bias[network]
+        moved = np.nanmax(np.abs(gates.bias - bias))
         images = (
-            _blocks(axes[0], gates.bias, DIVERGING, CenteredNorm(bias)),
+            _blocks(axes[0], gates.bias, DIVERGING, CenteredNorm(bias, max(moved, LEAST_BIAS_RANGE))),
             _blocks(axes[1], gates.mean, GATES, LogNorm(*GATE_RANGE)),
             _blocks(axes[2], sample.transform_gate, GATES, LogNorm(*GATE_RANGE)),
             _blocks(axes[3], sample.block_output, DIVERGING, CenteredNorm(0)),
@@ -76,7 +78,7 @@ def figure3(
     for axes, (network, gates) in zip(rows, statistics.items(), strict=True):
         routing = gates.routing[:, :layers]
         # A few blocks stand out so far that the full range would leave the others white.
-        norm = CenteredNorm(0, np.nanquantile(np.abs(routing), 0.995))
+        norm = CenteredNorm(0, max(np.nanquantile(np.abs(routing), 0.995), LEAST_ROUTING_RANGE))
         for panel, label in zip(axes, classes, strict=True):
             image = _blocks(panel, routing[label], DIVERGING, norm)
             panel.set_title(f"class {label}", fontsize=10)
@@ -126,6 +128,7 @@ def depth_in_use(
     opened.set_xlabel("layers' worth of open gates in a sample")
     opened.set_ylabel("density of samples")
     opened.set_yticks([])
+    opened.xaxis.set_major_locator(MaxNLocator(5))
     for style, label in (SOLID, "gate activity"), (DASHED, "lesion damage"):
         where.plot([], [], color="0.35", linestyle=style, label=label)
     where.set_xlabel("highway layer")
@@ -134,7 +137,7 @@ def depth_in_use(
     where.yaxis.set_major_formatter(PercentFormatter(1))
     where.grid(alpha=0.25, linewidth=0.6)
     for axes in (drop, opened, where):
-        axes.legend(frameon=False, fontsize=9, loc="lower right" if axes is where else "best")
+        axes.legend(frameon=False, fontsize=9)
         axes.spines[["top", "right"]].set_visible(False)
     return figure
 
@@ -174,7 +177,9 @@ def _errors(axes: Axes, errors: np.ndarray) -> None:
     else:
         axes.set_yscale("log")
         axes.set_ylim(0.75 * low, 1.4 * high)
-    axes.yaxis.set_major_locator(FixedLocator(ticks))
+    bottom, top = axes.get_ylim()
+    enough = sum(bottom <= tick <= top for tick in ticks) > 2
+    axes.yaxis.set_major_locator(FixedLocator(ticks) if enough else MaxNLocator(5))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda error, _: percent(error)))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_locator(_whole_numbers())

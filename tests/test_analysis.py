@@ -206,6 +206,12 @@ def test_the_effective_number_of_layers_counts_them(damage, factor, order):
     np.testing.assert_allclose(analysis.effective_layers((damage > 5) * 0.3), np.count_nonzero(damage > 5))
 
 
+def test_damage_is_a_rise_in_the_loss_that_is_more_than_rounding():
+    lesions = analysis.Lesions(np.array([2.0, 3.0, 2.00001, 1.5, np.inf]), np.zeros(5), 2.0, 0.0)
+    np.testing.assert_array_equal(lesions.damage, [0, 1, 0, 0, np.inf])
+    assert lesions.order.tolist() == [3, 0, 2, 1, 4]
+
+
 def test_a_network_without_highway_layers_or_with_shared_ones_is_refused():
     class Twice(nn.Module):
         @nn.compact

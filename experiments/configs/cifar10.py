@@ -3,7 +3,8 @@
     python -m experiments.search --config=cifar10_depth50 --config.networks=highway
     python -m experiments.analyze --workdir=runs/cifar10_depth50
 
-Hardware: made for an accelerator.
+Hardware: made for an accelerator. On two CPU cores (AMD EPYC), 16 runs of 20 epochs take 17 minutes and end at a best
+loss of 1.43 on a copy of the images re-encoded as JPEG, a network that uses none of its depth (docs/gates.md).
 CIFAR-10 has to be prepared once: `python -m experiments.prepare_data --dataset=cifar10`.
 """
 
