@@ -7,13 +7,12 @@ WORKDIR            of a search, finished or not; several, such as one per depth,
 --tables           print Tables 1 to 3 instead, the paper's rows and the workdirs', and write them to tables.md
 --output=DIR       where report.html and its figures go; by default into the first workdir
 
-The page needs no network and no other file. Its figures lie beside it as report_*.png. If a workdir holds an
-analysis.json, the workdir's figure2.png and so on are shown too; "captions" in that file, by file name, go below.
+The page needs no network and no other file. Its figures lie beside it as report_*.png. If a workdir holds what
+experiments.analyze writes, the page shows it too.
 """
 
 import base64
 import io
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +31,6 @@ from highway_jax import plotting
 
 # What searches of one page may differ in and still be compared.
 COMPARABLE = ("depth", *ANYWHERE)
-ANALYSIS_FIGURE = re.compile(r"figure(\d+)\.png")
 
 
 @dataclass(frozen=True)
@@ -60,10 +58,20 @@ def main(argv: list[str]) -> None:
         if workdir.resolve() in [earlier.resolve() for earlier in workdirs[:i]]:
             raise UserError(f"workdir {str(workdir)!r} is given twice")
     output = workdirs[0] if values.output is None else Path(values.output)
+    found = list(map(results.load, workdirs))
     if values.tables:
-        write_tables([results.load(workdir) for workdir in workdirs], output)
-        return
-    searches = sorted(map(results.load, workdirs), key=lambda result: result.depth)
+        write_tables(found, output)
+    else:
+        write(found, output)
+
+
+def write(searches: Sequence[Result], output: Path) -> None:
+    """Write `report.html` and its figures to a directory.
+
+    Raises:
+      UserError: if it cannot be written.
+    """
+    searches = sorted(searches, key=lambda search: search.depth)
     pictures = draw(searches)
     page = render(searches, pictures)
     try:
@@ -164,23 +172,23 @@ def png(figure: Figure) -> bytes:
     """A figure as a PNG of 256 colours, which is a third of the size of one of all colours."""
     drawn, small = io.BytesIO(), io.BytesIO()
     figure.savefig(drawn, format="png", dpi=150)
-    Image.open(drawn).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(small, format="png", optimize=True)
+    # The palette that keeps colour bars smooth; the default one leaves rare colours out.
+    image = Image.open(drawn).convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    image.save(small, format="png", optimize=True)
     return small.getvalue()
 
 
 def analysis(search: Result) -> list[Picture]:
-    """The figures that an analysis left in the workdir, by number, with their captions."""
+    """The figures that an analysis left in the workdir, in the order of their captions in `analysis.json`."""
     path = search.directory / "analysis.json"
     if not path.exists():
         return []
     captions = results.read_json(path).get("captions")
-    found = {
-        int(match[1]): file for file in search.directory.iterdir() if (match := ANALYSIS_FIGURE.fullmatch(file.name))
-    }
+    if not isinstance(captions, dict):
+        raise UserError(f"{path} is damaged: it must have captions; experiments.analyze writes it again")
+    figures = {name: search.directory / Path(name).name for name in captions}
     return [
-        Picture(file.name, file.read_bytes(), str(captions.get(file.name, "")) if isinstance(captions, dict) else "")
-        for number, file in sorted(found.items())
-        if number != 1  # the search's own
+        Picture(name, figure.read_bytes(), str(captions[name])) for name, figure in figures.items() if figure.is_file()
     ]
 
 

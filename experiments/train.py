@@ -32,6 +32,7 @@ from ml_collections import ConfigDict
 from experiments import cli, results, search, trainer, workdir
 from experiments.checks import check_search, check_training
 from experiments.cli import UserError
+from experiments.configs import convolutional
 from experiments.configs.figure1 import random_search
 from experiments.progress import Output, print_summary
 from experiments.workdir import Outcome
@@ -218,12 +219,18 @@ def choose(found: results.Result, network: str | None, run: int | None, rank: in
 
 def config_of_run(search_config: ConfigDict, network: str, run: int) -> ConfigDict:
     """The config that trains one run of a search by itself, evaluated after every epoch."""
-    config = random_search("digits", 2, 1, 1)
-    with config.ignore_type():  # JSON has no tuples
-        for key, value in cli.leaves(search_config).items():
+    config = as_program_has_it(search_config)
+    config.networks, config.first_run, config.num_runs, config.evaluate_every = (network,), run, 1, 1
+    return config
+
+
+def as_program_has_it(read: ConfigDict) -> ConfigDict:
+    """A config read from a workdir, with the types that JSON forgets, and ways of running it as by default."""
+    config = random_search("digits", 2, 1, 1) if "search" in read else convolutional.training("digits", (), 1)
+    with config.ignore_type():
+        for key, value in cli.leaves(read).items():
             if key not in workdir.ANYWHERE or key == "data_dir":
                 config.update_from_flattened_dict({key: value})
-    config.networks, config.first_run, config.num_runs, config.evaluate_every = (network,), run, 1, 1
     return config
 
 

@@ -1,9 +1,9 @@
 """What a trained highway network does inside: gates, routing, lesions, depth in use (Section 4).
 
-Pure functions of (model, params, data) for any Linen module that contains highway layers: an `MLP`, or a network
-of `HighwayDense` and `HighwayConv`. Results are NumPy arrays with one row per highway layer, in the order in which the
-network applies them; feature maps are averaged over space. Where layers differ in width, a narrow layer's
-row ends in NaN. Images are given as stored; `preprocess` turns them into the network's input, as in a
+Pure functions of (model, params, data) for any Linen module that contains highway layers: an `MLP`, a `ConvNet`, or a
+network of one's own of `HighwayDense` and `HighwayConv`. Results are NumPy arrays with one row per highway layer, in
+the order in which the network applies them; feature maps are averaged over space. Where layers differ in width, a
+narrow layer's row ends in NaN. Images are given as stored; `preprocess` turns them into the network's input, as in a
 `training.Recipe`.
 """
 
@@ -83,8 +83,10 @@ class Lesions(NamedTuple):
 
     @property
     def damage(self) -> np.ndarray:
-        """(layers,) how much each lesion raises the loss (nats); 0 where it lowers it."""
-        return np.maximum(self.loss - self.intact_loss, 0)
+        """(layers,) how much each lesion raises the loss (nats); 0 where it lowers it, or by next to nothing."""
+        rise = self.loss - self.intact_loss
+        # float32's rounding alone makes a loss differ in its fifth or sixth digit.
+        return np.where(rise <= 1e-4 * self.intact_loss, 0, rise)
 
 
 class Dropped(NamedTuple):
@@ -234,6 +236,8 @@ def effective_layers(damage: np.ndarray) -> float:
 
 def close_gates(model: nn.Module, params: Any, inputs: Any, closed: Array) -> Any:
     """Make highway layers the identity: T = 0 exactly, and C = 1 where the carry gate is independent (Eq. 4).
+
+    A layer that changes its input's size still does, by zero-padding or sub-sampling alone.
 
     Args:
       model, params: the network and its parameters.

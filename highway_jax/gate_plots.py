@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import CenteredNorm, LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator, PercentFormatter
 
 from highway_jax.analysis import Dropped, GateStatistics, InnerStates, Lesions, effective_layers
 
@@ -21,6 +21,7 @@ COLORS = ("#1f5fa8", "#d1601f", "#3a8f5c", "#8a4fa3")
 DIVERGING = "RdBu_r"
 GATES = "magma"
 GATE_RANGE = (1e-2, 1.0)  # logarithmic: most gates are nearly closed, and differ in how nearly
+LEAST_BIAS_RANGE, LEAST_ROUTING_RANGE = 0.05, 0.01  # differences far below are next to nothing, and look so
 SOLID, DASHED = "-", (0, (4, 2))
 
 
@@ -37,8 +38,9 @@ def figure2(
     rows = figure.subplots(len(statistics), 4, squeeze=False)
     for axes, (network, gates) in zip(rows, statistics.items(), strict=True):
         sample, bias = states[network], initial_bias[network]
+        moved = np.nanmax(np.abs(gates.bias - bias))
         images = (
-            _blocks(axes[0], gates.bias, DIVERGING, CenteredNorm(bias)),
+            _blocks(axes[0], gates.bias, DIVERGING, CenteredNorm(bias, max(moved, LEAST_BIAS_RANGE))),
             _blocks(axes[1], gates.mean, GATES, LogNorm(*GATE_RANGE)),
             _blocks(axes[2], sample.transform_gate, GATES, LogNorm(*GATE_RANGE)),
             _blocks(axes[3], sample.block_output, DIVERGING, CenteredNorm(0)),
@@ -60,21 +62,23 @@ def figure2(
 
 
 def figure3(
-    statistics: Mapping[str, GateStatistics], classes: Sequence[int] = tuple(range(10)), layers: int | None = None
+    statistics: Mapping[str, GateStatistics], classes: Sequence[int] | None = None, layers: int | None = None
 ) -> Figure:
     """Mean gate activity of single classes minus that of all samples; a row per network (Figure 3).
 
     Args:
       statistics: of each network.
-      classes: which classes to show.
+      classes: which classes to show; the first ten by default, or all if there are fewer.
       layers: how many layers to show, from the first; all by default.
     """
+    if classes is None:
+        classes = range(min(10, *(len(gates.class_size) for gates in statistics.values())))
     figure = Figure(figsize=(2.6 + 1.25 * len(classes), 0.6 + 2.8 * len(statistics)), layout="constrained")
     rows = figure.subplots(len(statistics), len(classes), squeeze=False, sharey="row")
     for axes, (network, gates) in zip(rows, statistics.items(), strict=True):
         routing = gates.routing[:, :layers]
         # A few blocks stand out so far that the full range would leave the others white.
-        norm = CenteredNorm(0, np.nanquantile(np.abs(routing), 0.995))
+        norm = CenteredNorm(0, max(np.nanquantile(np.abs(routing), 0.995), LEAST_ROUTING_RANGE))
         for panel, label in zip(axes, classes, strict=True):
             image = _blocks(panel, routing[label], DIVERGING, norm)
             panel.set_title(f"class {label}", fontsize=10)
@@ -82,6 +86,7 @@ def figure3(
         _row_label(axes[0], network)
         bar = figure.colorbar(image, ax=axes, pad=0.01, aspect=30, extend="both")
         bar.set_label("difference from the overall mean", fontsize=9)
+        bar.ax.tick_params(labelsize=8)
         bar.outline.set_visible(False)
     for panel in rows[-1]:
         panel.set_xlabel("block")
@@ -95,12 +100,12 @@ def figure4(lesions: Mapping[str, Lesions]) -> Figure:
     for axes, (network, lesion) in zip(panels, lesions.items(), strict=True):
         layers = np.arange(1, len(lesion.error) + 1)
         axes.plot(layers, lesion.error, color=COLORS[0], linewidth=1.5, marker="o", markersize=3.5)
-        intact = f"no lesion: {lesion.intact_error:.2%}"
+        intact = f"no lesion: {percent(lesion.intact_error)}"
         axes.axhline(lesion.intact_error, color="0.35", linestyle=DASHED, linewidth=1.2, label=intact)
         axes.legend(frameon=False, fontsize=9)
         axes.set_title(f"{network}: {effective_layers(lesion.damage):.1f} effective layers", fontsize=11)
         axes.set_xlabel("lesioned layer")
-        _errors(axes, [lesion.intact_error])
+        _errors(axes, np.append(lesion.error, lesion.intact_error))
     panels[0].set_ylabel("error with the layer's gates closed")
     return figure
 
@@ -117,22 +122,29 @@ def depth_in_use(
         opened.hist(gates.open_layers, bins=60, density=True, color=color, alpha=0.55, label=network)
         where.plot(_cumulated(np.nanmean(gates.mean, axis=1)), **line, label=network)
         where.plot(_cumulated(lesions[network].damage), **line, linestyle=DASHED)
-    _errors(drop, [curve.error[0] for curve in dropped.values()])
+    _errors(drop, np.concatenate([curve.error for curve in dropped.values()]))
     drop.set_xlabel("layers dropped together, the least important first")
     drop.set_ylabel("error")
     opened.set_xlabel("layers' worth of open gates in a sample")
     opened.set_ylabel("density of samples")
     opened.set_yticks([])
+    opened.xaxis.set_major_locator(MaxNLocator(5))
     for style, label in (SOLID, "gate activity"), (DASHED, "lesion damage"):
         where.plot([], [], color="0.35", linestyle=style, label=label)
     where.set_xlabel("highway layer")
     where.set_ylabel("share up to this layer")
+    where.xaxis.set_major_locator(_whole_numbers())
     where.yaxis.set_major_formatter(PercentFormatter(1))
     where.grid(alpha=0.25, linewidth=0.6)
     for axes in (drop, opened, where):
         axes.legend(frameon=False, fontsize=9)
         axes.spines[["top", "right"]].set_visible(False)
     return figure
+
+
+def percent(fraction: float) -> str:
+    """Such as 12.3% or 0.0017%."""
+    return f"{100 * fraction:.{3 if fraction >= 0.1 else 2}g}%"
 
 
 def _blocks(axes: Axes, values: np.ndarray, colors: str, norm: Normalize) -> AxesImage:
@@ -153,21 +165,30 @@ def _row_label(axes: Axes, network: str) -> None:
     axes.annotate(network, (0, 0.5), (-44, 0), **at, rotation=90, fontsize=13, fontweight="bold")
 
 
-def _errors(axes: Axes, intact: Sequence[float]) -> None:
-    """Layers across; errors upwards on a logarithmic scale that does not blow up small differences."""
-    axes.set_yscale("log", nonpositive="clip")
-    low, high = axes.get_ylim()
-    axes.set_ylim(min([low, *(0.8 * error for error in intact if error > 0)]), max([high, *(1.25 * e for e in intact)]))
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=20))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda error, _: f"{100 * error:.3g}%"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
+def _errors(axes: Axes, errors: np.ndarray) -> None:
+    """Layers across; the errors shown upwards on a logarithmic scale, at whose foot there is room for 0."""
+    errors = errors[np.isfinite(errors)]
+    low, high = (errors[errors > 0].min(), errors.max()) if errors.any() else (1e-3, 1e-2)
+    ticks = [step * 10.0**power for power in range(-8, 1) for step in (1, 2, 5)]
+    if (errors == 0).any():
+        axes.set_yscale("symlog", linthresh=low, linscale=0.3)
+        axes.set_ylim(-0.1 * low, 1.4 * high)
+        ticks = [0, *(tick for tick in ticks if tick >= low)]
+    else:
+        axes.set_yscale("log")
+        axes.set_ylim(0.75 * low, 1.4 * high)
+    bottom, top = axes.get_ylim()
+    enough = sum(bottom <= tick <= top for tick in ticks) > 2
+    axes.yaxis.set_major_locator(FixedLocator(ticks) if enough else MaxNLocator(5))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda error, _: percent(error)))
+    axes.yaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_locator(_whole_numbers())
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
 
 
 def _whole_numbers() -> MaxNLocator:
-    return MaxNLocator(5, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1)
+    return MaxNLocator(6, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1)
 
 
 def _cumulated(values: np.ndarray) -> np.ndarray:

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from highway_jax import MLP, HighwayConv, HighwayDense, PlainConv, PlainDense, analysis, gate_plots, parallel
+from highway_jax import MLP, ConvNet, HighwayConv, HighwayDense, PlainConv, PlainDense, analysis, gate_plots, parallel
 from highway_jax.data import Split
+from highway_jax.ops import resize
 
 KEY = jax.random.key(0)
 rng = np.random.default_rng(0)
@@ -77,25 +78,36 @@ def test_a_lesion_is_the_network_without_the_layer(carry):
     assert len(set(lesions.loss.tolist())) == 6
 
 
-@pytest.mark.parametrize("carry", ["coupled", "independent"])
-def test_any_networks_layers_are_lesioned_in_the_order_of_application(carry):
-    model = Mixed(carry)
+MIXED = [f"HighwayConv_{index}" for index in range(11)] + ["HighwayDense_0"]
+STAGES = ("conv 3 3x3", "2 highway 3x3", "dropout 0.5", "highway 5 3x3 /2", "maxpool 2x2", "highway 1x1", "dense 4")
+CONVNET = ConvNet(STAGES, num_classes=3, activation="tanh", transform_bias=-0.5)
+
+
+@pytest.mark.parametrize(
+    ("model", "names", "skipped"),
+    [(Mixed(), MIXED, 4), (Mixed("independent"), MIXED, 4), (CONVNET, ["layer2", "layer3", "layer4", "layer5"], 2)],
+    ids=["coupled", "independent", "ConvNet"],
+)
+def test_any_networks_layers_are_lesioned_in_the_order_of_application(model, names, skipped):
     params = initialized(model)
     lesions = analysis.lesion(model, params, SPLIT, preprocess=scale, batch_size=10)
-    names = [f"HighwayConv_{index}" for index in range(11)] + ["HighwayDense_0"]
     for layer, name in enumerate(names):
         by_hand = jax.tree.map(jnp.array, params)
         by_hand[name]["t"]["bias"] -= jnp.inf
-        if carry == "independent":
+        if "c" in by_hand[name]:
             by_hand[name]["c"]["bias"] += jnp.inf
         np.testing.assert_allclose((lesions.loss[layer], lesions.error[layer]), performance(model, by_hand), rtol=1e-5)
+    assert len(lesions.loss) == len(names)
 
-    def skip_the_fifth(call, args, kwargs, context):
-        return args[0] if context.module.name == names[4] else call(*args, **kwargs)
+    def skip(call, args, kwargs, context):
+        layer = context.module
+        if layer.name != names[skipped]:
+            return call(*args, **kwargs)
+        return resize(args[0], layer.features or args[0].shape[-1], layer.strides)  # of most layers, args[0]
 
-    with nn.intercept_methods(skip_the_fifth):
+    with nn.intercept_methods(skip):
         shorter = jax.jit(lambda p: model.apply({"params": p}, scale(SPLIT.images)))(params)
-    closed = analysis.close_gates(model, params, scale(SPLIT.images), np.arange(12) == 4)
+    closed = analysis.close_gates(model, params, scale(SPLIT.images), np.arange(len(names)) == skipped)
     np.testing.assert_allclose(logits(model, closed), shorter, rtol=1e-5, atol=1e-6)
 
 
@@ -194,6 +206,12 @@ def test_the_effective_number_of_layers_counts_them(damage, factor, order):
     np.testing.assert_allclose(analysis.effective_layers((damage > 5) * 0.3), np.count_nonzero(damage > 5))
 
 
+def test_damage_is_a_rise_in_the_loss_that_is_more_than_rounding():
+    lesions = analysis.Lesions(np.array([2.0, 3.0, 2.00001, 1.5, np.inf]), np.zeros(5), 2.0, 0.0)
+    np.testing.assert_array_equal(lesions.damage, [0, 1, 0, 0, np.inf])
+    assert lesions.order.tolist() == [3, 0, 2, 1, 4]
+
+
 def test_a_network_without_highway_layers_or_with_shared_ones_is_refused():
     class Twice(nn.Module):
         @nn.compact
@@ -218,7 +236,7 @@ def test_a_network_that_has_diverged_has_no_error():
 
 
 def test_figures_of_networks_of_different_depth_and_width():
-    models = {"mlp": mlp(), "mixed": Mixed()}
+    models = {"mlp": mlp(), "convnet": CONVNET}
     statistics, states, lesions, dropped = {}, {}, {}, {}
     for name, model in models.items():
         params = initialized(model)
@@ -226,7 +244,7 @@ def test_figures_of_networks_of_different_depth_and_width():
         states[name] = analysis.inner_states(model, params, SPLIT.images[0], preprocess=scale)
         lesions[name] = analysis.lesion(model, params, SPLIT, preprocess=scale)
         dropped[name] = analysis.drop_layers(model, params, SPLIT, lesions[name].order, preprocess=scale)
-    figure2 = gate_plots.figure2(statistics, states, {"mlp": -0.5, "mixed": -0.5})
+    figure2 = gate_plots.figure2(statistics, states, dict.fromkeys(models, -0.5))
     shown = [axes.images[0].get_array() for axes in figure2.axes if axes.images]
     for row, name in enumerate(models):
         expected = statistics[name].bias, statistics[name].mean, states[name].transform_gate, states[name].block_output
@@ -234,9 +252,12 @@ def test_figures_of_networks_of_different_depth_and_width():
             np.testing.assert_array_equal(image.filled(np.nan), values)
     figure3 = gate_plots.figure3(statistics, classes=(0, 2), layers=3)
     shown = [axes.images[0].get_array() for axes in figure3.axes if axes.images]
-    np.testing.assert_array_equal(shown[3].filled(np.nan), statistics["mixed"].routing[2, :3])
+    np.testing.assert_array_equal(shown[3].filled(np.nan), statistics["convnet"].routing[2, :3])
     figure4 = gate_plots.figure4(lesions)
-    np.testing.assert_array_equal(figure4.axes[1].lines[0].get_ydata(), lesions["mixed"].error)
+    np.testing.assert_array_equal(figure4.axes[1].lines[0].get_ydata(), lesions["convnet"].error)
+    assert (
+        len([axes for axes in gate_plots.figure3(statistics).axes if axes.images]) == 6
+    )  # two networks, three classes
     perfect = lesions["mlp"]._replace(error=np.zeros(6), intact_error=0.0)
     figures = figure2, figure3, figure4, gate_plots.figure4({"perfect": perfect})
     for figure in (*figures, gate_plots.depth_in_use(statistics, lesions, dropped)):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from highway_jax import data
 from highway_jax.data import Split, shuffled_batches
-from tests.tfds_files import write_mnist
+from tests.tfds_files import CIFAR100, MNIST, write_tfds
 
 PREPARED = Path(os.environ.get("TFDS_DATA_DIR", Path(__file__).parents[2] / "shared/tfds"))
 needs_mnist = pytest.mark.skipif(
@@ -97,16 +97,26 @@ def fake_mnist():
     return [(rng.integers(0, 256, (n, 28, 28, 1), dtype=np.uint8), rng.integers(0, 10, n)) for n in (20, 5)]
 
 
-def test_a_prepared_dataset_is_read_as_it_was_written(tmp_path, monkeypatch):
-    train, test = fake_mnist()
-    write_mnist(tmp_path / "data", train, test)
+def fake_cifar100():
+    rng = np.random.default_rng(0)
+    return [
+        (rng.integers(0, 256, (n, 32, 32, 3), dtype=np.uint8), rng.permutation(100)[:n], rng.integers(0, 20, n))
+        for n in (20, 5)
+    ]
+
+
+@pytest.mark.parametrize(("dataset", "fake"), [(MNIST, fake_mnist), (CIFAR100, fake_cifar100)])
+def test_a_prepared_dataset_is_read_as_it_was_written(dataset, fake, tmp_path, monkeypatch):
+    train, test = fake()
+    write_tfds(tmp_path / "data", dataset, train, test)
     monkeypatch.setenv("HOME", str(tmp_path))
+    name, _, classes = dataset
     for place in (str(tmp_path / "data"), "~/data"):
-        dataset = data.load("mnist", place)
-        for split, (images, labels) in (dataset.train, train), (dataset.test, test):
+        there = data.load(name, place)
+        for split, (images, labels, *_) in (there.train, train), (there.test, test):
             np.testing.assert_array_equal(split.images, images)
             np.testing.assert_array_equal(split.labels, labels)
-        assert (dataset.num_classes, dataset.max_value, split.labels.dtype) == (10, 255, np.int32)
+        assert (there.num_classes, there.max_value, split.labels.dtype) == (classes["label"], 255, np.int32)
 
 
 @pytest.mark.parametrize(
@@ -121,7 +131,7 @@ def test_a_prepared_dataset_is_read_as_it_was_written(tmp_path, monkeypatch):
 def test_an_unusable_dataset_is_one_line(tmp_path, damage, message):
     train, test = fake_mnist()
     info = {key: value for key, value in damage.items() if key == "fileFormat"}
-    directory = write_mnist(tmp_path, train, test, **info)
+    directory = write_tfds(tmp_path, MNIST, train, test, **info)
     if "splits" in damage:
         written = json.loads((directory / "dataset_info.json").read_text())
         written["splits"] = written["splits"][:1]

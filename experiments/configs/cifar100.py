@@ -1,8 +1,10 @@
-"""CIFAR-100: the network of Table 3.
+"""CIFAR-100: the convolutional network of Table 3, and the search behind the second row of Figure 2.
 
     python -m experiments.train --config=cifar100_gap --config.num_runs=5
+    python -m experiments.search --config=cifar100_depth50 --config.networks=highway
+    python -m experiments.analyze --workdir=runs/cifar100_depth50
 
-Hardware: made for an accelerator; 400 epochs are 200,000 steps, as the authors have it.
+Hardware: made for an accelerator. Not run yet on the real images.
 CIFAR-100 has to be prepared once: `python -m experiments.prepare_data --dataset=cifar100`.
 """
 
@@ -10,10 +12,11 @@ from ml_collections import ConfigDict
 
 from experiments.configs.cifar10 import color_images
 
-VARIANTS = ("gap",)
+VARIANTS = ("gap", "depth50")
 
 
 def get_config(variant: str = "gap") -> ConfigDict:
     config = color_images("cifar100", variant)
-    config.output_std = None  # drawn as the other layers' weights
+    if variant == "gap":
+        config.output_std = None  # drawn as the other layers' weights
     return config

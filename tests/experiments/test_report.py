@@ -236,18 +236,19 @@ def test_the_figures_of_an_analysis_are_shown(tmp_path):
     directory = write_workdir(tmp_path / "x", SMALL)
     plain = write_report(directory)
     assert "Inside the gates" not in plain.text
-    for number in (10, 1, 2):
-        image = Image.new("RGB", (number, 5))
-        image.save(directory / f"figure{number}.png")
+    for width, name in enumerate(("figure1", "figure2", "depth"), start=1):
+        Image.new("RGB", (width, 5)).save(directory / f"{name}.png")
     assert "Inside the gates" not in write_report(directory).text
-    (directory / "analysis.json").write_text('{"captions": {"figure2.png": "What the gates do."}}')
+    captions = {"figure2.png": "What the gates do.", "depth.png": "How deep.", "../figure3.png": "Not there."}
+    (directory / "analysis.json").write_text(json.dumps({"captions": captions}))
     page = write_report(directory)
-    assert "Inside the gates" in page.text and "What the gates do." in page.text
+    assert all(text in page.text for text in ("Inside the gates", "What the gates do.", "How deep."))
     shown = [Image.open(io.BytesIO(picture)).width for picture in page.pictures]
-    assert shown[-2:] == [2, 10] and len(shown) == len(plain.pictures) + 2
-    (directory / "analysis.json").write_text("{")
-    with pytest.raises(cli.UserError, match=r"analysis\.json is damaged"):
-        report.main([str(directory)])
+    assert shown[-2:] == [2, 3] and len(shown) == len(plain.pictures) + 2
+    for damaged in "{", "{}":
+        (directory / "analysis.json").write_text(damaged)
+        with pytest.raises(cli.UserError, match=r"analysis\.json is damaged"):
+            report.main([str(directory)])
 
 
 MISTAKES = [

@@ -9,7 +9,7 @@ import pytest
 
 from experiments import cli, report, results, train
 from highway_jax import ConvNet, checkpoint, data
-from tests.tfds_files import write_mnist
+from tests.tfds_files import CIFAR100, MNIST, write_tfds
 
 STAGES = ("conv 4 3x3", "dropout 0.1", "highway 3x3", "maxpool 2x2")
 SMALL = [
@@ -59,7 +59,7 @@ def test_the_plain_twin_and_global_contrast_normalization(tmp_path, capsys):
 def test_the_tables_have_the_papers_rows_and_ours(tmp_path, trained, capsys):
     rng = np.random.default_rng(0)
     train_set, test_set = ((rng.integers(0, 256, (n, 28, 28, 1), np.uint8), np.arange(n) % 10) for n in (20, 10))
-    write_mnist(tmp_path, train_set, test_set)
+    write_tfds(tmp_path, MNIST, train_set, test_set)
     workdir = tmp_path / "work"
     options = ["--config.epochs=1", "--config.batch_size=10", "--config.num_runs=2", f"--config.data_dir={tmp_path}"]
     train.main(["--config=mnist_conv16", *options, f"--workdir={workdir}"])
@@ -73,6 +73,21 @@ def test_the_tables_have_the_papers_rows_and_ours(tmp_path, trained, capsys):
     assert (workdir / "tables.md").read_text() == text.removesuffix("\n")
     with pytest.raises(cli.UserError, match="holds none of the networks of Tables 1 to 3"):
         report.main(["--tables", str(trained)])
+
+
+def test_cifar100_is_trained_as_the_paper_does(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    train_set, test_set = ((rng.integers(0, 256, (n, 32, 32, 3), np.uint8), np.arange(n) * 5) for n in (20, 10))
+    write_tfds(tmp_path, CIFAR100, train_set, test_set)
+    stages = ("conv 4 3x3", "highway 3x3", "conv 100 1x1", "avgpool 32x32")
+    options = [
+        f"--config.stages={stages}",
+        "--config.epochs=1",
+        "--config.batch_size=10",
+        f"--config.data_dir={tmp_path}",
+    ]
+    train.main(["--config=cifar100_gap", *options, f"--workdir={tmp_path}/work"])
+    assert "4 layers, 11,008 parameters" in capsys.readouterr().out  # 112 + 296 + 500 + 10,100
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,232 @@
+"""Looking inside the networks that real searches found."""
+
+import functools
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments import analyze, cli, results, search, train
+from highway_jax import MLP, analysis, checkpoint, data
+from tests.experiments.test_report import Page
+from tests.tfds_files import CIFAR100, write_tfds
+
+ROOT = Path(__file__).parents[2]
+FIGURES = ("figure2.png", "figure3.png", "figure4.png", "depth_in_use.png")
+SEARCH = "--config=digits_depth10", "--config.num_runs=3", "--config.epochs=2", "--config.batch_size=150"
+
+
+def program(name, *args):
+    command = [sys.executable, "-m", f"experiments.{name}", *args]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory):
+    """A real search's workdir, untouched since."""
+    workdir = tmp_path_factory.mktemp("search") / "work"
+    assert program("search", *SEARCH, f"--workdir={workdir}").returncode == 0
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def analyzed(searched, tmp_path_factory):
+    """A copy of it, analyzed by a process, and that process."""
+    workdir = tmp_path_factory.mktemp("analysis") / "work"
+    shutil.copytree(searched, workdir)
+    return workdir, program("analyze", f"--workdir={workdir}")
+
+
+def read(workdir):
+    def refuse(constant):
+        raise AssertionError(f"{constant} is no JSON")
+
+    return json.loads((workdir / "analysis.json").read_text(), parse_constant=refuse)
+
+
+def test_what_a_search_found_is_analyzed_and_shown(analyzed, searched):
+    workdir, process = analyzed
+    assert (process.returncode, process.stderr) == (0, "")
+    best = int(json.loads((workdir / "summary.json").read_text())["highway"]["best_run"])
+    first, *_, last, shown = process.stdout.splitlines()
+    assert first.startswith(f"digits, depth 10, highway run {best} (rank 1) after epoch 2: 1500 training images")
+    assert re.fullmatch(rf"analysis: {workdir}/analysis\.json, \d+ s", last)
+    assert shown == f"report: {workdir}/report.html"
+    page, captions = Page(workdir / "report.html"), read(workdir)["captions"]
+    assert tuple(captions) == FIGURES
+    assert page.pictures[-4:] == [(workdir / name).read_bytes() for name in FIGURES]
+    assert all(caption in page.text for caption in captions.values())
+    for file in searched.rglob("*.json"):  # the search's own files are as they were
+        assert (workdir / file.relative_to(searched)).read_bytes() == file.read_bytes()
+    assert checkpoint.damaged_file(workdir, []) is None
+
+
+def test_the_numbers_are_the_librarys(analyzed):
+    workdir, _ = analyzed
+    found, digits = read(workdir), data.load("digits")
+    highway = results.load(workdir).networks["highway"]
+    activation = highway.hyperparameters["activation"][highway.order[0]]
+    model = MLP(depth=10, activation=str(activation))
+    params = checkpoint.restore_params(workdir / "best/highway")
+    scale = functools.partial(data.rescale, max_value=16)
+
+    gates = analysis.gate_statistics(model, params, digits.train, preprocess=scale)
+    lesions = analysis.lesion(model, params, digits.train, preprocess=scale)
+    dropped = analysis.drop_layers(model, params, digits.train, lesions.order, preprocess=scale)
+    sample = analysis.inner_states(model, params, digits.train.images[0], preprocess=scale)
+    np.testing.assert_array_equal(np.float32(found["gates"]["bias"]), gates.bias)  # to the last bit
+    np.testing.assert_array_equal(np.float32(found["gates"]["bias"]), params["layers"]["bias"][:, 50:])
+    expected = {
+        "gates": {**gates._asdict(), "open_layers": None},
+        "sample": sample._asdict(),
+        "lesions": lesions._asdict(),
+        "dropped": dropped._asdict(),
+    }
+    for part, values in expected.items():
+        for name, value in values.items():
+            if value is not None:
+                np.testing.assert_allclose(found[part][name], value, rtol=1e-4, atol=1e-6, err_msg=f"{part}.{name}")
+    np.testing.assert_allclose(found["routing"], gates.routing, atol=1e-6)
+    counts, edges = found["gates"]["open_layers"]["counts"], found["gates"]["open_layers"]["edges"]
+    assert sum(counts) == 1500 and edges[0] <= gates.open_layers.mean() <= edges[-1]
+    assert found["sample"]["label"] == digits.train.labels[0]
+
+    summary = found["summary"]
+    initial = highway.hyperparameters["transform_bias"][highway.order[0]]
+    assert summary["biases_lowered"] == np.mean(gates.bias < initial)
+    assert summary["worst_layer"] == lesions.error.argmax() + 1
+    assert summary["minor_layers"] == sum(10 * lesions.damage <= lesions.damage.max())
+    assert summary["droppable_layers"] == next(
+        k - 1 for k, error in enumerate([*dropped.error, np.inf]) if error > lesions.intact_error + 0.01
+    )
+    np.testing.assert_allclose(summary["effective_layers"], analysis.effective_layers(lesions.damage), rtol=1e-4)
+    assert f"{summary['biases_lowered']:.0%} are lower now" in found["captions"]["figure2.png"]
+
+
+def test_a_second_analysis_and_that_of_the_run_trained_again_say_the_same(analyzed, searched, tmp_path):
+    workdir, _ = analyzed
+    written = {name: (workdir / name).read_bytes() for name in ("analysis.json", *FIGURES)}
+    arguments = "--network=highway", "--rank=1"
+    again = shutil.copytree(searched, tmp_path / "again")
+    trained = tmp_path / "trained"
+    train.main([f"--from_search={searched}", *arguments, f"--workdir={trained}"])
+    for directory in again, trained:
+        analyze.main([f"--workdir={directory}", *arguments])
+    assert {name: (again / name).read_bytes() for name in written} == {
+        name: (trained / name).read_bytes() for name in written
+    }
+    ours, theirs = (jax.tree.leaves(read(directory)) for directory in (again, workdir))  # of as many devices, perhaps
+    assert len(ours) == len(theirs)
+    for here, there in zip(ours, theirs, strict=True):
+        assert here == there or np.isclose(here, there, rtol=1e-4, atol=1e-6)
+
+
+def test_any_run_whose_parameters_are_there_is_analyzed(searched, tmp_path):
+    workdir = shutil.copytree(searched, tmp_path / "work")
+    (workdir / "SHA256SUMS").unlink()
+    runs = results.load(workdir).networks["highway"]
+    last = int(runs.run[runs.rank == 3][0])
+    params = jax.tree.map(lambda leaf: leaf / 2, checkpoint.restore_params(workdir / "best/highway"))
+    checkpoint.save_params(workdir / f"params/highway/run{last}", params)
+    analyze.main([f"--workdir={workdir}", f"--run={last}", "--title=Half"])
+    found = read(workdir)
+    assert (found["rank"], found["epoch"], found["parameters"]) == (3, 2, f"params/highway/run{last}")
+    np.testing.assert_array_equal(np.float32(found["gates"]["bias"]), params["layers"]["bias"][:, 50:])
+
+
+def test_cifar100_is_searched_and_analyzed_even_where_its_data_has_moved(tmp_path):
+    rng = np.random.default_rng(0)
+    labels = rng.permutation(100)
+    images = rng.integers(0, 256, (100, 32, 32, 3), dtype=np.uint8)
+    write_tfds(tmp_path / "data", CIFAR100, (images, labels, labels // 5), (images[:9], labels[:9], labels[:9] // 5))
+    workdir = tmp_path / "work"
+    changes = {"networks": "highway", "num_runs": 2, "epochs": 1, "batch_size": 25, "data_dir": tmp_path / "data"}
+    overrides = [f"--config.{key}={value}" for key, value in changes.items()]
+    search.main(["--config=cifar100_depth50", f"--workdir={workdir}", *overrides])
+    (tmp_path / "data").rename(tmp_path / "moved")
+    with pytest.raises(cli.UserError, match=r"config\.data_dir is '.*/data'; it must be an existing directory"):
+        analyze.main([f"--workdir={workdir}"])
+    analyze.main([f"--workdir={workdir}", f"--data_dir={tmp_path}/moved"])
+    found = read(workdir)
+    assert np.shape(found["gates"]["class_mean"]) == (100, 49, 50)
+    assert found["gates"]["class_size"] == [1] * 100
+    assert all(Image.open(workdir / name).width > 800 for name in FIGURES)
+
+
+MISTAKES = {
+    "no workdir": ([], "--workdir is missing; it must be the workdir of a search"),
+    "not there": (["--workdir=nowhere"], "workdir 'nowhere' does not exist"),
+    "no search's": (["--workdir={empty}"], "config.json is missing"),
+    "unfinished": (["--workdir={unfinished}"], r"best/highway is missing; the workdir holds no parameters"),
+    "no highway run": (["--workdir={plain}"], "holds no highway networks, and plain ones have no gates"),
+    "plain": (["--workdir={work}", "--network=plain"], "--network is 'plain', which has no gates"),
+    "unknown": (["--workdir={work}", "--network=residual"], "--network is 'residual'; it must be one of highway"),
+    "another rank": (
+        ["--workdir={work}", "--rank=2"],
+        r"holds its best run's parameters alone; for run \d, first train it: python -m experiments.train "
+        r"--from_search=.*work --network=highway --run=\d$",
+    ),
+    "rank 4": (["--workdir={work}", "--rank=4"], "--rank is 4; it must be 1 to 3"),
+    "both": (["--workdir={work}", "--rank=1", "--run=1"], "one of --run=N and --rank=N must be given, and not both"),
+    "a flipped bit": (["--workdir={flipped}"], r"best/highway/.* is damaged; remove the workdir"),
+    "cut off": (["--workdir={cut}"], r"best/highway is damaged, or holds no parameters"),
+    "another network's": (["--workdir={strange}"], "best/highway does not fit the workdir's config"),
+    "diverged": (["--workdir={diverged}"], "best/highway holds parameters that are not finite"),
+    "data": (["--workdir={work}", "--data_dir=nowhere"], "config.data_dir is 'nowhere'; it must be an existing dir"),
+}
+
+
+@pytest.fixture(scope="module")
+def workdirs(searched, tmp_path_factory):
+    """The search's workdir, and copies that are spoilt in one way each."""
+    folder = tmp_path_factory.mktemp("spoilt")
+    names = ("unfinished", "plain", "flipped", "cut", "strange", "diverged")
+    found = {name: shutil.copytree(searched, folder / name) for name in names}
+    for name in set(names) - {"flipped"}:
+        (found[name] / "SHA256SUMS").unlink()
+    shutil.rmtree(found["unfinished"] / "best")
+    (found["unfinished"] / "summary.json").unlink()
+    config = json.loads((found["plain"] / "config.json").read_text()) | {"networks": ["plain"]}
+    (found["plain"] / "config.json").write_text(json.dumps(config))
+    for file in "runs.csv", "curves.csv", "summary.json":
+        text = (found["plain"] / file).read_text()
+        if file == "summary.json":
+            text = json.dumps({"plain": json.loads(text)["plain"]})
+        else:
+            text = "".join(line for line in text.splitlines(keepends=True) if not line.startswith("highway"))
+        (found["plain"] / file).write_text(text)
+    biggest = {name: max((found[name] / "best/highway").rglob("*"), key=_size) for name in ("flipped", "cut")}
+    content = bytearray(biggest["flipped"].read_bytes())
+    content[len(content) // 2] ^= 1
+    biggest["flipped"].write_bytes(content)
+    shutil.rmtree(found["cut"] / "best/highway")
+    (found["cut"] / "best/highway").mkdir()
+    params = checkpoint.restore_params(searched / "best/highway")
+    checkpoint.save_params(found["strange"] / "best/highway", jax.tree.map(lambda leaf: leaf[:-1], params))
+    checkpoint.save_params(found["diverged"] / "best/highway", jax.tree.map(lambda leaf: leaf * np.nan, params))
+    (folder / "empty").mkdir()
+    return {**found, "work": searched, "empty": folder / "empty"}
+
+
+def _size(file):
+    return file.stat().st_size if file.is_file() else 0
+
+
+@pytest.mark.parametrize("kind", MISTAKES)
+def test_a_mistake_is_one_line_and_status_2(kind, workdirs, tmp_path, monkeypatch, capsys):
+    args, message = MISTAKES[kind]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["analyze", *(arg.format(**workdirs) for arg in args)])
+    with pytest.raises(SystemExit) as stop:
+        cli.run(analyze.main, analyze.__doc__)
+    errors = capsys.readouterr().err
+    assert (stop.value.code, errors.count("\n"), errors[:7]) == (2, 1, "error: "), errors
+    assert re.search(message, errors)
+    assert not any((workdir / "analysis.json").exists() for workdir in workdirs.values())
