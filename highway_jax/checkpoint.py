@@ -151,9 +151,11 @@ def damaged_file(directory: Path, files: Iterable[Path]) -> str | None:
         one where it makes no sense.
     """
     try:
-        lines = (directory / SUMS).read_text().splitlines()
+        *lines, end = (directory / SUMS).read_text().split("\n")
         sums = {name: expected for expected, name in (line.split("  ", 1) for line in lines)}
     except ValueError:
+        return SUMS
+    if end:  # cut off in the middle of a line
         return SUMS
     for name in sorted(sums.keys() | {file.relative_to(directory).as_posix() for file in files}):
         if name not in sums or "\0" in name:

@@ -1,3 +1,4 @@
+import contextlib
 import os
 import subprocess
 import sys
@@ -5,6 +6,10 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.sharding import NamedSharding, PartitionSpec
 
 from highway_jax import checkpoint, parallel
 
@@ -19,3 +24,80 @@ def test_parameters_come_back_exactly_also_where_there_are_fewer_devices(tmp_pat
     alone = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ, timeout=120)
     assert alone.returncode == 0, alone.stderr
     assert "array(-0., dtype=float32)" in alone.stdout
+
+
+@pytest.fixture
+def checkpoints(tmp_path):
+    with contextlib.closing(checkpoint.Checkpoints(tmp_path / "checkpoints", keep=2)) as checkpoints:
+        yield checkpoints
+
+
+def tree(runs):
+    return {"population": {"kernel": jnp.arange(runs * 3.0).reshape(runs, 3)}, "curves": np.full((runs, 2), np.nan)}
+
+
+def test_checkpoints_come_back_and_the_last_few_stay(checkpoints):
+    for step in (1, 2, 3):
+        state = tree(4)
+        checkpoints.save(step, state, {"seconds": step / 2})
+        jax.jit(lambda x: x + 1, donate_argnums=0)(state["population"]["kernel"])  # its buffer is gone, or another's
+    checkpoints.wait()
+    assert checkpoints.steps() == [2, 3]
+    assert checkpoints.damaged_file(3) is None
+    restored, notes = checkpoints.restore(3, tree(4))
+    jax.tree.map(np.testing.assert_array_equal, restored, tree(4))
+    assert notes == {"seconds": 1.5}
+
+
+@pytest.mark.parametrize("runs", [2, 4, 6])
+def test_a_population_comes_back_cut_or_filled_up_to_what_other_devices_share(runs, checkpoints, two_devices):
+    checkpoints.save(1, tree(4), {})
+    checkpoints.wait()
+    split = NamedSharding(parallel.runs_mesh(), PartitionSpec(parallel.RUNS))
+    like = tree(4) | {"population": {"kernel": jax.ShapeDtypeStruct((runs, 3), jnp.float32, sharding=split)}}
+    kernel = checkpoints.restore(1, like)[0]["population"]["kernel"]
+    assert kernel.sharding == split
+    whole = np.asarray(tree(4)["population"]["kernel"])
+    np.testing.assert_array_equal(kernel[:4], whole[:runs])
+    assert (kernel[4:] == 0).all()
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path):
+    (tmp_path / "checkpoints/000007").mkdir(parents=True)
+    (tmp_path / "checkpoints/000008.orbax-checkpoint-tmp").mkdir()
+    with contextlib.closing(checkpoint.Checkpoints(tmp_path / "checkpoints")) as checkpoints:
+        assert checkpoints.steps() == []
+    assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
+def test_a_save_that_fails_says_so(checkpoints):
+    checkpoints.save(1, tree(4), {})
+    checkpoints.wait()
+    (checkpoints.directory / "000002").write_text("in the way")
+    with pytest.raises(Exception, match="000002"):
+        checkpoints.save(2, tree(4), {})
+        checkpoints.wait()
+    assert checkpoints.steps() == [1]
+
+
+contents = st.dictionaries(st.sampled_from(["a", "b", "c/d"]), st.binary(min_size=1, max_size=40), min_size=1)
+
+
+@settings(max_examples=60, deadline=None)
+@given(contents=contents, pick=st.integers(0), bit=st.integers(0), cut=st.booleans())
+def test_every_change_of_a_file_is_noticed(contents, pick, bit, cut, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sums")
+    files = [folder / name for name in contents]
+    for file, content in zip(files, contents.values(), strict=True):
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(content)
+    checkpoint.write_sums(folder, files)
+    assert checkpoint.damaged_file(folder, files) is None
+    changed = (*sorted(files), folder / checkpoint.SUMS)[pick % (len(files) + 1)]
+    content = bytearray(changed.read_bytes())
+    if cut:
+        content = content[: bit % len(content)]
+    else:
+        content[bit // 8 % len(content)] ^= 1 << bit % 8
+    changed.write_bytes(content)
+    assert checkpoint.damaged_file(folder, files) is not None
