@@ -11,6 +11,8 @@ Hardware: two CPU cores (AMD EPYC). What it gave there, 100 runs of each network
     20      3.1e-4   9.1e-4   7.6e-4   5.6e-3        21 s    19 s
     50      1.7e-4   8.3e-2   7.0e-4   1.9e-1        50 s    44 s
     100     2.4e-4   5.9e-1   9.9e-4   8.6e-1        99 s    88 s
+
+The convolutional network takes 21 s there, and reaches 98.65 % test accuracy.
 """
 
 from ml_collections import ConfigDict

@@ -1,10 +1,12 @@
 """MNIST: Figure 1 at the paper's size (100 runs of each network for 400 epochs), and the networks of Table 1.
 
     python -m experiments.search --config=mnist_depth10 --config.num_runs=10 --config.epochs=2
-    python -m experiments.train --config=mnist_conv16 --config.epochs=10 --config.boundaries="(6, 9)"
+    python -m experiments.train --config=mnist_conv16 --config.epochs=12 \\
+        --config.learning_rate=0.05 --config.boundaries="(8, 11)"
 
-Hardware: made for an accelerator. The first command takes 17 s on two CPU cores (AMD EPYC) and ends, highway and
-plain, at a best loss of 0.13 and 0.16.
+Hardware: made for an accelerator. On two CPU cores (AMD EPYC), the first command takes 17 s and ends, highway and
+plain, at a best loss of 0.13 and 0.16; the second takes 7 minutes and reaches 99.10 % test accuracy (results/mnist_conv16),
+with 12 epochs at a higher learning rate in place of the authors' 300, which end at 99.4 %.
 MNIST has to be prepared once: `python -m experiments.prepare_data --dataset=mnist`.
 """
 
