@@ -173,9 +173,13 @@ def analyze(model: nn.Module, params: Any, split: data.Split, preprocess: analys
     """Everything that the figures show, saying what is being done."""
     cli.say("gates of every image")
     gates = analysis.gate_statistics(model, params, split, preprocess=preprocess)
+    if len(gates.bias) < 2:
+        raise UserError("the network has a single highway layer; an analysis needs two or more")
     sample = analysis.inner_states(model, params, split.images[SAMPLE], preprocess=preprocess)
     cli.say(f"lesions of {len(gates.bias)} layers, one at a time")
     lesions = analysis.lesion(model, params, split, preprocess=preprocess)
+    if not np.isfinite(lesions.loss).any():
+        raise UserError("the network's loss is not finite without any of its layers; there is nothing to look at")
     cli.say(f"dropping 1 to {len(gates.bias)} layers together")
     dropped = analysis.drop_layers(model, params, split, lesions.order, preprocess=preprocess)
     return Analysis(gates, sample, lesions, dropped)

@@ -21,7 +21,7 @@ RESUME = ("auto", "never")
 # Far beyond what can be trained; they turn a slip of the keyboard into a message.
 INTEGERS = {
     "num_runs": (1, 10**6),
-    "first_run": (0, 2**31),
+    "first_run": (0, 10**9),
     "epochs": (1, 10**6),
     "batch_size": (1, 10**9),
     "seed": (0, 2**32 - 1),

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from experiments import workdir
 from experiments.cli import UserError
-from highway_jax import search
+from highway_jax import checkpoint, search
 from highway_jax.activations import ACTIVATIONS
 from highway_jax.models import stages
 
@@ -94,6 +95,9 @@ def load(directory: str | Path) -> Result:
     if not directory.is_dir():
         raise UserError(f"workdir {str(directory)!r} is a file; it must be a search's workdir")
     config, kinds, depth = _read_config(directory / "config.json")
+    workdir.check_format(directory)
+    if (directory / checkpoint.SUMS).exists() and (name := checkpoint.damaged_file(directory, [])):
+        raise workdir.damaged(directory / name)
     paths = directory / "summary.json", directory / "provenance.json"
     summary, provenance = (read_json(path) if _exists(path) else None for path in paths)
     networks = _read_networks(directory, config, kinds, finished=summary is not None)
@@ -110,7 +114,8 @@ def best_mean_std(accuracy: np.ndarray) -> str:
     percent = 100 * np.asarray(accuracy, np.float64)
     if len(percent) == 1:
         return f"{percent[0]:.2f}"
-    return f"{np.nanmax(percent):.2f} ({percent.mean():.2f} ± {percent.std(ddof=1):.2f})"
+    best = np.nanmax(percent) if np.isfinite(percent).any() else np.nan
+    return f"{best:.2f} ({percent.mean():.2f} ± {percent.std(ddof=1):.2f})"
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -135,9 +140,13 @@ def _read_config(path: Path) -> tuple[ConfigDict, tuple[str, ...], int]:
         ):
             raise _damaged(path, f"{key} is {value!r}")
     try:
-        kinds = tuple(map(str, config["networks"] if "networks" in config else [config["block"]]))
-        depth = stages.depth(config["stages"]) if "stages" in config else int(config["depth"])
-        return ConfigDict(config), kinds, depth
+        kinds = config["networks"] if "networks" in config else [config["block"]]
+        if not isinstance(kinds, list) or not kinds or not all(isinstance(kind, str) for kind in kinds):
+            raise ValueError(f"networks is {kinds!r}")
+        depth = stages.depth(config["stages"]) if "stages" in config else config["depth"]
+        if type(depth) is not int:
+            raise ValueError(f"depth is {depth!r}")
+        return ConfigDict(config), tuple(kinds), depth
     except (KeyError, TypeError, ValueError) as error:
         raise _damaged(path, error) from error
 

@@ -39,7 +39,7 @@ def main(argv: list[str]) -> None:
     space = check_search(config)
     directory = Path(values.workdir or f"runs/{label}")
     console = Output()
-    if workdir.finished(directory, config):
+    if summary := workdir.finished(directory, config):
         console.print(f"{directory} holds this search's results:")
     else:
         dataset = data.load(config.dataset, config.data_dir)
@@ -53,9 +53,7 @@ def main(argv: list[str]) -> None:
             title=f"{dataset.name}, depth {config.depth}",
             draw=lambda outcomes: {"figure1.png": draw(config, dataset, outcomes)},
         )
-        trainer.do(job, directory, console)
-    summary = workdir.finished(directory, config)
-    assert summary
+        summary = trainer.do(job, directory, console)
     print_summary(summary, console)
     console.print(f"Figure 1: {directory / 'figure1.png'}")
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import jax
 
+from experiments import workdir
 from experiments.results import Result, best_mean_std
 from highway_jax import checkpoint
 from highway_jax.models import paper
@@ -103,7 +104,10 @@ def _cells(result: Result) -> list[tuple[str, str, str, str]]:
 
 
 def _parameters(result: Result, network: str) -> str:
-    params = checkpoint.restore_params(result.directory / "best" / network)
+    path = result.directory / "best" / network
+    if not path.is_dir():
+        raise workdir.damaged(path)
+    params = checkpoint.restore_params(path)
     return f"{sum(leaf.size for leaf in jax.tree.leaves(params)):,}"
 
 

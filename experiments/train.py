@@ -54,6 +54,16 @@ def main(argv: list[str]) -> None:
     if values.from_search is not None:
         train_again(values, overrides)
         return
+    if name is None:
+        raise UserError(
+            f"--config and --from_search are missing; one of them must be given, such as --config=digits_conv; "
+            f"the configs are {', '.join(cli.known_configs())}"
+        )
+    for flag in "network", "run", "rank":
+        if values[flag].value is not None:
+            raise UserError(
+                f"--{flag} is {values[flag].value!r}, which is for --from_search; see --config.block and so on"
+            )
     label, config = cli.load_config(name)
     if "search" in config:
         raise UserError(f"--config is {name!r}, which is a search's; use it with: python -m experiments.search")
@@ -170,7 +180,7 @@ def train_again(values: flags.FlagValues, overrides: Mapping[str, str]) -> None:
     space = check_search(config)
     directory = Path(values.workdir or f"runs/{Path(values.from_search).resolve().name}_{network}_run{run}")
     console = Output()
-    if workdir.finished(directory, config):
+    if summary := workdir.finished(directory, config):
         console.print(f"{directory} holds this run's results:")
     else:
         dataset = data.load(config.dataset, config.data_dir)
@@ -186,9 +196,7 @@ def train_again(values: flags.FlagValues, overrides: Mapping[str, str]) -> None:
             draw=_draw(title),
             keep_params=True,
         )
-        trainer.do(job, directory, console)
-    summary = workdir.finished(directory, config)
-    assert summary
+        summary = trainer.do(job, directory, console)
     print_summary(summary, console)
     console.print(compare(found.networks[network].curve(run), results.load(directory).networks[network].curve(run)))
     console.print(f"figure: {directory / 'curves.png'}, parameters: {directory / 'params' / network / f'run{run}'}")

@@ -67,8 +67,8 @@ class State:
     best_params: Any
 
 
-def do(job: Job, directory: Path, console: Output) -> None:
-    """Do a job, or what is left of it, in a workdir.
+def do(job: Job, directory: Path, console: Output) -> dict[str, Any]:
+    """Do a job, or what is left of it, in a workdir; returns what is then its `summary.json`.
 
     Raises:
       UserError: for a mistake of the user's.
@@ -81,7 +81,9 @@ def do(job: Job, directory: Path, console: Output) -> None:
         )
     jax.config.update("jax_default_matmul_precision", config.matmul_precision)
     mesh = find_devices(config.num_runs)
-    with workdir.opened(directory, config):
+    with workdir.opened(directory, config) as done:
+        if done:  # by another process, while this one got ready
+            return done
         console.print(
             f"{job.title}: {count} training images, {_count(config.num_runs, 'run')} "
             f"of each network ({', '.join(job.networks)}), {_count(config.epochs, 'epoch')}, "
@@ -90,13 +92,13 @@ def do(job: Job, directory: Path, console: Output) -> None:
         try:
             outcomes = _train(job, directory, mesh, console)
         except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
+            if "RESOURCE_EXHAUSTED" not in str(error) and "Out of memory" not in str(error):
                 raise
             raise UserError(
                 f"a device's memory is too small for config.runs_per_batch {config.runs_per_batch} and "
                 f"config.num_runs {config.num_runs}; lower one of them"
             ) from error
-        workdir.finish(directory, outcomes, job.draw(outcomes))
+        return workdir.finish(directory, outcomes, job.draw(outcomes))
 
 
 def find_devices(num_runs: int) -> Mesh:
@@ -115,8 +117,9 @@ def _train(job: Job, directory: Path, mesh: Mesh, console: Output) -> dict[str, 
     with cli.stop_requests() as stop, monitor:
         for network in job.networks:
             outcomes[network] = train_network(job, network, directory, mesh, monitor, stop)
-            workdir.write_tables(directory, outcomes)
-            workdir.write_params(directory, network, outcomes[network])
+            workdir.write_tables(directory, outcomes, bool(config.evaluate_every))
+            with _writing(directory):
+                workdir.write_params(directory, network, outcomes[network])
             if stop.signal:
                 done = f"after epoch {outcomes[network].train_loss.shape[1]} of {config.epochs} of {network}"
                 raise cli.Interrupted(stop.signal, f"{done}; the same command goes on from there")
@@ -130,14 +133,15 @@ def train_network(
     config, recipe = job.config, job.recipe(network)
     epochs, runs = config.epochs, config.num_runs
     with contextlib.closing(Checkpoints(directory / workdir.CHECKPOINTS / network)) as checkpoints:
-        state, seconds = _last_state(job, recipe, mesh, checkpoints)
+        state, notes = _last_state(job, recipe, mesh, checkpoints)
         if isinstance(state, Outcome):
             return state
         train, evaluated = (parallel.replicate(mesh, split) for split in (job.train, dict(job.evaluate)))
-        epoch, started = int(state.population.epoch[0]), time.monotonic() - seconds
-        runs_per_batch = config.runs_per_batch or search.choose_runs_per_batch(
-            recipe, state.population, job.train, config.batch_size, mesh
-        )
+        epoch, started = int(state.population.epoch[0]), time.monotonic() - notes["seconds"]
+        # Of the same number at once as before: on an accelerator it decides the rounding.
+        runs_per_batch = config.runs_per_batch or notes.get("runs_per_batch")
+        if runs_per_batch is None:
+            runs_per_batch = search.choose_runs_per_batch(recipe, state.population, job.train, config.batch_size, mesh)
         train_epoch = search.population_epoch(recipe, config.batch_size, mesh, runs_per_batch)
         evaluate = jax.jit(
             parallel.map_runs(lambda run, split: training.evaluate(recipe, run, split), mesh, runs_per_batch)
@@ -159,8 +163,9 @@ def train_network(
                         for name, table in state.accuracy.items()
                     }
                     state = dataclasses.replace(state, accuracy=accuracy)
-                notes, stopping = {"seconds": time.monotonic() - started}, bool(stop.signal)
-                with _writing(checkpoints):
+                notes = {"seconds": time.monotonic() - started, "runs_per_batch": runs_per_batch}
+                stopping = bool(stop.signal)
+                with _writing(checkpoints.directory):
                     if epoch < epochs and (stopping or schedule.due(epoch, checkpoints)):
                         _check_space(checkpoints.directory, state)
                         checkpoints.save(epoch, state, notes)
@@ -177,7 +182,7 @@ def train_network(
             seconds=notes["seconds"],
         )
         if epoch == epochs:
-            with _writing(checkpoints):
+            with _writing(checkpoints.directory):
                 checkpoints.save(epoch, outcome, notes)
                 checkpoints.wait()
     return outcome
@@ -225,8 +230,8 @@ def _with_column(table: np.ndarray, epoch: int, values: np.ndarray) -> np.ndarra
 
 def _last_state(
     job: Job, recipe: training.Recipe, mesh: Mesh, checkpoints: Checkpoints
-) -> tuple[State | Outcome, float]:
-    """The newest intact checkpoint's state, or a new one, and the seconds of training that it took.
+) -> tuple[State | Outcome, dict[str, Any]]:
+    """The newest intact checkpoint's state, or a new one, and its notes: the `seconds` of training, at least.
 
     After the last epoch that is an `Outcome`: of what is done, nobody needs the whole population.
     """
@@ -246,8 +251,7 @@ def _last_state(
             continue
         like = _like(jax.eval_shape(start), table, accuracy, mesh)
         if step < config.epochs:
-            state, notes = checkpoints.restore(step, like)
-            return state, notes["seconds"]
+            return checkpoints.restore(step, like)
         done = Outcome(
             hyperparameters=jax.tree.map(lambda leaf: table[:, 0], like.population.hyperparameters),
             train_loss=table,
@@ -258,9 +262,9 @@ def _last_state(
             seconds=0.0,
         )
         outcome, notes = checkpoints.restore(step, done)
-        return dataclasses.replace(outcome, seconds=notes["seconds"]), notes["seconds"]
+        return dataclasses.replace(outcome, seconds=notes["seconds"]), notes
     population = start()
-    return State(population, table, accuracy, search.take_run(population.params, 0)), 0.0
+    return State(population, table, accuracy, search.take_run(population.params, 0)), {"seconds": 0.0}
 
 
 def _like(population: training.Run, table: np.ndarray, accuracy: dict[str, np.ndarray], mesh: Mesh) -> State:
@@ -284,13 +288,13 @@ def _size(state: State) -> int:
 
 
 @contextlib.contextmanager
-def _writing(checkpoints: Checkpoints) -> Iterator[None]:
+def _writing(directory: Path) -> Iterator[None]:
     try:
         yield
     except UserError:
         raise
     except Exception as error:  # Orbax and TensorStore have many
-        raise UserError(f"{checkpoints.directory}: a checkpoint cannot be written: {data.first_line(error)}") from error
+        raise UserError(f"{directory}: a checkpoint cannot be written: {data.first_line(error)}") from error
 
 
 def _wait(array: Any) -> None:

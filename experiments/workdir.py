@@ -66,19 +66,17 @@ def finished(workdir: Path, config: ConfigDict) -> dict[str, Any] | None:
     try:
         if workdir.exists() and not workdir.is_dir():
             raise UserError(f"--workdir is {str(workdir)!r}, which is a file; it must be a directory or not exist yet")
+        work = any((workdir / name).exists() for name in (CHECKPOINTS, "runs.csv", checkpoint.SUMS))
         if not (workdir / "config.json").exists():
+            if work:
+                raise damaged(workdir / "config.json")
             return None
         if config.resume == "never":
             raise UserError(f"config.resume is 'never', but {workdir} holds earlier work; choose another --workdir")
         earlier = ConfigDict(_read_object(workdir / "config.json"))
-        if not any((workdir / name).exists() for name in (CHECKPOINTS, "runs.csv")):
+        if not work:
             return None  # stopped before there was anything to keep
-        about = _read_object(workdir / "provenance.json") if (workdir / "provenance.json").exists() else {}
-        if (there := about.get("format", 1)) != FORMAT:
-            raise UserError(
-                f"--workdir is {str(workdir)!r}, which another version wrote in format {there!r}; "
-                f"this version reads format {FORMAT}; choose another --workdir"
-            )
+        check_format(workdir)
         _check_same(earlier, config, workdir)
         if not (workdir / checkpoint.SUMS).exists():
             return None
@@ -90,9 +88,22 @@ def finished(workdir: Path, config: ConfigDict) -> dict[str, Any] | None:
     return _read_object(workdir / "summary.json")
 
 
+def check_format(workdir: Path) -> None:
+    """Refuse a workdir that another version wrote in another form."""
+    path = workdir / "provenance.json"
+    there = (_read_object(path) if path.exists() else {}).get("format", 1)
+    if there != FORMAT:
+        raise UserError(
+            f"workdir {str(workdir)!r} was written by another version, in format {there!r}; "
+            f"this version reads format {FORMAT}"
+        )
+
+
 @contextmanager
-def opened(workdir: Path, config: ConfigDict) -> Iterator[None]:
+def opened(workdir: Path, config: ConfigDict) -> Iterator[dict[str, Any] | None]:
     """Make the workdir, keep other processes out of it, and write what is known at the start.
+
+    Yields what `finished` says of it then.
 
     Raises:
       UserError: if it cannot be written, or another process is at work in it.
@@ -108,25 +119,34 @@ def opened(workdir: Path, config: ConfigDict) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"--workdir is {str(workdir)!r}, which cannot be written: {error.strerror}") from error
     with lock:
+        if done := finished(workdir, config):
+            yield done
+            return
         try:
             # In this order: a workdir with a config also says its format.
             write_json(workdir / "provenance.json", provenance())
             write_text(workdir / "config.json", config.to_json(indent=2) + "\n")
         except OSError as error:
             raise UserError(f"--workdir is {str(workdir)!r}, which cannot be written: {error.strerror}") from error
-        yield
+        yield None
 
 
-def finish(workdir: Path, outcomes: Mapping[str, Outcome], figures: Mapping[str, Figure]) -> None:
-    """Write what there is to say at the end, mark the workdir as finished, and drop the checkpoints."""
+def finish(workdir: Path, outcomes: Mapping[str, Outcome], figures: Mapping[str, Figure]) -> dict[str, Any]:
+    """Write what there is to say at the end, mark the workdir as finished, drop the checkpoints.
+
+    Returns:
+      The summary.
+    """
     for name, figure in figures.items():
         figure.savefig(workdir / name, dpi=150)
     seconds = {network: round(o.seconds, 1) for network, o in outcomes.items()}
     write_json(workdir / "provenance.json", {**provenance(), "seconds": seconds})
-    write_json(workdir / "summary.json", {network: summarize(o) for network, o in outcomes.items()})
+    summary = {network: summarize(o) for network, o in outcomes.items()}
+    write_json(workdir / "summary.json", summary)
     params = (file for folder in ("best", "params") for file in (workdir / folder).rglob("*") if file.is_file())
     checkpoint.write_sums(workdir, [*(workdir / name for name in RESULTS), *params])
     shutil.rmtree(workdir / CHECKPOINTS)
+    return summary
 
 
 def damaged(path: Path) -> UserError:
@@ -191,8 +211,8 @@ def provenance() -> dict[str, Any]:
     }
 
 
-def write_tables(directory: Path, outcomes: Mapping[str, Outcome]) -> None:
-    """Write `runs.csv` and `curves.csv`, and as Parquet too where pyarrow is installed.
+def write_tables(directory: Path, outcomes: Mapping[str, Outcome], accuracy_curves: bool) -> None:
+    """Write `runs.csv` and `curves.csv`, with every epoch's accuracies if wanted; as Parquet too where pyarrow is.
 
     float32 values are written so that they can be read back exactly.
     """
@@ -219,9 +239,9 @@ def write_tables(directory: Path, outcomes: Mapping[str, Outcome]) -> None:
                     **{name: table[index, -1] for name, table in outcome.accuracy.items()},
                 }
             )
-            on_the_way = {name: t for name, t in outcome.accuracy.items() if np.isfinite(t[:, :-1]).any()}
+            curved = outcome.accuracy if accuracy_curves else {}
             for epoch, loss in enumerate(losses):
-                accuracy = {name: table[index, epoch] for name, table in on_the_way.items()}
+                accuracy = {name: table[index, epoch] for name, table in curved.items()}
                 curves.append({"network": network, "run": run, "epoch": epoch + 1, "train_loss": loss, **accuracy})
     _write_table(directory / "runs", runs)
     _write_table(directory / "curves", curves)
@@ -234,6 +254,7 @@ def _write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         writer.writerow(rows[0])
         writer.writerows(row.values() for row in rows)
     partial.replace(path.with_suffix(".csv"))
+    path.with_suffix(".parquet").unlink(missing_ok=True)
     if importlib.util.find_spec("pyarrow"):
         import pyarrow
         import pyarrow.parquet

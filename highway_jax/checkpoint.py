@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterable, Mapping
@@ -48,8 +49,8 @@ class Checkpoints:
     def __init__(self, directory: str | os.PathLike, keep: int = 3):
         self.directory, self.keep = Path(directory).absolute(), keep
         self.directory.mkdir(parents=True, exist_ok=True)
-        for entry in self.directory.glob("[0-9]*"):
-            if not (entry / SUMS).is_file():
+        for entry in self.directory.iterdir():
+            if re.fullmatch(r"\d{6,}(\.orbax-checkpoint-tmp.*)?", entry.name) and not (entry / SUMS).is_file():
                 shutil.rmtree(entry)
         # Weights do not compress; without trying, writing is four times as fast.
         self._orbax = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler(use_compression=False))

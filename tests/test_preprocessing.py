@@ -49,7 +49,11 @@ def test_a_crop_is_one_of_the_zero_padded_image(padding, seed):
 
 
 def test_augmentation_follows_from_its_key_and_reaches_every_position():
-    augment = jax.jit(functools.partial(data.crop_and_mirror, padding=1))
+    @jax.jit
+    def augment(key, images):
+        crop, mirror = jax.random.split(key)
+        return data.random_mirror(mirror, data.random_crop(crop, images, padding=1))
+
     images = jnp.asarray(np.repeat(IMAGES[:1], 500, axis=0), jnp.float32)
     first, again, other = augment(KEY, images), augment(KEY, images), augment(jax.random.key(1), images)
     np.testing.assert_array_equal(first, again)

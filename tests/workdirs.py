@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 
-from experiments import cli
+from experiments import cli, workdir
 from highway_jax import search
 
 RUN_COLUMNS = (
@@ -44,5 +44,6 @@ def write_workdir(directory, curves, depth=10, finished=True, **changes):
     write_csv(directory / "curves.csv", ("network", "run", "epoch", "train_loss"), epochs)
     if finished:
         (directory / "summary.json").write_text(json.dumps(summary))
-        (directory / "provenance.json").write_text(json.dumps({"commit": "abc123", "versions": {"jax": "0.10.2"}}))
+    about = {"format": workdir.FORMAT, "commit": "abc123", "versions": {"jax": "0.10.2"}}
+    (directory / "provenance.json").write_text(json.dumps(about))
     return directory

@@ -1,6 +1,6 @@
 """Datasets in memory, the batches of an epoch, and what happens to images on their way to a network."""
 
-from highway_jax.data.augmentation import crop_and_mirror, random_crop, random_mirror
+from highway_jax.data.augmentation import random_crop, random_mirror
 from highway_jax.data.dataset import Array, DataError, Dataset, NotPreparedError, Split, shuffled_batches
 from highway_jax.data.digits import digits
 from highway_jax.data.preprocessing import global_contrast_normalize, mean_image, rescale
@@ -12,7 +12,6 @@ __all__ = [
     "Dataset",
     "NotPreparedError",
     "Split",
-    "crop_and_mirror",
     "digits",
     "first_line",
     "global_contrast_normalize",

@@ -27,9 +27,3 @@ def random_mirror(key: jax.Array, images: jax.Array) -> jax.Array:
     """Mirror each image left to right with probability 1/2; shapes as in `random_crop`."""
     mirrored = jax.random.bernoulli(key, 0.5, (images.shape[0], 1, 1, 1))
     return jnp.where(mirrored, images[:, :, ::-1], images)
-
-
-def crop_and_mirror(key: jax.Array, images: jax.Array, padding: int = 8) -> jax.Array:
-    """The "typical data augmentation" of Table 3: `random_crop`, then `random_mirror`."""
-    crop, mirror = jax.random.split(key)
-    return random_mirror(mirror, random_crop(crop, images, padding))

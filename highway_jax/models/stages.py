@@ -13,6 +13,7 @@ from typing import Any
 
 BLOCKS = ("highway", "plain")
 Window = tuple[int, int]
+LARGEST = 10**5  # of any number in a stage; a slip of the keyboard beyond
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,8 +122,10 @@ def parse(text: str) -> Stage:
         if name == "rate":
             if not value < 1:
                 raise ValueError(f"stage {text!r} has the rate {value}; it must be at least 0 and below 1")
-        elif min(value if isinstance(value, tuple) else (value,)) < 1:
-            raise ValueError(f"stage {text!r} has the {name} 0; it must be at least 1")
+        elif not all(1 <= number <= LARGEST for number in (value if isinstance(value, tuple) else (value,))):
+            raise ValueError(
+                f"stage {text!r} has the {name} {match[name]}; it must be at least 1 and at most {LARGEST}"
+            )
     if kind in (MaxPool, AvgPool) and given.get("stride", 1) > min(given["window"]):
         raise ValueError(f"stage {text!r} has the stride {given['stride']}; it must be at most its window")
     return kind(**given)

@@ -19,6 +19,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from experiments import cli, findings, report, results
+from experiments.cli import UserError
+from highway_jax import checkpoint
 from tests.workdirs import write_workdir
 
 ROOT = Path(__file__).parents[2]
@@ -300,3 +302,19 @@ def test_what_a_hyperparameter_explains(seed, ties):
     assert findings.explained(values, np.exp(noise)) == pytest.approx(share)  # ranks only
     assert findings.explained(np.full(100, 0.5, np.float32), noise) is None
     assert findings.explained(np.full(100, NAN, np.float32), noise) is None
+
+
+def test_a_finished_workdir_is_read_only_as_it_was_written(tmp_path):
+    directory = write_workdir(tmp_path / "work", SMALL)
+    checkpoint.write_sums(directory, [directory / "runs.csv"])
+    results.load(directory)
+    (directory / "runs.csv").write_text((directory / "runs.csv").read_text().replace("relu", "tanh"))
+    with pytest.raises(UserError, match=r"runs.csv is damaged; remove the workdir"):
+        results.load(directory)
+
+
+def test_a_workdir_of_an_older_format_says_so(tmp_path):
+    directory = write_workdir(tmp_path / "work", SMALL)
+    (directory / "provenance.json").write_text("{}")
+    with pytest.raises(UserError, match="written by another version, in format 1; this version reads format 2"):
+        results.load(directory)

@@ -105,7 +105,28 @@ def test_another_config_an_older_format_and_resume_never_are_refused(copied, mon
     assert "config.resume is 'never', but" in refused(copied, monkeypatch, capsys, "--config.resume=never")
     about = json.loads((copied / "provenance.json").read_text())
     (copied / "provenance.json").write_text(json.dumps(about | {"format": 1}))
-    assert "which another version wrote in format 1; this version reads" in refused(copied, monkeypatch, capsys)
+    assert "was written by another version, in format 1; this version reads" in refused(copied, monkeypatch, capsys)
+
+
+def test_a_missing_config_beside_checkpoints_is_refused(copied, monkeypatch, capsys):
+    (copied / "config.json").unlink()
+    assert "config.json is damaged" in refused(copied, monkeypatch, capsys)
+
+
+def test_a_process_that_got_ready_while_another_finished_leaves_its_results_alone(undisturbed, monkeypatch, tmp_path):
+    workdir = shutil.copytree(undisturbed, tmp_path / "work")
+    before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
+    answers, finished = iter([None]), search.workdir.finished
+    # Asked first, before the other one ended, it says no.
+    monkeypatch.setattr(search.workdir, "finished", lambda *args: next(answers, finished(*args)))
+    search.main([*faults.SEARCH, f"--workdir={workdir}"])
+    assert {path: path.stat().st_mtime_ns for path in before} | {workdir: 0} == before | {workdir: 0}
+
+
+def test_a_fresh_start_is_allowed_where_it_is_one(tmp_path, capsys):
+    args = ["--config=digits_depth10", "--config.num_runs=2", "--config.epochs=1", "--config.resume=never"]
+    search.main([*args, f"--workdir={tmp_path}/work"])
+    assert "best run" in capsys.readouterr().out
 
 
 def test_a_second_process_is_refused(copied, monkeypatch, capsys):

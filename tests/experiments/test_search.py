@@ -144,7 +144,16 @@ def test_the_parameters_kept_are_the_best_runs_after_its_best_epoch(losses, lead
     config = cli.load_config("digits_depth10")[1]
     config.num_runs, config.epochs = runs, epochs
     digits = data.load("digits")
-    job = trainer.Job(config, library.SearchSpace(), functools.partial(search.recipe, config, digits), digits, "")
+    job = trainer.Job(
+        config=config,
+        networks=("highway",),
+        space=library.SearchSpace(),
+        recipe=functools.partial(search.recipe, config, digits),
+        train=digits.train,
+        evaluate={"test_accuracy": digits.test},
+        title="",
+        draw=lambda outcomes: {},
+    )
     monitor = progress.Monitor(("highway",), epochs, 1, None, progress.Output())
     mesh = parallel.runs_mesh(jax.devices()[:1])
     outcome = trainer.train_network(job, "highway", tmp_path, mesh, monitor, cli.StopRequest())
@@ -182,6 +191,13 @@ def test_the_tables_load_with_the_right_types(finished):
             if kind != "O":
                 assert (table[column].dtype.kind, parquet[column].dtype.kind) == (kind, kind), column
             pandas.testing.assert_series_equal(table[column], parquet[column], check_dtype=False, rtol=1e-6)
+
+
+def test_networks_that_all_diverge_have_their_columns_too(tmp_path):
+    args = [*SMALL, "--config.evaluate_every=1", "--config.search.learning_rate=1e38", f"--workdir={tmp_path}/work"]
+    search.main(args)
+    assert {len(row) for row in rows(tmp_path / "work/curves.csv")} == {5}
+    assert {row["test_accuracy"] for row in rows(tmp_path / "work/curves.csv")} == {"nan"}
 
 
 def test_event_files_and_every_epochs_accuracy(tmp_path, capsys):
@@ -223,8 +239,8 @@ def refused(args, monkeypatch, capsys):
 
 
 MISTAKES = [
-    ([], "--config is missing; it must be one of digits_depth10, .*mnist_depth100, or a path"),
-    (["--config=digits_depth7"], "--config is 'digits_depth7'; it must be one of digits_depth10"),
+    ([], "--config is missing; it must be one of .*cifar100_gap, .*mnist_conv32, or a path"),
+    (["--config=digits_depth7"], "--config is 'digits_depth7'; it must be one of .*digits_depth10"),
     (["--config=nowhere.py"], "--config is 'nowhere.py', but there is no such file"),
     ([*SMALL, "--config.epoch=3"], "--config.epoch is not a key of the config; the keys are batch_size"),
     ([*SMALL, "--config.search=3"], "the keys are search.activation"),

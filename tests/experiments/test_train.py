@@ -70,7 +70,7 @@ def rows(path):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ([], "--from_search is missing; it must be a search's workdir"),
+        ([], "--config and --from_search are missing; one of them must be given"),
         (["--from_search=nowhere"], "'nowhere' does not exist"),
         (["--from_search=FOUND", "--run=1"], "--network is None; it must be one of highway, plain"),
         (["--from_search=FOUND", "--network=residual", "--run=1"], "--network is 'residual'; it must be one of"),

@@ -77,8 +77,8 @@ def test_the_tables_have_the_papers_rows_and_ours(tmp_path, trained, capsys):
 
 def test_cifar100_is_trained_as_the_paper_does(tmp_path, capsys):
     rng = np.random.default_rng(0)
-    train_set, test_set = ((rng.integers(0, 256, (n, 32, 32, 3), np.uint8), np.arange(n) * 5) for n in (20, 10))
-    write_tfds(tmp_path, CIFAR100, train_set, test_set)
+    splits = ((rng.integers(0, 256, (n, 32, 32, 3), np.uint8), np.arange(n) * 5, np.arange(n)) for n in (20, 10))
+    write_tfds(tmp_path, CIFAR100, *splits)
     stages = ("conv 4 3x3", "highway 3x3", "conv 100 1x1", "avgpool 32x32")
     options = [
         f"--config.stages={stages}",
