@@ -5,6 +5,7 @@
 The tests do a few of each.
 """
 
+import contextlib
 import itertools
 import os
 import random
@@ -65,7 +66,8 @@ def kill(workdir: Path, choice: random.Random, longest: float, while_writing: bo
     after = choice.randrange(4)  # so many checkpoints have been seen in the making
     seen: set[str] = set()
     while process.poll() is None and (while_writing or time.monotonic() < deadline):
-        seen |= {str(path) for path in workdir.glob("checkpoints/*/*tmp*")}
+        with contextlib.suppress(FileNotFoundError):  # they are gone at the end
+            seen |= {str(path) for path in workdir.glob("checkpoints/*/*tmp*")}
         if while_writing and len(seen) > after:
             break
         time.sleep(0.0005)
