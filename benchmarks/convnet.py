@@ -151,6 +151,8 @@ def main(argv: list[str]) -> None:
         for name, connection in connections.items():
             connection.send(True)
             rates[name].append(values.batch * values.steps / connection.recv())
+    for connection in connections.values():
+        connection.send(False)
     result = {"network": values.network, "batch": values.batch, "images_per_second": {}, "hardware": hardware()}
     for name, measured in rates.items():
         median = statistics.median(measured)
