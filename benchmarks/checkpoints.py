@@ -26,7 +26,7 @@ class Timed(checkpoint.Checkpoints):
 
     def _complete(self, path: Path, started: float) -> None:
         super()._complete(path, started)
-        size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+        size = sum(file.stat().st_size for file in checkpoint.files_in(path))
         self.saves.append({"seconds": round(time.monotonic() - started, 3), "mebibytes": round(size / 2**20, 1)})
 
 

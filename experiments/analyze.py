@@ -133,10 +133,9 @@ def choose(found: Result, kind: str, run: int | None, rank: int | None) -> Netwo
 
 def restore(directory: Path, file: Path) -> Any:
     """Read a network's parameters, of a finished workdir only if they are as they were written."""
-    if (directory / checkpoint.SUMS).exists():
-        files = (entry for entry in file.rglob("*") if entry.is_file())
-        if damaged := checkpoint.damaged_file(directory, files):
-            raise workdir.damaged(directory / damaged)
+    sums = directory / checkpoint.SUMS
+    if sums.exists() and (damaged := checkpoint.damaged_file(directory, checkpoint.files_in(file))):
+        raise workdir.damaged(directory / damaged)
     try:
         return checkpoint.restore_params(file)
     except Exception as error:  # Orbax and TensorStore have many

@@ -13,7 +13,7 @@ experiments.analyze writes, the page shows it too.
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,13 +74,8 @@ def write(searches: Sequence[Result], output: Path) -> None:
     searches = sorted(searches, key=lambda search: search.depth)
     pictures = draw(searches)
     page = render(searches, pictures)
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        for picture in (picture for section in pictures.values() for picture in section):
-            (output / picture.name).write_bytes(picture.png)
-        (output / "report.html").write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"--output is {str(output)!r}, which cannot be written: {error.strerror}") from error
+    files = {picture.name: picture.png for section in pictures.values() for picture in section}
+    _write_files(output, files | {"report.html": page.encode()})
     cli.say(f"report: {output / 'report.html'}")
 
 
@@ -90,12 +85,17 @@ def write_tables(trained: Sequence[Result], output: Path) -> None:
         if not any(tables.is_in(result, row) for rows in tables.TABLES.values() for row in rows):
             raise UserError(f"workdir {str(result.directory)!r} holds none of the networks of Tables 1 to 3")
     text = tables.tables(trained)
+    _write_files(output, {"tables.md": text.encode()})
+    cli.say(text)
+
+
+def _write_files(output: Path, files: Mapping[str, bytes]) -> None:
     try:
         output.mkdir(parents=True, exist_ok=True)
-        (output / "tables.md").write_text(text, encoding="utf-8")
+        for name, content in files.items():
+            (output / name).write_bytes(content)
     except OSError as error:
         raise UserError(f"--output is {str(output)!r}, which cannot be written: {error.strerror}") from error
-    cli.say(text)
 
 
 def render(searches: Sequence[Result], pictures: dict[str, list[Picture]]) -> str:
@@ -109,14 +109,12 @@ def render(searches: Sequence[Result], pictures: dict[str, list[Picture]]) -> st
     )
     named = list(zip(findings.labels(searches), searches, strict=True))
     configs = findings.merged([cli.leaves(search.config) for search in searches])
-    origins = findings.merged([cli.leaves(search.provenance or {}) for search in searches])
+    origins = findings.merged([cli.leaves(search.provenance) for search in searches])
     return environment.get_template("report.html.jinja").render(
         searches=named,
         findings=findings,
         pictures=pictures,
-        analyses=[
-            (name, found) for name, s in zip(findings.labels(searches), searches, strict=True) if (found := analysis(s))
-        ],
+        analyses=[(name, found) for name, search in named if (found := analysis(search))],
         configs=configs,
         origins=origins,
         differing=[key for key, values in configs if len(values) > 1 and key not in COMPARABLE],

@@ -70,7 +70,7 @@ class Result:
       kinds: the kinds of network that are trained.
       depth: their layers, as the paper counts them.
       networks: what was found with every kind of network that has results, in that order.
-      provenance: commit, versions, hardware, seconds; None if it is not written yet.
+      provenance: commit, versions, hardware, and seconds once it is finished.
       summary: an entry per network; None if the search is unfinished.
     """
 
@@ -79,7 +79,7 @@ class Result:
     kinds: tuple[str, ...]
     depth: int
     networks: dict[str, NetworkResult]
-    provenance: dict[str, Any] | None
+    provenance: dict[str, Any]
     summary: dict[str, Any] | None
 
 
@@ -95,14 +95,14 @@ def load(directory: str | Path) -> Result:
     if not directory.is_dir():
         raise UserError(f"workdir {str(directory)!r} is a file; it must be a search's workdir")
     config, kinds, depth = _read_config(directory / "config.json")
-    workdir.check_format(directory)
+    provenance = workdir.read_provenance(directory)
     if (directory / checkpoint.SUMS).exists() and (name := checkpoint.damaged_file(directory, [])):
         raise workdir.damaged(directory / name)
-    paths = directory / "summary.json", directory / "provenance.json"
-    summary, provenance = (read_json(path) if _exists(path) else None for path in paths)
+    path = directory / "summary.json"
+    summary = read_json(path) if _exists(path) else None
     networks = _read_networks(directory, config, kinds, finished=summary is not None)
     if summary is not None and not (summary.keys() == networks.keys() and all(map(_is_object, summary.values()))):
-        raise _damaged(directory / "summary.json", f"it must have an entry of each of {', '.join(networks)}")
+        raise _damaged(path, f"it must have an entry of each of {', '.join(networks)}")
     return Result(directory, config, kinds, depth, networks, provenance, summary)
 
 

@@ -76,7 +76,7 @@ def finished(workdir: Path, config: ConfigDict) -> dict[str, Any] | None:
         earlier = ConfigDict(_read_object(workdir / "config.json"))
         if not work:
             return None  # stopped before there was anything to keep
-        check_format(workdir)
+        read_provenance(workdir)
         _check_same(earlier, config, workdir)
         if not (workdir / checkpoint.SUMS).exists():
             return None
@@ -88,15 +88,17 @@ def finished(workdir: Path, config: ConfigDict) -> dict[str, Any] | None:
     return _read_object(workdir / "summary.json")
 
 
-def check_format(workdir: Path) -> None:
-    """Refuse a workdir that another version wrote in another form."""
+def read_provenance(workdir: Path) -> dict[str, Any]:
+    """A workdir's `provenance.json`; refuses a workdir that another version wrote in another form."""
     path = workdir / "provenance.json"
-    there = (_read_object(path) if path.exists() else {}).get("format", 1)
+    found = _read_object(path) if path.exists() else {}
+    there = found.get("format", 1)
     if there != FORMAT:
         raise UserError(
             f"workdir {str(workdir)!r} was written by another version, in format {there!r}; "
             f"this version reads format {FORMAT}"
         )
+    return found
 
 
 @contextmanager
@@ -110,8 +112,7 @@ def opened(workdir: Path, config: ConfigDict) -> Iterator[dict[str, Any] | None]
     """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(workdir / ".lock", timeout=0)
-        lock.acquire()
+        lock = filelock.FileLock(workdir / ".lock", timeout=0).acquire()
     except filelock.Timeout as error:
         raise UserError(
             f"--workdir is {str(workdir)!r}, in which another process is at work; choose another --workdir"
@@ -143,7 +144,7 @@ def finish(workdir: Path, outcomes: Mapping[str, Outcome], figures: Mapping[str,
     write_json(workdir / "provenance.json", {**provenance(), "seconds": seconds})
     summary = {network: summarize(o) for network, o in outcomes.items()}
     write_json(workdir / "summary.json", summary)
-    params = (file for folder in ("best", "params") for file in (workdir / folder).rglob("*") if file.is_file())
+    params = (file for folder in ("best", "params") for file in checkpoint.files_in(workdir / folder))
     checkpoint.write_sums(workdir, [*(workdir / name for name in RESULTS), *params])
     shutil.rmtree(workdir / CHECKPOINTS)
     return summary

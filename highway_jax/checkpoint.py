@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -69,16 +69,16 @@ class Checkpoints:
         """
         self.wait()
         started = time.monotonic()
-        path = self.directory / f"{step:06d}"
+        path = self._path(step)
         shutil.rmtree(path, ignore_errors=True)  # a damaged one
         self._orbax.save(path, args=ocp.args.PyTreeSave(tree), custom_metadata=dict(notes))
         self._pending = self._thread.submit(self._complete, path, started)
 
     def _complete(self, path: Path, started: float) -> None:
         self._orbax.wait_until_finished()
-        write_sums(path, _files(path))
+        write_sums(path, files_in(path))
         for step in self.steps()[: -self.keep]:
-            shutil.rmtree(self.directory / f"{step:06d}")
+            shutil.rmtree(self._path(step))
         self.seconds = time.monotonic() - started
 
     def busy(self) -> bool:
@@ -113,18 +113,21 @@ class Checkpoints:
                 )
             return ocp.RestoreArgs(restore_type=np.ndarray)
 
-        path = self.directory / f"{step:06d}"
+        path = self._path(step)
         args = ocp.args.PyTreeRestore(item=like, restore_args=jax.tree.map(how, like))
         return self._orbax.restore(path, args=args), self._orbax.metadata(path).custom_metadata
 
     def damaged_file(self, step: int) -> str | None:
         """The first file of a checkpoint that is not as it was written, or None."""
-        path = self.directory / f"{step:06d}"
-        return damaged_file(path, (file for file in _files(path) if file.name != SUMS))
+        path = self._path(step)
+        return damaged_file(path, (file for file in files_in(path) if file.name != SUMS))
 
     def remove(self, step: int) -> None:
         """Remove a checkpoint."""
-        shutil.rmtree(self.directory / f"{step:06d}")
+        shutil.rmtree(self._path(step))
+
+    def _path(self, step: int) -> Path:
+        return self.directory / f"{step:06d}"
 
     def close(self) -> None:
         """Wait for the last save and free what saving needs."""
@@ -166,7 +169,8 @@ def damaged_file(directory: Path, files: Iterable[Path]) -> str | None:
     return None
 
 
-def _files(directory: Path) -> Iterable[Path]:
+def files_in(directory: Path) -> Iterator[Path]:
+    """All files below a directory."""
     return (file for file in directory.rglob("*") if file.is_file())
 
 
