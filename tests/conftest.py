@@ -10,10 +10,14 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1]
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 import pytest
+from hypothesis import settings
 
 from highway_jax import parallel
 
 parallel.split_cpu(2)
+# The same examples every time; others with: pytest --hypothesis-profile=default
+settings.register_profile("same", deadline=None, derandomize=True)
+settings.load_profile("same")
 
 
 @pytest.fixture

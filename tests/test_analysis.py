@@ -172,7 +172,7 @@ def test_feature_maps_are_averaged_over_space_and_narrow_layers_end_in_nan():
     assert np.isfinite(found.open_layers).all()
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(labels=arrays(np.int32, 12, elements=st.integers(0, 4)), batch_size=st.integers(1, 15))
 def test_the_mean_over_samples_is_that_over_classes_weighted_by_their_size(labels, batch_size):
     model = MLP(depth=3, width=4, transform_bias=-0.5)

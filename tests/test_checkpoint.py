@@ -83,7 +83,7 @@ def test_a_save_that_fails_says_so(checkpoints):
 contents = st.dictionaries(st.sampled_from(["a", "b", "c/d"]), st.binary(min_size=1, max_size=40), min_size=1)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(contents=contents, pick=st.integers(0), bit=st.integers(0), cut=st.booleans())
 def test_every_change_of_a_file_is_noticed(contents, pick, bit, cut, tmp_path_factory):
     folder = tmp_path_factory.mktemp("sums")

@@ -17,7 +17,7 @@ def arrays(shape, seed, count):
     return [*values[:2], *(1 / (1 + np.exp(-v)) for v in values[2:])]  # x, h, then gates
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(shape=shapes, seed=st.integers(0, 2**31), independent=st.booleans())
 def test_values_and_gradients_agree_with_a_float64_reference_of_equations_2_and_9(shape, seed, independent):
     args = arrays(shape, seed, 4 if independent else 3)
@@ -32,7 +32,7 @@ def test_values_and_gradients_agree_with_a_float64_reference_of_equations_2_and_
         np.testing.assert_allclose(ours, reference, rtol=1e-5, atol=1e-5)
 
 
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 @given(shape=shapes, seed=st.integers(0, 2**31), independent=st.booleans())
 def test_gradients_agree_with_finite_differences(shape, seed, independent):
     with jax.enable_x64(True):  # finite differences of second order need the digits

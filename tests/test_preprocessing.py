@@ -13,7 +13,7 @@ KEY = jax.random.key(0)
 IMAGES = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), np.uint8)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(arrays(np.uint8, (3, 5, 4, 2)), st.integers(0, 255))
 def test_global_contrast_normalization_is_pylearn2s(images, grey):
     images = np.concatenate([images, np.full((1, 5, 4, 2), grey, np.uint8)])
@@ -37,7 +37,7 @@ def test_the_mean_image_is_that_of_the_preprocessed_images():
     np.testing.assert_allclose(data.mean_image(IMAGES, scale), (IMAGES / 255.0).mean(axis=0), rtol=1e-5)
 
 
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 @given(st.integers(0, 3), st.integers(0, 99))
 def test_a_crop_is_one_of_the_zero_padded_image(padding, seed):
     images = np.arange(1, 4 * 5 * 6 * 2 + 1, dtype=np.float32).reshape(4, 5, 6, 2)

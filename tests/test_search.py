@@ -30,7 +30,7 @@ def train(num_runs, epochs=2, devices=None, runs_per_batch=1, seed=3):
     return hyperparameters, np.stack(curves, axis=1)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 2**31), rate=st.tuples(st.floats(1e-5, 1), st.floats(1e-5, 1)).map(sorted).map(tuple))
 def test_samples_stay_in_their_ranges(seed, rate):
     space = SearchSpace(learning_rate=rate, momentum=(0.5, 0.5), activation=("tanh",))

@@ -28,7 +28,8 @@ def global_contrast_normalize(images: Array, scale: float = 55.0, min_divisor: f
       float32 of the same shape.
     """
     images = jnp.asarray(images, jnp.float32)
-    images = images - images.mean(axis=(1, 2, 3), keepdims=True)
+    for _ in range(2):  # the mean's rounding, as large as an almost uniform image's contrast, has a mean too
+        images = images - images.mean(axis=(1, 2, 3), keepdims=True)
     divisor = jnp.sqrt(jnp.square(images).sum(axis=(1, 2, 3), keepdims=True)) / scale
     return images / jnp.where(divisor < min_divisor, 1.0, divisor)
 

@@ -284,7 +284,7 @@ def test_a_mistake_in_a_real_process_leaves_no_traceback():
     assert (process.returncode, process.stdout, process.stderr.count("\n")) == (2, "", 1)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(seed=st.integers(0, 2**32 - 1), ties=st.integers(1, 60))
 def test_what_a_hyperparameter_explains(seed, ties):
     """All of it where it decides the loss, whatever the shape; 0 on average where it does nothing; never outside."""

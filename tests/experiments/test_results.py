@@ -19,7 +19,7 @@ CURVES = {
 }
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(arrays(np.float32, st.tuples(st.integers(1, 5), st.integers(1, 4)), elements=st.floats(width=32)))
 def test_curves_come_back_exactly(tmp_path_factory, curves):
     directory = write_workdir(tmp_path_factory.mktemp("work") / "x", {"plain": curves}, networks=("plain",))
