@@ -25,9 +25,16 @@ def training(dataset: str, stages: Sequence[str], epochs: int, batch_size: int =
     config.mirror = False  # mirror training images at random
     config.validation = 0  # examples held out of the training set, evaluated as the test set is
 
-    config.learning_rate = 0.01
+    config.learning_rate = 0.01  # or the ends of a range, from which every run's is drawn log-uniformly
     config.boundaries = ()  # epochs after which the learning rate is multiplied by decay
     config.decay = 0.1
     config.momentum = 0.9  # Nesterov's
     config.weight_decay = 0.001  # of weights; ten times as much of the output layer's
+
+    config.teacher = placeholder(
+        str
+    )  # workdir of a trained network that teaches this one (highway_jax/distillation.py)
+    config.hint_layer = 2  # the teacher's
+    config.guided_layer = 1  # this network's, which learns to predict it
+    config.hint_epochs = 1  # in these first epochs
     return config
