@@ -109,7 +109,8 @@ class Student(nn.Module):
 def taught(recipe: Recipe, teacher: Teacher, guided_layer: int, hint_epochs: int, epochs: int) -> Recipe:
     """A recipe for a network's training in two stages by a teacher, from that for its training without.
 
-    In the first stage nothing but the layers up to the guided one and the regressor changes.
+    In the first stage nothing but the layers up to the guided one and the regressor changes. Runs trained in lockstep
+    compute both stages' losses all along.
 
     Args:
       recipe: the training without; its `objective` is not used.

@@ -69,14 +69,14 @@ def get_config(variant: str = "depth50") -> ConfigDict:
         config.boundaries = (15,)
         config.transform_bias = -3.0
     elif variant == "fitnet":
-        config = training("digits", FITNET, epochs=24, batch_size=50)
+        config = training("digits", FITNET, epochs=20, batch_size=50)
         config.block = "plain"
-        config.num_runs = 6
+        config.num_runs = 4
         with config.ignore_type():
             config.learning_rate = (2e-3, 5e-2)  # every run's own, the same with a teacher and without
-        config.boundaries = (16, 21)
+        config.boundaries = (14, 18)
         config.guided_layer = 11
-        config.hint_epochs = 6
+        config.hint_epochs = 5
     else:
         config = training("digits", STAGES, epochs=60, batch_size=50)
         config.learning_rate = 0.05

@@ -1,17 +1,21 @@
 """Training convolutional networks from a config."""
 
+import dataclasses
 import json
 import re
 import sys
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
-from experiments import cli, report, results, train
+from experiments import cli, report, results, tables, train
 from highway_jax import ConvNet, checkpoint, data
+from highway_jax.models import paper
 from tests.tfds_files import CIFAR100, MNIST, write_tfds
 
 STAGES = ("conv 4 3x3", "dropout 0.1", "highway 3x3", "maxpool 2x2")
+STAGES_SIZE = "986"  # parameters: 40 + 2 * 148 + 650
 SMALL = [
     "--config=digits_conv", f"--config.stages={STAGES}", "--config.epochs=2", "--config.num_runs=2",
     "--config.batch_size=100",
@@ -84,6 +88,25 @@ def test_a_trained_network_teaches_another_and_the_curves_are_drawn(tmp_path, tr
     assert params["regressor"]["h"]["kernel"].shape == (1, 1, 4, 8)
     report.main(["--curves", str(trained), f"{tmp_path}/work", f"--output={tmp_path}"])
     assert (tmp_path / "learning_curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_table_says_what_is_not_as_in_the_paper(trained):
+    found = results.load(trained)
+
+    def names(kind, stages, teacher):
+        config = ConfigDict({**found.config, "dataset": "cifar10", "stages": stages, "teacher": teacher})
+        networks = {kind: found.networks["highway"]}
+        table = tables.tables([dataclasses.replace(found, config=config, kinds=(kind,), networks=networks)])
+        rows = [line for line in table.splitlines() if f" | {STAGES_SIZE} | " in line]
+        return [row.split(" | ")[0].removeprefix("| ") for row in rows]
+
+    (trained / "best/plain").symlink_to("highway")
+    assert names("highway", paper.HIGHWAY_C, None) == ["Highway C, 32 layers"]
+    assert names("plain", paper.HIGHWAY_C, None) == ["its plain twin: Highway C, 32 layers"]
+    assert names("plain", paper.FITNET_B, "runs/teacher") == ["Fitnet B, 19 layers"]
+    assert names("plain", paper.FITNET_B, None) == ["without a teacher: Fitnet B, 19 layers"]
+    assert names("plain", paper.NIN, None) == ["NiN"]
+    (trained / "best/plain").unlink()
 
 
 def test_a_rate_for_every_run(tmp_path):
