@@ -105,9 +105,9 @@ def write_curves(trained: Sequence[Result], output: Path) -> None:
     kinds = [network for result in trained for network in result.networks]
     several = len(set(kinds)) < len(kinds)
     curves, accuracy = {}, {}
-    for result in trained:
+    for label, result in zip(findings.labels(trained), trained, strict=True):
         for network, found in result.networks.items():
-            name = _drawable(f"{result.directory.resolve().name}, {network}") if several else network
+            name = _drawable(f"{network}, {label}") if several else network
             curves[name], accuracy[name] = found.curves, found.accuracy_curves
     title = _drawable(findings.describe(trained), 120)
     path = output / "learning_curves.png"

@@ -146,8 +146,9 @@ TEACHER = maxout(2)
 # Table 3; five pieces of each of the 500 units.
 MAXOUT = maxout(5)
 
-# Table 3: Network in Network, Lin et al., arXiv:1312.4400: 966,986 parameters, as released by its authors for Caffe.
-# Its last 1x1 convolution, before the averaging, is the output layer here, behind it: but for a ReLU the same.
+# Table 3: Network in Network, Lin et al., arXiv:1312.4400, as its authors released it: 966,986 parameters. Its last 1x1
+# convolution, before the averaging, is the output layer here, behind it: the same but for a ReLU. That the second
+# pooling is an average was not checked against the source.
 NIN = (
     "conv 192 5x5",
     "conv 160 1x1",
