@@ -107,19 +107,20 @@ class Monitor:
             status += f", {self._steps / seconds:,.0f} steps/s"
             to_come = len(self._networks) - 1 - self._networks.index(network)
             left = seconds * (self._epochs - epoch + self._epochs * to_come)
-            pace = f", {_duration(left)} left" * (left > 0)
+            pace = f", {duration(left)} left" * (left > 0)
         if self._bars:
             self._bars.update(self._tasks[network], completed=epoch, status=status)
         elif epoch % self._every == 0 or epoch in (1, self._epochs):
             say(f"{network}: epoch {epoch}/{self._epochs}, {status}{pace}")
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Such as "42 s", "17 min" or "3.5 h"."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     if seconds < 6000:
         return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
+    return f"{seconds / 3600:,.1f} h"
 
 
 def print_summary(summary: Mapping[str, Mapping[str, Any]], console: Output) -> None:

@@ -87,8 +87,8 @@ def train_convnet(config: ConfigDict, directory: Path) -> None:
             recipe=functools.partial(recipe, config, dataset, train),
             train=train,
             evaluate=evaluate,
-            title=f"{dataset.name}, {_describe(config, dataset, train)}",
-            draw=_draw(f"{dataset.name}, {_describe(config, dataset, train)}"),
+            title=f"{dataset.name}, {describe(config, dataset, train)}",
+            draw=_draw(f"{dataset.name}, {describe(config, dataset, train)}"),
             keep_params=True,
         )
         trainer.do(job, directory, console)
@@ -145,7 +145,7 @@ def recipe(config: ConfigDict, dataset: data.Dataset, train: Split, network: str
     return training.Recipe(build, preprocess, augment, optimizer)
 
 
-def _describe(config: ConfigDict, dataset: data.Dataset, train: Split) -> str:
+def describe(config: ConfigDict, dataset: data.Dataset, train: Split) -> str:
     """Such as "convolutional highway network of 19 layers, 2,256,838 parameters".
 
     Raises:

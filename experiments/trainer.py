@@ -75,10 +75,7 @@ def do(job: Job, directory: Path, console: Output) -> dict[str, Any]:
       cli.Interrupted: when a signal stopped it; a checkpoint and the results so far are written.
     """
     config, count = job.config, len(job.train.labels)
-    if config.batch_size > count:
-        raise UserError(
-            f"config.batch_size is {config.batch_size}; it must be at most {count}, the number of training images"
-        )
+    check_batch_size(config, job.train)
     jax.config.update("jax_default_matmul_precision", config.matmul_precision)
     mesh = find_devices(config.num_runs)
     with workdir.opened(directory, config) as done:
@@ -99,6 +96,15 @@ def do(job: Job, directory: Path, console: Output) -> dict[str, Any]:
                 f"config.num_runs {config.num_runs}; lower one of them"
             ) from error
         return workdir.finish(directory, outcomes, job.draw(outcomes))
+
+
+def check_batch_size(config: ConfigDict, train: data.Split) -> None:
+    """Refuse batches that are larger than the training set."""
+    count = len(train.labels)
+    if config.batch_size > count:
+        raise UserError(
+            f"config.batch_size is {config.batch_size}; it must be at most {count}, the number of training images"
+        )
 
 
 def find_devices(num_runs: int) -> Mesh:

@@ -70,7 +70,7 @@ def test_runs_per_batch_follow_the_memory_that_there_is():
     population = search.init_population(RECIPE, SearchSpace(), 0, 12, DIGITS.train.images, mesh)
     choose = functools.partial(search.choose_runs_per_batch, RECIPE, population, DIGITS.train, 50, mesh)
     assert choose() == 1  # this is a CPU
-    chosen = [choose(memory=memory) for memory in (0, 4 * 10**5, 10**6, 10**12)]
+    chosen = [choose(memory=memory) for memory in (0, 6 * 10**5, 8 * 10**5, 10**12)]
     assert chosen[0] == 1 < chosen[1] < chosen[2] <= chosen[3] == 12
 
 
