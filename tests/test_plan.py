@@ -62,7 +62,7 @@ def test_twice_the_runs_take_twice_the_memory_and_time_and_twice_the_devices_tak
 def test_what_memory_does_not_hold_is_trained_in_chunks():
     need = planned().population // 12
     small = dataclasses.replace(H100, memory=3 * 10**6)
-    made = planned(device=small, num_runs=10**5)
+    made = costs.make_plan(job(num_runs=10**5), "highway", small, 1)
     assert 1 < made.resident < made.runs == 10**5
     assert made.runs_per_batch < made.resident
     assert made.population == made.resident * need < made.memory <= small.memory
