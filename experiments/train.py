@@ -82,7 +82,7 @@ def train_convnet(config: ConfigDict, directory: Path) -> None:
     def prepare() -> trainer.Job:
         dataset = data.load(config.dataset, config.data_dir)
         train, evaluate = hold_out(config, dataset)
-        title = f"{dataset.name}, {_describe(config, dataset, train)}"
+        title = f"{dataset.name}, {describe(config, dataset, train)}"
         build: Callable[[str], training.Recipe] = functools.partial(recipe, config, dataset, train)
         if config.teacher is not None:
             build = teacher.teach(config, dataset, build)
@@ -153,7 +153,7 @@ def recipe(config: ConfigDict, dataset: data.Dataset, train: Split, network: str
     return training.Recipe(build, preprocess, augment, optimizer)
 
 
-def _describe(config: ConfigDict, dataset: data.Dataset, train: Split) -> str:
+def describe(config: ConfigDict, dataset: data.Dataset, train: Split) -> str:
     """Such as "convolutional highway network of 19 layers, 2,256,838 parameters".
 
     Raises:
