@@ -18,10 +18,12 @@ The convolutional network takes 21 s there, and reaches 98.65 % test accuracy.
 from ml_collections import ConfigDict
 
 from experiments.configs.convolutional import training
-from experiments.configs.figure1 import random_search
+from experiments.configs.figure1 import random_search, very_deep
+from highway_jax.blocks import BLOCKS
 
 DEPTHS = {f"depth{depth}": depth for depth in (10, 20, 50, 100)}
-VARIANTS = (*DEPTHS, "conv")
+SHORTCUTS = {f"shortcuts{depth}": depth for depth in (10, 50, 100)}
+VARIANTS = (*DEPTHS, "depth1000", *SHORTCUTS, "conv")
 
 STAGES = (
     "conv 24 3x3",
@@ -37,6 +39,12 @@ STAGES = (
 def get_config(variant: str = "depth50") -> ConfigDict:
     if variant in DEPTHS:
         return random_search("digits", depth=DEPTHS[variant], batch_size=50, epochs=30)
+    if variant in SHORTCUTS:
+        config = random_search("digits", depth=SHORTCUTS[variant], batch_size=50, epochs=30)
+        config.networks = tuple(BLOCKS)
+        return config
+    if variant == "depth1000":
+        return very_deep("digits", batch_size=50, epochs=30)
     config = training("digits", STAGES, epochs=60, batch_size=50)
     config.learning_rate = 0.05
     config.boundaries = (30, 48)
