@@ -172,8 +172,8 @@ class Highway(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         if self.t is None:
-            init = {"kernel_init": normalized("relu"), "bias_init": constant(self.transform_bias)}
-            t = nn.Dense(x.shape[-1], name="t", **init)(x)
+            bias_init = constant(self.transform_bias)
+            t = nn.Dense(x.shape[-1], kernel_init=normalized("tanh"), bias_init=bias_init, name="t")(x)
         else:
             t = self.t(x) + self.transform_bias
         c = None if self.c is None else self.c(x) - self.transform_bias

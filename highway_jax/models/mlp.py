@@ -101,7 +101,8 @@ class _Stack(nn.Module):
         kernel_init = layerwise(column_blocks(normalized(self.activation), parts))
         kernel = self.param("kernel", kernel_init, (self.length, width, parts * width), self.param_dtype)
         bias = self.param("bias", bias_init, (self.length, parts * width), self.param_dtype)
-        args = self.block, *promote_dtype(x, kernel, bias, dtype=self.dtype), self.activation, self.transform_bias
+        x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
+        args = self.block, x, kernel, bias, self.activation, self.transform_bias
         if self.is_mutable_collection("intermediates") and not self.is_initializing():
             for name, value in states(*args).items():
                 self.sow("intermediates", name, value)

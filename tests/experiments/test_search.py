@@ -261,7 +261,11 @@ MISTAKES = [
     ([*SMALL, "--config.resume=always"], "config.resume is 'always'; it must be one of auto, never"),
     ([*SMALL, "--config.seed=-3"], "config.seed is -3; it must be an integer of at least 0"),
     ([*SMALL, "--config.batch_size=1501"], "config.batch_size is 1501; it must be at most 1500"),
-    ([*SMALL, "--config.networks=residual"], "config.networks is .*; it must be one or more of highway, plain"),
+    (
+        [*SMALL, "--config.networks=dense"],
+        "config.networks is .*; it must be one or more of highway, plain, residual, .*lstm",
+    ),
+    ([*SMALL, "--config.remat=2"], "config.remat"),
     ([*SMALL, "--config.search.momentum=(0.9, 0.8)"], r"config.search.momentum is \(0.9, 0.8\), an inverted range"),
     ([*SMALL, "--config.search.decay=(0.9, x)"], "config.search.decay is .* must be a range"),
     (
