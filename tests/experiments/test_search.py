@@ -18,9 +18,10 @@ import pandas
 import pytest
 from tensorboard.backend.event_processing import event_accumulator
 
-from experiments import cli, progress, search, trainer
+from experiments import cli, progress, search, trainer, workdir
 from highway_jax import MLP, checkpoint, data, parallel, training
 from highway_jax import search as library
+from highway_jax.blocks import BLOCKS
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["--config=digits_depth10", "--config.num_runs=3", "--config.epochs=2"]
@@ -220,6 +221,17 @@ def test_a_workdir_without_results_is_taken_over(tmp_path):
     process = command(*args)
     assert (process.returncode, process.stderr) == (0, "")
     assert json.loads((tmp_path / "config.json").read_text())["epochs"] == 1
+
+
+def test_the_bias_is_told_of_networks_that_have_one(tmp_path):
+    values = np.zeros(2, np.float32)
+    outcome = workdir.Outcome(
+        hyperparameters=training.Hyperparameters(values, values, values, np.zeros(2, np.int32), values - 3),
+        train_loss=np.ones((2, 1), np.float32), accuracy={}, best_params={}, final_params={}, first_run=0, seconds=0,
+    )  # fmt: skip
+    workdir.write_tables(tmp_path, dict.fromkeys(BLOCKS, outcome), accuracy_curves=False)
+    biases = {row["network"]: row["transform_bias"] for row in rows(tmp_path / "runs.csv")}
+    assert biases == {"highway": "-3.0", "plain": "", "residual": "", "fixed": "-3.0", "lstm": "-3.0"}
 
 
 def test_help_is_the_programs_docstring():
