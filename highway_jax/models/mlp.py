@@ -41,10 +41,10 @@ class MLP(nn.Module):
       transform_bias: initial bias of the transform gates; may be traced. Other blocks make of it what they say, plain
         and residual ones nothing.
       carry: "coupled" or "independent" carry gates, as in `HighwayDense`; of highway blocks alone.
-      remat: keep less for the backward pass and compute it again there: memory for activations grows with
-        sqrt(depth) instead of depth, and a step takes about a third longer.
       dtype: of the computation; the inputs' and parameters' promoted dtype by default.
       param_dtype: of the parameters.
+      remat: keep less for the backward pass and compute the layers again there: memory for activations grows with
+        sqrt(depth) instead of depth, and a step takes up to a third longer.
 
     Raises:
       ValueError: for a depth below 2, a width or class count below 1, an unknown block, activation or carry.
