@@ -163,7 +163,7 @@ def figure1_panels(
 ) -> Figure:
     """Figure 1 of more than two kinds of network: a panel per search, and the mean of the best ones against depth.
 
-    Takes `figure1_depths`'s arguments; losses are cut off at three times a constant guess's, log(10).
+    Takes `figure1_depths`'s arguments. Losses above three times that of guessing among ten classes are cut off.
     """
     order = sorted(range(len(curves)), key=lambda i: (depths[i], i))
     figure = Figure(figsize=(3.4 * (len(curves) + 1) + 0.6, 4.4), layout="constrained")
