@@ -107,7 +107,7 @@ def test_a_bad_stage_is_named(net, message):
 
 
 @pytest.mark.parametrize(
-    ("options", "message"), [({"block": "residual"}, "block"), ({"num_classes": 0}, "num_classes")]
+    ("options", "message"), [({"block": "lstm"}, "block"), ({"num_classes": 0}, "num_classes")]
 )
 def test_bad_options_are_named(options, message):
     with pytest.raises(ValueError, match=message):
