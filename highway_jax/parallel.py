@@ -33,7 +33,12 @@ def runs_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
 
 def split_runs(mesh: Mesh, population: Any) -> Any:
     """Put a population on the mesh, its leading axis split over the devices."""
-    return jax.device_put(population, NamedSharding(mesh, PartitionSpec(RUNS)))
+    return jax.device_put(population, over_runs(mesh))
+
+
+def over_runs(mesh: Mesh) -> NamedSharding:
+    """How a population's arrays lie on the mesh: their leading axis split over the devices."""
+    return NamedSharding(mesh, PartitionSpec(RUNS))
 
 
 def replicate(mesh: Mesh, tree: Any) -> Any:
