@@ -13,6 +13,8 @@ def random_search(dataset: str, depth: int, batch_size: int, epochs: int) -> Con
     config.depth = depth  # the first plain layer and depth - 1 further ones
     config.width = ConfigDict({"highway": 50, "plain": 71})  # about 5,100 parameters a layer, both
 
+    config.sampler = "random"  # "tpe": Optuna's, guided by the runs before, config.runs_in_memory of them at a time
+
     config.search = ConfigDict()  # ranges to draw from; equal ends fix a value
     config.search.learning_rate = (1e-3, 1.0)  # log-uniform
     config.search.momentum = (0.8, 0.99)
