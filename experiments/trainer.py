@@ -94,10 +94,7 @@ def summary_of(config: ConfigDict, directory: Path, console: Output, prepare: Ca
 def do(job: Job, directory: Path, console: Output) -> dict[str, Any]:
     """Do a job, or what is left of it, in a workdir; see `summary_of`."""
     config, count = job.config, len(job.train.labels)
-    if config.batch_size > count:
-        raise UserError(
-            f"config.batch_size is {config.batch_size}; it must be at most {count}, the number of training images"
-        )
+    check_batch_size(config, job.train)
     jax.config.update("jax_default_matmul_precision", config.matmul_precision)
     mesh = find_devices(config.num_runs)
     with workdir.opened(directory, config) as done:
@@ -118,6 +115,15 @@ def do(job: Job, directory: Path, console: Output) -> dict[str, Any]:
                 f"config.runs_per_batch {config.runs_per_batch}; set one of them lower (None: by the memory there is)"
             ) from error
         return workdir.finish(directory, outcomes, job.draw(outcomes))
+
+
+def check_batch_size(config: ConfigDict, train: data.Split) -> None:
+    """Refuse batches that are larger than the training set."""
+    count = len(train.labels)
+    if config.batch_size > count:
+        raise UserError(
+            f"config.batch_size is {config.batch_size}; it must be at most {count}, the number of training images"
+        )
 
 
 def find_devices(num_runs: int) -> Mesh:
@@ -183,7 +189,7 @@ def train_network(
                 log(step, stats)
                 stopping, ending = bool(stop.signal), epoch == config.epochs
                 halving = job.halving if job.halving and job.halving.due(epoch) and not ending else None
-                if ending or halving or (config.evaluate_every and epoch % config.evaluate_every == 0):
+                if ending or (config.evaluate_every and epoch % config.evaluate_every == 0):
                     accuracy = {name: evaluate(population, split)["accuracy"] for name, split in evaluated.items()}
                     state = _with_accuracy(state, accuracy, epoch)
                 if job.keep_params and (ending or halving or stopping):
@@ -250,7 +256,7 @@ def _last_state(
     After the last step that is an `Outcome`: of what is done, nobody needs the population.
     """
     config = job.config
-    run = _shapes(job, recipe)
+    run = run_shapes(job, recipe)
     outcome = _blank(job, run.params)
     for step in reversed(checkpoints.steps()):
         if file := checkpoints.damaged_file(step):
@@ -267,7 +273,9 @@ def _last_state(
             run,
         )
         return checkpoints.restore(step, State(population, np.empty(plan[step], int), outcome)), step, notes
-    at_once = config.runs_in_memory or search.choose_runs_in_memory(run, config.num_runs, mesh)
+    at_once = config.runs_in_memory or search.choose_runs_in_memory(
+        run, config.num_runs, mesh.size, parallel.free_memory(mesh)
+    )
     if job.halving is not None and not config.runs_in_memory and at_once < config.num_runs:
         raise UserError(
             f"config.runs_in_memory is None, and memory holds {at_once} of {config.num_runs} runs; for "
@@ -277,7 +285,7 @@ def _last_state(
     return _begin(job, network, recipe, mesh, outcome, 0, min(at_once, config.num_runs)), 0, notes
 
 
-def _shapes(job: Job, recipe: training.Recipe) -> training.Run:
+def run_shapes(job: Job, recipe: training.Recipe) -> training.Run:
     """A run, as shapes and dtypes."""
     key = jax.random.key(0)
     hyperparameters = jax.eval_shape(functools.partial(search.sample, search.SearchSpace()), key)
