@@ -7,7 +7,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from experiments import event_files
+from experiments import event_files, guided
 from experiments.cli import UserError, leaves
 from experiments.configs.convolutional import training
 from experiments.configs.figure1 import random_search
@@ -18,6 +18,7 @@ from highway_jax.search import Halving, SearchSpace
 PRECISIONS = ("float32", "tensorfloat32", "bfloat16")
 PREPROCESSINGS = ("rescale", "contrast")
 RESUME = ("auto", "never")
+SAMPLERS = ("random", "tpe")
 # Far beyond what can be trained; they turn a slip of the keyboard into a message.
 INTEGERS = {
     "num_runs": (1, 10**6),
@@ -58,6 +59,7 @@ def check_search(config: ConfigDict) -> tuple[SearchSpace, Halving | None]:
     _check_bool(config, "remat")
     with config.ignore_type():
         config.networks = networks
+    _check_sampler(config)
     ranges = {
         key: (_tuple if key == "activation" else _range)(value)
         for key, value in config.search.items()
@@ -127,6 +129,17 @@ def _check_common(config: ConfigDict, template: ConfigDict, integers: dict[str, 
 def _check_one_of(config: ConfigDict, key: str, allowed: tuple[str, ...]) -> None:
     if config[key] not in allowed:
         raise UserError(f"config.{key} is {config[key]!r}; it must be one of {', '.join(allowed)}")
+
+
+def _check_sampler(config: ConfigDict) -> None:
+    _check_one_of(config, "sampler", SAMPLERS)
+    if config.sampler == "tpe":
+        guided.require()
+        if config.runs_in_memory is None or config.runs_in_memory >= config.num_runs:
+            raise UserError(
+                f"config.runs_in_memory is {config.runs_in_memory}; with config.sampler 'tpe', which learns from the "
+                f"runs before, it must be below config.num_runs, {config.num_runs}"
+            )
 
 
 def _check_bool(config: ConfigDict, key: str) -> None:

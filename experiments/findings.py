@@ -46,6 +46,11 @@ def describe(searches: Sequence[Result]) -> str:
     return f"{each['dataset']}, depth {each['depth']}; {each['num_runs']} runs of each network; {each['epochs']} epochs"
 
 
+def kind(searches: Sequence[Result]) -> str:
+    """Where the hyperparameters came from: "random", or "guided" if any search's were."""
+    return "guided" if any(search.config.get("sampler", "random") != "random" for search in searches) else "random"
+
+
 def _enumerate(texts: Iterable[str]) -> str:
     *most, last = dict.fromkeys(texts)
     return f"{', '.join(most)} and {last}" if most else last

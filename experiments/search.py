@@ -1,6 +1,7 @@
 """Random search over hyperparameters, all runs at once (the paper's Section 3.1 and Figure 1).
 
     python -m experiments.search --config=digits_depth50
+    python -m experiments.search --config=digits_depth50 --config.sampler=tpe --config.runs_in_memory=20
     python -m experiments.search --config=mnist_depth100 --workdir=DIR --config.epochs=5
 
 --config=NAME          a config of experiments/configs, or a path to a Python file with get_config()
@@ -19,7 +20,7 @@ from absl import flags
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
-from experiments import cli, trainer
+from experiments import cli, guided, trainer
 from experiments.checks import check_search
 from experiments.cli import UserError
 from experiments.progress import Output, print_summary
@@ -38,6 +39,7 @@ def main(argv: list[str]) -> None:
         raise UserError(f"--config is {name!r}, which is no search's; use it with: python -m experiments.train")
     space, halving = check_search(config)
     directory = Path(values.workdir or f"runs/{label}")
+    is_guided = config.sampler == "tpe"
     console = Output()
 
     def prepare() -> trainer.Job:
@@ -45,7 +47,7 @@ def main(argv: list[str]) -> None:
         return trainer.Job(
             config=config,
             networks=config.networks,
-            sample=sampler(config, space),
+            sample=guided.sampler(config, space, directory) if is_guided else sampler(config, space),
             recipe=functools.partial(recipe, config, dataset),
             train=dataset.train,
             evaluate={"test_accuracy": dataset.test},
@@ -57,6 +59,9 @@ def main(argv: list[str]) -> None:
     summary = trainer.summary_of(config, directory, console, prepare)
     print_summary(summary, console)
     console.print(f"Figure 1: {directory / 'figure1.png'}")
+    if is_guided:
+        guided.store_results(directory, space)
+        console.print(f"study: optuna-dashboard sqlite:///{directory / guided.STUDIES}")
 
 
 def sampler(config: ConfigDict, space: search.SearchSpace) -> trainer.Sampler:

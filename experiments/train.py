@@ -183,7 +183,7 @@ def train_again(values: flags.FlagValues, overrides: Mapping[str, str]) -> None:
     if "search" not in found.config:
         raise UserError(f"--from_search is {values.from_search!r}, which must be a search's workdir")
     network, run = choose(found, values.network, values.run, values.rank)
-    config = config_of_run(found.config, network, run)
+    config = config_of_run(found, network, run)
     cli.override(config, overrides)
     space, halving = check_search(config)
     directory = Path(values.workdir or f"runs/{Path(values.from_search).resolve().name}_{network}_run{run}")
@@ -234,11 +234,18 @@ def choose(found: results.Result, network: str | None, run: int | None, rank: in
     return network, run
 
 
-def config_of_run(search_config: ConfigDict, network: str, run: int) -> ConfigDict:
+def config_of_run(found: results.Result, network: str, run: int) -> ConfigDict:
     """The config that trains one run of a search by itself, evaluated after every epoch."""
-    config = as_program_has_it(search_config)
+    config = as_program_has_it(found.config)
     config.networks, config.first_run, config.num_runs, config.evaluate_every = (network,), run, 1, 1
     config.search.halving.every = None
+    if config.sampler != "random":  # what such a run has does not follow from its number
+        config.sampler = "random"
+        runs = found.networks[network]
+        for name, values in runs.hyperparameters.items():
+            value = values[run - runs.run[0]].item()
+            if name == "activation" or np.isfinite(value):  # a plain network has no transform bias
+                config.search[name] = (value,)
     return config
 
 

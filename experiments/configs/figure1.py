@@ -15,6 +15,8 @@ def random_search(dataset: str, depth: int, batch_size: int, epochs: int) -> Con
     config.width = ConfigDict({"highway": 50, "plain": 71, "residual": 71, "fixed": 71, "lstm": 35})
     config.remat = False  # compute layers again in the backward pass: less memory for very deep networks, more time
 
+    config.sampler = "random"  # "tpe": Optuna's, guided by the runs before, config.runs_in_memory of them at a time
+
     config.search = ConfigDict()  # ranges to draw from; equal ends fix a value
     config.search.learning_rate = (1e-3, 1.0)  # log-uniform
     config.search.momentum = (0.8, 0.99)

@@ -1,0 +1,241 @@
+"""One layer, for Flax NNX: plain and highway, dense and convolutional.
+
+    from flax import nnx
+    from highway_jax.nnx import HighwayDense
+
+    layer = HighwayDense(50, transform_bias=-2.0, rngs=nnx.Rngs(0))
+
+Mathematics, initial values, and the parameters' names and shapes are those of the Linen layers
+(`highway_jax.layers`): `nnx.update(layer, params)` takes a Linen layer's parameters, and a stack of layers made with
+`nnx.vmap` takes an `MLP`'s from `models.layer_params`.
+
+`nnx.capture(model, nnx.Intermediate)(x)` gives, beside the output, the inner states that the layers sow:
+`transform_gate`, `carry_gate`, `block_state` and `block_output`.
+
+`import highway_jax` leaves this module alone: importing Flax NNX takes time that Linen's users need not spend.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from flax.typing import Dtype, Initializer, PaddingLike
+
+from highway_jax.activations import Activation, activate
+from highway_jax.convolution import conv
+from highway_jax.initializers import constant, normalized
+from highway_jax.layers import CARRIES, centered
+from highway_jax.ops import highway, resize
+
+
+class _Plain(nnx.Module):
+    def __init__(self, affine: Callable[[Any], nnx.Module], activation: Activation):
+        self.h = affine(0.0)
+        self.activation = _attribute(activation)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = activate(self.h(x), self.activation)
+        _sow(self, block_output=y)
+        return y
+
+
+class PlainDense(_Plain):
+    """A plain layer, y = H(x): an affine map and an activation (Eq. 1).
+
+    Maps (..., in_features) to (..., out_features). Parameters: `h/kernel` (in_features, out_features), `h/bias`
+    (out_features,).
+
+    Args:
+      in_features: size of the input's last axis.
+      out_features: number of units.
+      activation: "relu", "tanh" or a function.
+      kernel_init: initializer of the kernel; the normalized one of the activation by default.
+      dtype: of the computation; the inputs' and parameters' promoted dtype by default.
+      param_dtype: of the parameters.
+      rngs: the source of the initial weights' keys.
+
+    Raises:
+      ValueError: for an unknown activation.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        activation: Activation = "relu",
+        kernel_init: Initializer | None = None,
+        dtype: Dtype | None = None,
+        param_dtype: Dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        options = _options(activation, kernel_init, dtype, param_dtype, rngs)
+        super().__init__(
+            lambda bias: nnx.Linear(in_features, out_features, bias_init=constant(bias), **options), activation
+        )
+
+
+class PlainConv(_Plain):
+    """A plain convolutional layer, y = H(x) (Eq. 1).
+
+    Maps (batch, *spatial, in_features) to (batch, *spatial', out_features). Parameters under `h`.
+
+    Args:
+      in_features: number of the input's channels.
+      out_features: number of feature maps.
+      kernel_size: receptive field, one number per spatial dimension.
+      strides: of the windows, in every dimension.
+      padding: as in `flax.nnx.Conv`.
+      activation, kernel_init, dtype, param_dtype, rngs: as in `PlainDense`.
+
+    Raises:
+      ValueError: for an unknown activation.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        kernel_size: Sequence[int] = (3, 3),
+        strides: int = 1,
+        *,
+        padding: PaddingLike = "SAME",
+        activation: Activation = "relu",
+        kernel_init: Initializer | None = None,
+        dtype: Dtype | None = None,
+        param_dtype: Dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        options = _options(activation, kernel_init, dtype, param_dtype, rngs)
+        options |= {"padding": padding, "conv_general_dilated": conv}
+        super().__init__(
+            lambda bias: nnx.Conv(in_features, out_features, kernel_size, strides, bias_init=constant(bias), **options),
+            activation,
+        )
+
+
+class _Highway(nnx.Module):
+    strides = 1
+
+    def __init__(self, affine: Callable[[Any], nnx.Module], activation: Activation, transform_bias: Any, carry: str):
+        if carry not in CARRIES:
+            raise ValueError(f"carry is {carry!r}; it must be {' or '.join(map(repr, CARRIES))}")
+        self.h = affine(0.0)
+        self.t = affine(transform_bias)
+        self.c = affine(-transform_bias) if carry == "independent" else None
+        self.activation = _attribute(activation)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        h, t = activate(self.h(x), self.activation), jax.nn.sigmoid(self.t(x))
+        c = None if self.c is None else jax.nn.sigmoid(self.c(x))
+        y = highway(resize(x, h.shape[-1], self.strides).astype(h.dtype), h, t, c)
+        _sow(self, block_state=h, transform_gate=t, carry_gate=1 - t if c is None else c, block_output=y)
+        return y
+
+
+class HighwayDense(_Highway):
+    """A fully connected highway layer, y = H(x) T(x) + x C(x) (Eq. 2 and 3).
+
+    Maps (..., in_features) to (..., out_features). Parameters live under `h` and `t` (and `c`), each with `kernel`
+    (in_features, out_features) and `bias` (out_features,).
+
+    Args:
+      in_features: size of the input's last axis.
+      out_features: number of units, if not the input's; x is then zero-padded or sub-sampled to it (`ops.resize`).
+      activation: H's nonlinearity: "relu", "tanh" or a function.
+      transform_bias: initial bias of the transform gate (Section 2.2); negative values carry. An
+        independent carry gate starts at the opposite bias, hence open where T is closed.
+      carry: "coupled" for C = 1 - T (Eq. 3), "independent" for a gate with its own weights (Eq. 2).
+      kernel_init, dtype, param_dtype, rngs: as in `PlainDense`.
+
+    Raises:
+      ValueError: for an unknown activation or carry.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int | None = None,
+        *,
+        activation: Activation = "relu",
+        transform_bias: float | jax.Array = -1.0,
+        carry: Literal["coupled", "independent"] = "coupled",
+        kernel_init: Initializer | None = None,
+        dtype: Dtype | None = None,
+        param_dtype: Dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        features = in_features if out_features is None else out_features
+        options = _options(activation, kernel_init, dtype, param_dtype, rngs)
+        super().__init__(
+            lambda bias: nnx.Linear(in_features, features, bias_init=constant(bias), **options),
+            activation,
+            transform_bias,
+            carry,
+        )
+
+
+class HighwayConv(_Highway):
+    """A convolutional highway layer (Eq. 2 and 3, Section 2.1).
+
+    Maps (batch, *spatial, in_features) to (batch, *spatial', out_features); H and T use receptive fields of one size,
+    with zero-padding. Parameters live under `h` and `t` (and `c`), each with `kernel` (*kernel_size, in_features,
+    out_features) and `bias` (out_features,).
+
+    Args:
+      in_features: number of the input's channels.
+      out_features: number of feature maps, if not the input's; x is then zero-padded or sub-sampled to it, as by
+        `strides` (`ops.resize`).
+      kernel_size: receptive field, one number per spatial dimension.
+      strides: of the receptive fields, in every dimension; each is centred on what x is sub-sampled to.
+      activation, transform_bias, carry: as in `HighwayDense`.
+      kernel_init, dtype, param_dtype, rngs: as in `PlainDense`.
+
+    Raises:
+      ValueError: for an unknown activation or carry.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int | None = None,
+        kernel_size: Sequence[int] = (3, 3),
+        strides: int = 1,
+        *,
+        activation: Activation = "relu",
+        transform_bias: float | jax.Array = -1.0,
+        carry: Literal["coupled", "independent"] = "coupled",
+        kernel_init: Initializer | None = None,
+        dtype: Dtype | None = None,
+        param_dtype: Dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        features = in_features if out_features is None else out_features
+        options = _options(activation, kernel_init, dtype, param_dtype, rngs)
+        options |= {"padding": centered(kernel_size), "conv_general_dilated": conv}
+        super().__init__(
+            lambda bias: nnx.Conv(in_features, features, kernel_size, strides, bias_init=constant(bias), **options),
+            activation,
+            transform_bias,
+            carry,
+        )
+        self.strides = strides
+
+
+def _options(activation: Activation, kernel_init: Initializer | None, dtype: Any, param_dtype: Any, rngs: nnx.Rngs):
+    kernel_init = kernel_init or normalized(activation)
+    return {"kernel_init": kernel_init, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+
+
+def _attribute(activation: Activation) -> Any:
+    # Flax takes a traced value for a constant unless it is told.
+    return nnx.data(activation) if isinstance(activation, jax.Array) else activation
+
+
+def _sow(layer: nnx.Module, **states: jax.Array) -> None:
+    # Outside `nnx.capture` some versions' `sow` would leave the states behind in the layer.
+    if hasattr(layer, "__captures__"):
+        for name, value in states.items():
+            layer.sow(nnx.Intermediate, name, value)

@@ -1,0 +1,188 @@
+"""Search guided by Optuna."""
+
+import contextlib
+import re
+import signal
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from experiments import checks, cli, guided, results, search, train
+from highway_jax import search as library
+from highway_jax.activations import ACTIVATIONS
+from highway_jax.search import SearchSpace
+from highway_jax.training import Hyperparameters
+
+optuna = pytest.importorskip("optuna")
+SMALL = (
+    "--config.depth=3", "--config.num_runs=6", "--config.runs_in_memory=2", "--config.epochs=2",
+    "--config.batch_size=500", "--config.networks=highway", "--config.sampler=tpe",
+    "--config.search.learning_rate=(0.1, 1e38)",
+)  # fmt: skip
+
+
+def columns(hyperparameters):
+    names = np.take(ACTIVATIONS, hyperparameters.activation)
+    return vars(hyperparameters) | {"activation": names}
+
+
+def trials(space, network, hyperparameters, best_loss):
+    curves = np.float32(best_loss)[:, None]
+    return guided.trials(space, network, 0, columns(hyperparameters), curves)
+
+
+def drawn(space, count, seed=0):
+    """Hyperparameters as random search draws them, without its compilation."""
+    rng, values = np.random.default_rng(seed), {}
+    for name in ("learning_rate", "momentum", "decay", "transform_bias"):
+        low, high = np.float32(getattr(space, name))
+        share = rng.random(count)
+        value = low * (high / low) ** share if name == "learning_rate" else low + share * (high - low)
+        values[name] = np.clip(value.astype(np.float32), low, high)
+    names = rng.choice(space.activation, count)
+    return Hyperparameters(**values, activation=np.array([ACTIVATIONS.index(name) for name in names], np.int32))
+
+
+def ranges(low, high):
+    ends = st.floats(low, high, width=32)
+    return st.tuples(ends, ends).map(lambda pair: tuple(sorted(pair)))
+
+
+SPACES = st.builds(
+    SearchSpace,
+    learning_rate=ranges(2**-20, 8) | st.just((1e-3, 0.1)),
+    momentum=ranges(0, 0.875) | st.just((0.8, 0.99)),
+    decay=ranges(0.125, 1) | st.just((0.9, 0.95)),
+    activation=st.sampled_from([("relu",), ("tanh", "relu")]),
+    transform_bias=ranges(-10, 10) | st.just((-0.1, -0.1)),
+)
+
+
+@settings(max_examples=5)
+@given(SPACES, st.integers(0, 2**32 - 1), st.sampled_from(["highway", "plain"]))
+def test_suggestions_are_from_the_space_and_follow_from_the_seed_and_the_runs_before(space, seed, network):
+    first = drawn(space, 4, seed)
+    finished = trials(space, network, first, [1, np.inf, 0.1, 0.5])
+    draws, again = (guided.suggest(space, network, seed, 4, 3, finished) for _ in range(2))
+    for name, values in vars(draws).items():
+        np.testing.assert_array_equal(values, vars(again)[name])
+        assert values.shape == (3,)
+        assert values.dtype == vars(first)[name].dtype
+        if name == "activation":
+            assert {ACTIVATIONS[index] for index in values} <= set(space.activation)
+        else:
+            low, high = np.float32(getattr(space, name))
+            assert ((low <= values) & (values <= high)).all()
+    trials(space, network, draws, [1, 2, 3])  # and Optuna accepts them back
+
+
+def test_suggestions_learn_what_is_good_and_where_runs_diverge():
+    space = SearchSpace()
+
+    def loss(hp):  # best at a learning rate of 0.01, relu and a bias of -3
+        far = np.abs(np.log10(hp.learning_rate) + 2) + np.abs(hp.transform_bias + 3) / 3 + (hp.activation != 0)
+        return np.where(hp.learning_rate > 0.1, np.inf, far)
+
+    draws = [drawn(space, 20)]
+    finished = []
+    for generation in range(1, 4):
+        finished += trials(space, "highway", draws[-1], loss(draws[-1]))
+        draws.append(guided.suggest(space, "highway", 0, 20 * generation, 20, finished))
+    first, last = loss(draws[0]), loss(draws[-1])
+    assert np.isinf(last).sum() < np.isinf(first).sum()
+    assert np.median(last) < np.median(first) / 2
+
+
+def run(workdir):
+    search.main(["--config=digits_depth10", *SMALL, f"--workdir={workdir}"])
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("guided") / "work"
+    run(workdir)
+    return workdir
+
+
+def test_a_guided_search_leaves_a_study_of_its_runs(found):
+    (runs,) = results.load(found).networks.values()
+    drawn = library.sample_population(SearchSpace(learning_rate=(0.1, 1e38)), 0, 6)
+    same = runs.hyperparameters["momentum"] == drawn.momentum
+    assert same.tolist() == [True] * 2 + [False] * 4  # the first generation is random search's
+    guided.store_results(found, SearchSpace(learning_rate=(0.1, 1e38)))  # once more changes nothing
+    study = optuna.load_study(study_name="highway", storage=f"sqlite:///{found / guided.STUDIES}")
+    assert [trial.value for trial in study.trials] == runs.best_loss.tolist()
+    assert [trial.user_attrs["diverged"] for trial in study.trials] == runs.diverged.tolist()
+    assert np.isinf(runs.best_loss).any()
+    for index, trial in enumerate(study.trials):
+        assert trial.params == {name: values[index] for name, values in runs.hyperparameters.items()}
+
+
+def test_a_stopped_guided_search_ends_as_if_undisturbed(found, tmp_path, monkeypatch):
+    class Stop:
+        asked = 0
+
+        @property
+        def signal(self):  # asked after every epoch; the third is in the middle of the second generation
+            self.asked += 1
+            return signal.SIGTERM if self.asked >= 3 else 0
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cli, "stop_requests", lambda: contextlib.nullcontext(Stop()))
+        with pytest.raises(cli.Interrupted):
+            run(tmp_path)
+    assert len(results.load(tmp_path).networks["highway"].run) == 4
+    (tmp_path / guided.STUDIES).unlink()  # what is in it follows from the rest
+    run(tmp_path)
+    for name in "runs.csv", "curves.csv":
+        assert (tmp_path / name).read_bytes() == (found / name).read_bytes()
+    study = optuna.load_study(study_name="highway", storage=f"sqlite:///{tmp_path / guided.STUDIES}")
+    assert len(study.trials) == 6
+
+
+def test_a_guided_run_by_itself_has_the_hyperparameters_that_it_was_given(found):
+    search_found = results.load(found)
+    (runs,) = search_found.networks.values()
+    for number in 1, 5:
+        config = train.config_of_run(search_found, "highway", number)
+        draws = columns(library.sample_population(checks.check_search(config)[0], 0, 1, number))
+        assert {name: value.item() for name, value in draws.items()} == {
+            name: values[number].item() for name, values in runs.hyperparameters.items()
+        }
+
+
+def test_a_run_that_was_stopped_early_is_pruned():
+    draws = drawn(SearchSpace(), 2)
+    curves = np.float32([[3, 2, 1], [5, 4, np.nan]])
+    ended, stopped = guided.trials(SearchSpace(), "highway", 7, columns(draws), curves)
+    assert (ended.state.name, ended.value, ended.user_attrs["run"]) == ("COMPLETE", 1, 7)
+    assert (stopped.state.name, stopped.value, stopped.intermediate_values) == ("PRUNED", 4, {2: 4})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sampler": "grid"}, "config.sampler is 'grid'; it must be one of random, tpe"),
+        ({"runs_in_memory": None}, "config.runs_in_memory is None; with .*'tpe'.* below config.num_runs, 6"),
+        ({"runs_in_memory": 6}, "config.runs_in_memory is 6; with .*'tpe'.* below config.num_runs, 6"),
+    ],
+)
+def test_mistakes_are_explained(changes, message):
+    config = cli.load_config("digits_depth10")[1]
+    config.update({"sampler": "tpe", "num_runs": 6, "runs_in_memory": 2} | changes)
+    with pytest.raises(cli.UserError, match=message):
+        checks.check_search(config)
+
+
+def test_without_optuna_the_extra_is_named(monkeypatch):
+    monkeypatch.setattr(guided.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(cli.UserError, match=re.escape("pip install -e '.[optuna]'")):
+        guided.require()
+
+
+def test_a_damaged_study_is_named(tmp_path):
+    (tmp_path / guided.STUDIES).write_text("no database")
+    with pytest.raises(cli.UserError, match=f"{guided.STUDIES} cannot be used: "):
+        guided.store(tmp_path, "highway", [])
