@@ -19,6 +19,7 @@ from experiments.cli import UserError
 from experiments.workdir import Outcome
 from highway_jax import data, search
 from highway_jax.activations import ACTIVATIONS
+from highway_jax.blocks import BLOCKS
 from highway_jax.search import SearchSpace
 from highway_jax.training import Hyperparameters
 
@@ -117,7 +118,7 @@ def trials(
 
 
 def distributions(space: SearchSpace, network: str) -> dict[str, Any]:
-    """A search space in Optuna's words, by hyperparameter; a plain network has no transform bias."""
+    """A search space in Optuna's words, by hyperparameter; without the transform bias where a network has none."""
     _optuna()
     from optuna.distributions import CategoricalDistribution, FloatDistribution
 
@@ -131,7 +132,7 @@ def distributions(space: SearchSpace, network: str) -> dict[str, Any]:
         "decay": uniform(space.decay),
         "activation": CategoricalDistribution(space.activation),
     }
-    return kinds if network == "plain" else kinds | {"transform_bias": uniform(space.transform_bias)}
+    return kinds | {"transform_bias": uniform(space.transform_bias)} if BLOCKS[network].gated else kinds
 
 
 def store(directory: Path, network: str, finished: list[Any]) -> None:

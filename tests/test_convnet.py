@@ -106,9 +106,7 @@ def test_a_bad_stage_is_named(net, message):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(
-    ("options", "message"), [({"block": "lstm"}, "block"), ({"num_classes": 0}, "num_classes")]
-)
+@pytest.mark.parametrize(("options", "message"), [({"block": "lstm"}, "block"), ({"num_classes": 0}, "num_classes")])
 def test_bad_options_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         shapes(ConvNet(TINY, **options), 8, 8, 1)
