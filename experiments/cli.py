@@ -14,11 +14,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
+import jax
 from absl import flags, logging
 from ml_collections import ConfigDict, FrozenConfigDict, config_flags
 
 from experiments import configs
 from highway_jax.data import DataError, first_line
+from highway_jax.parallel import ProcessLost
 
 
 class UserError(Exception):
@@ -38,10 +40,20 @@ class Interrupted(Exception):
         self.signal = signal
 
 
+class Elsewhere(Exception):
+    """Another process of several has failed, and has said why."""
+
+
 class StopRequest:
-    """Whether a signal has asked the program to stop: its number, or 0."""
+    """Whether a signal has asked the program to stop: its number, or 0.
+
+    Attributes:
+      signal: what this process has got.
+      agreed: what all processes of several act on.
+    """
 
     signal = 0
+    agreed = 0
 
 
 @contextmanager
@@ -69,7 +81,8 @@ def warn(text: str) -> None:
 
 
 def run(main: Callable[[list[str]], None], usage: str) -> NoReturn:
-    """Run a program and exit: 0 when done, 2 with one line for a user's mistake, 128 + N after signal N.
+    """Run a program and exit: 0 when done, 2 with one line for a user's mistake, 128 + N after signal N,
+    1 with one line when another process of several is lost.
 
     A file that cannot be read or written counts as the user's to mend. `--help` prints `usage`, the
     program's docstring, instead.
@@ -84,11 +97,17 @@ def run(main: Callable[[list[str]], None], usage: str) -> NoReturn:
     except (UserError, DataError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except Elsewhere:
+        sys.exit(2)
+    except ProcessLost as error:
+        print(f"error: {error}; the same command goes on from the last checkpoint", file=sys.stderr, flush=True)
+        os._exit(1)  # at once: an orderly end would wait for all
     except OSError as error:
         print(f"error: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
         sys.exit(2)
     except Interrupted as stop:
         print(f"interrupted {stop}", file=sys.stderr, flush=True)
+        jax.distributed.shutdown()  # waits for all processes
         os._exit(128 + stop.signal)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)

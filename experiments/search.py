@@ -19,7 +19,7 @@ from absl import flags
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
-from experiments import cli, trainer, workdir
+from experiments import cli, cluster, trainer, workdir
 from experiments.checks import check_search
 from experiments.cli import UserError
 from experiments.progress import Output, print_summary
@@ -31,7 +31,9 @@ def main(argv: list[str]) -> None:
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", None, "where the results go", flag_values=values)
     name, overrides, rest = cli.split_config_flags(argv)
+    cluster.define_flags(values)
     cli.parse_flags(rest, values)
+    cluster.join(values)
     label, config = cli.load_config(name)
     cli.override(config, overrides)
     if "stages" in config:

@@ -29,7 +29,7 @@ from absl import flags
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
-from experiments import cli, results, search, trainer, workdir
+from experiments import cli, cluster, results, search, trainer, workdir
 from experiments.checks import check_search, check_training
 from experiments.cli import UserError
 from experiments.configs import convolutional
@@ -48,7 +48,9 @@ def main(argv: list[str]) -> None:
     flags.DEFINE_integer("rank", None, "rank, from 1", flag_values=values)
     flags.DEFINE_string("workdir", None, "where the results go", flag_values=values)
     name, overrides, rest = cli.split_config_flags(argv)
+    cluster.define_flags(values)
     cli.parse_flags(rest, values)
+    cluster.join(values)
     if values.from_search is not None and name is not None:
         raise UserError("--config and --from_search are both given; a search's run has the search's config")
     if values.from_search is not None:

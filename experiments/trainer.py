@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -15,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
-from experiments import cli, event_files, workdir
+from experiments import cli, cluster, event_files, workdir
 from experiments.cli import UserError
 from experiments.progress import Monitor, Output, Stats
 from experiments.workdir import Outcome
@@ -80,14 +81,14 @@ def do(job: Job, directory: Path, console: Output) -> dict[str, Any]:
             f"config.batch_size is {config.batch_size}; it must be at most {count}, the number of training images"
         )
     jax.config.update("jax_default_matmul_precision", config.matmul_precision)
-    mesh = find_devices(config.num_runs)
+    mesh = find_devices(config)
     with workdir.opened(directory, config) as done:
         if done:  # by another process, while this one got ready
             return done
         console.print(
             f"{job.title}: {count} training images, {_count(config.num_runs, 'run')} "
             f"of each network ({', '.join(job.networks)}), {_count(config.epochs, 'epoch')}, "
-            f"on {_count(mesh.size, mesh.devices.flat[0].device_kind + ' device')}"
+            f"on {_devices(mesh)}"
         )
         try:
             outcomes = _train(job, directory, mesh, console)
@@ -98,15 +99,35 @@ def do(job: Job, directory: Path, console: Output) -> dict[str, Any]:
                 f"a device's memory is too small for config.runs_per_batch {config.runs_per_batch} and "
                 f"config.num_runs {config.num_runs}; lower one of them"
             ) from error
-        return workdir.finish(directory, outcomes, job.draw(outcomes))
+        summary: dict[str, Any] = {}
+        if jax.process_index() == 0:
+            summary = workdir.finish(directory, outcomes, job.draw(outcomes))
+    parallel.agree()
+    if jax.process_index():
+        sys.exit()  # the first process says what came out
+    return summary
 
 
-def find_devices(num_runs: int) -> Mesh:
-    """The devices to train on: all of them, or as many as there are runs."""
+def find_devices(config: ConfigDict) -> Mesh:
+    """The devices to train on, as `config.mesh` says or by default."""
     try:
-        return parallel.runs_mesh(jax.devices()[:num_runs])
+        devices = jax.devices()
     except RuntimeError as error:  # such as JAX_PLATFORMS naming what is not there
         raise UserError(f"JAX finds no device: {data.first_line(error)}") from error
+    if config.mesh is None:
+        return parallel.choose_mesh(config.num_runs, config.batch_size)
+    runs, shares = config.mesh
+    if runs * shares > len(devices) or (runs * shares < len(devices) and jax.process_count() > 1):
+        allowed = "all" if jax.process_count() > 1 else "at most"
+        raise UserError(f"config.mesh is {config.mesh}; it must take {allowed} {_count(len(devices), 'device')}")
+    return parallel.runs_mesh(devices[: runs * shares], shares)
+
+
+def _devices(mesh: Mesh) -> str:
+    """Such as "8 cpu devices of 2 processes, 4 to a batch"."""
+    text = _count(mesh.size, mesh.devices.flat[0].device_kind + " device")
+    text += f" of {jax.process_count()} processes" * (jax.process_count() > 1)
+    return text + f", {mesh.shape[parallel.DATA]} to a batch" * (mesh.shape[parallel.DATA] > 1)
 
 
 def _train(job: Job, directory: Path, mesh: Mesh, console: Output) -> dict[str, Outcome]:
@@ -117,12 +138,13 @@ def _train(job: Job, directory: Path, mesh: Mesh, console: Output) -> dict[str, 
     with cli.stop_requests() as stop, monitor:
         for network in job.networks:
             outcomes[network] = train_network(job, network, directory, mesh, monitor, stop)
-            workdir.write_tables(directory, outcomes, bool(config.evaluate_every))
-            with _writing(directory):
-                workdir.write_params(directory, network, outcomes[network])
-            if stop.signal:
+            if jax.process_index() == 0:
+                workdir.write_tables(directory, outcomes, bool(config.evaluate_every))
+                with _writing(directory):
+                    workdir.write_params(directory, network, outcomes[network])
+            if stop.agreed:
                 done = f"after epoch {outcomes[network].train_loss.shape[1]} of {config.epochs} of {network}"
-                raise cli.Interrupted(stop.signal, f"{done}; the same command goes on from there")
+                raise cli.Interrupted(stop.agreed, f"{done}; the same command goes on from there")
     return outcomes
 
 
@@ -141,18 +163,24 @@ def train_network(
         # Of the same number at once as before: on an accelerator it decides the rounding.
         runs_per_batch = config.runs_per_batch or notes.get("runs_per_batch")
         if runs_per_batch is None:
-            runs_per_batch = search.choose_runs_per_batch(recipe, state.population, job.train, config.batch_size, mesh)
+            most = search.choose_runs_per_batch(recipe, state.population, job.train, config.batch_size, mesh)
+            runs_per_batch = int(parallel.agree(most).min())
         train_epoch = search.population_epoch(recipe, config.batch_size, mesh, runs_per_batch)
         evaluate = jax.jit(
             parallel.map_runs(lambda run, split: training.evaluate(recipe, run, split), mesh, runs_per_batch)
         )
         schedule = CheckpointSchedule(config.checkpoint_every, state)
         monitor.begin(network, epoch)
-        with event_files.writer(directory / "tensorboard" / network, epoch, config.tensorboard) as log:
+        events = config.tensorboard and jax.process_index() == 0
+        with event_files.writer(directory / "tensorboard" / network, epoch, events) as log:
             while epoch < epochs:
                 population, losses = train_epoch(state.population, train, search.epoch_key(config.seed, epoch))
                 _wait(losses)
                 epoch += 1
+                with _writing(checkpoints.directory):
+                    due = schedule.due(epoch, checkpoints)
+                said = parallel.agree(stop.signal, due)  # the first message of an epoch: one that is lost is noticed
+                stop.agreed, due = int(said[:, 0].max()), bool(said[0, 1])
                 state = _advance(state, population, _host(losses, runs), epoch)
                 stats = Stats.of(state.train_loss[:, :epoch])
                 monitor.move(network, epoch, stats)
@@ -164,12 +192,11 @@ def train_network(
                     }
                     state = dataclasses.replace(state, accuracy=accuracy)
                 notes = {"seconds": time.monotonic() - started, "runs_per_batch": runs_per_batch}
-                stopping = bool(stop.signal)
                 with _writing(checkpoints.directory):
-                    if epoch < epochs and (stopping or schedule.due(epoch, checkpoints)):
+                    if epoch < epochs and (stop.agreed or due):
                         _check_space(checkpoints.directory, state)
                         checkpoints.save(epoch, state, notes)
-                    if stopping:
+                    if stop.agreed:
                         checkpoints.wait()
                         break
         outcome = Outcome(
@@ -217,7 +244,7 @@ def _advance(state: State, population: training.Run, losses: np.ndarray, epoch: 
     best = ranking.order[0]
     best_params = state.best_params
     if before is None or best != before.order[0] or ranking.best_loss[best] < before.best_loss[best]:
-        best_params = search.take_run(population.params, best)
+        best_params = parallel.gather(search.take_run(population.params, best))
     return dataclasses.replace(state, population=population, train_loss=train_loss, best_params=best_params)
 
 
@@ -244,11 +271,7 @@ def _last_state(
 
     table = np.full((config.num_runs, config.epochs), np.nan, np.float32)
     accuracy = dict.fromkeys(job.evaluate, table)
-    for step in reversed(checkpoints.steps()):
-        if file := checkpoints.damaged_file(step):
-            checkpoints.remove(step)
-            cli.warn(f"{checkpoints.directory}: epoch {step}'s checkpoint is damaged ({file}); using the one before it")
-            continue
+    if step := cluster.at_first(lambda: _newest_intact(checkpoints)):
         like = _like(jax.eval_shape(start), table, accuracy, mesh)
         if step < config.epochs:
             return checkpoints.restore(step, like)
@@ -264,7 +287,17 @@ def _last_state(
         outcome, notes = checkpoints.restore(step, done)
         return dataclasses.replace(outcome, seconds=notes["seconds"]), notes
     population = start()
-    return State(population, table, accuracy, search.take_run(population.params, 0)), {"seconds": 0.0}
+    return State(population, table, accuracy, parallel.gather(search.take_run(population.params, 0))), {"seconds": 0.0}
+
+
+def _newest_intact(checkpoints: Checkpoints) -> int | None:
+    """The newest checkpoint's step; damaged ones are removed."""
+    for step in reversed(checkpoints.steps()):
+        if not (file := checkpoints.damaged_file(step)):
+            return step
+        checkpoints.remove(step)
+        cli.warn(f"{checkpoints.directory}: epoch {step}'s checkpoint is damaged ({file}); using the one before it")
+    return None
 
 
 def _like(population: training.Run, table: np.ndarray, accuracy: dict[str, np.ndarray], mesh: Mesh) -> State:
@@ -276,10 +309,13 @@ def _like(population: training.Run, table: np.ndarray, accuracy: dict[str, np.nd
 
 
 def _check_space(directory: Path, state: State) -> None:
-    needed, free = _size(state), shutil.disk_usage(directory).free
-    if free < needed:
-        needs, has = f"{needed / 2**20:,.1f} MiB", f"{free / 2**20:,.1f} MiB"
-        raise UserError(f"{directory}: the disk is full; a checkpoint needs {needs}, and {has} are free")
+    def check() -> None:
+        needed, free = _size(state), shutil.disk_usage(directory).free
+        if free < needed:
+            needs, has = f"{needed / 2**20:,.1f} MiB", f"{free / 2**20:,.1f} MiB"
+            raise UserError(f"{directory}: the disk is full; a checkpoint needs {needs}, and {has} are free")
+
+    cluster.at_first(check)
 
 
 def _size(state: State) -> int:
@@ -291,7 +327,7 @@ def _size(state: State) -> int:
 def _writing(directory: Path) -> Iterator[None]:
     try:
         yield
-    except UserError:
+    except (UserError, cli.Elsewhere, parallel.ProcessLost):
         raise
     except Exception as error:  # Orbax and TensorStore have many
         raise UserError(f"{directory}: a checkpoint cannot be written: {data.first_line(error)}") from error
@@ -305,7 +341,7 @@ def _wait(array: Any) -> None:
 
 def _host(tree: Any, num_runs: int) -> Any:
     """Copy to the host, without the runs that only fill up the devices."""
-    return jax.tree.map(lambda leaf: np.array(leaf)[:num_runs], tree)
+    return jax.tree.map(lambda leaf: np.array(leaf)[:num_runs], parallel.gather(tree))
 
 
 def _count(number: int, noun: str) -> str:

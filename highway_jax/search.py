@@ -96,7 +96,7 @@ def init_population(
       recipe: what is trained.
       space: where hyperparameters are drawn from.
       seed: the search's seed.
-      num_runs: how many; rounded up to what the mesh's devices can share evenly.
+      num_runs: how many; rounded up to what the mesh can share evenly.
       images: any batch of images; only its shape and dtype matter.
       mesh: from `parallel.runs_mesh`.
       first_run: the first run's number.
@@ -112,7 +112,7 @@ def init_population(
         sampling, weights = jax.random.split(jax.random.fold_in(_keys(seed)[0], run))
         return training.init(recipe, sample(space, sampling), weights, example)
 
-    runs = parallel.split_runs(mesh, first_run + jnp.arange(parallel.padded(num_runs, mesh)))
+    runs = parallel.split_runs(mesh, first_run + np.arange(parallel.padded(num_runs, mesh), dtype=np.int32))
     # One after another: all at once would need the memory of every initializer's alternatives.
     return jax.jit(parallel.map_runs(start, mesh, runs_per_batch=1))(runs)
 
@@ -130,7 +130,7 @@ def choose_runs_per_batch(
       recipe, population, train, batch_size, mesh: what will be trained, on what and where.
       memory: bytes free on each device; asked of the device by default.
     """
-    here = len(jax.tree.leaves(population)[0]) // mesh.size
+    here = len(jax.tree.leaves(population)[0]) // mesh.shape[parallel.RUNS]
     memory = parallel.free_memory(mesh) if memory is None else memory
     if memory is None:
         return 1 if mesh.devices.flat[0].platform == "cpu" else here
@@ -154,7 +154,7 @@ def population_epoch(
 
     Args:
       recipe: what is trained.
-      batch_size: examples per step.
+      batch_size: examples per step; the mesh's `data` must divide it.
       mesh: where the population lives.
       runs_per_batch: how many runs a device trains in lockstep; see `choose_runs_per_batch`.
 
@@ -167,7 +167,8 @@ def population_epoch(
     )
 
     def epoch(population: Run, train: Split, key: jax.Array) -> tuple[Run, jax.Array]:
-        return train_runs(population, shuffled_batches(train, key, batch_size))
+        batches = parallel.split_batches(mesh, shuffled_batches(train, key, batch_size))
+        return train_runs(population, batches)
 
     return jax.jit(epoch, donate_argnums=0)
 
