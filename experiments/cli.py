@@ -1,5 +1,6 @@
 """What the programs share at their edge: the command line, configs, and how mistakes are reported."""
 
+import contextlib
 import functools
 import importlib
 import importlib.util
@@ -8,6 +9,7 @@ import pkgutil
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -95,16 +97,13 @@ def run(main: Callable[[list[str]], None], usage: str) -> NoReturn:
         else:
             main(sys.argv[1:])
     except (UserError, DataError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except Elsewhere:
-        sys.exit(2)
-    except ProcessLost as error:
-        print(f"error: {error}; the same command goes on from the last checkpoint", file=sys.stderr, flush=True)
-        os._exit(1)  # at once: an orderly end would wait for all
+        _fail(2, f"error: {error}")
     except OSError as error:
-        print(f"error: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
-        sys.exit(2)
+        _fail(2, f"error: {error.filename or 'a file'}: {error.strerror or error}")
+    except Elsewhere:
+        _fail(2)
+    except ProcessLost as error:
+        _fail(1, f"error: {error}; the same command goes on from the last checkpoint")
     except Interrupted as stop:
         print(f"interrupted {stop}", file=sys.stderr, flush=True)
         jax.distributed.shutdown()  # waits for all processes
@@ -114,6 +113,18 @@ def run(main: Callable[[list[str]], None], usage: str) -> NoReturn:
         # At once: XLA's threads may be at work, and the interpreter's end would pull the ground from under them.
         os._exit(130)
     sys.exit(0)
+
+
+def _fail(status: int, *lines: str) -> NoReturn:
+    """Exit with a line on stderr. One of several processes does so at once: an orderly end would wait for all."""
+    for line in lines:
+        print(line, file=sys.stderr, flush=True)
+    if not jax.distributed.is_initialized():
+        sys.exit(status)
+    with contextlib.suppress(RuntimeError):  # there may be no device
+        if jax.process_index() == 0:
+            time.sleep(3)  # with it goes JAX's coordinator, and that aborts those who have not had their say
+    os._exit(status)
 
 
 def _main_thread_only(error: Any) -> None:

@@ -51,6 +51,7 @@ def join(values: flags.FlagValues) -> None:
                 heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
                 shutdown_timeout_seconds=HEARTBEAT_SECONDS,
             )
+        first = jax.process_index() == 0
     except ValueError as error:
         if missing and "coordinator_address" in str(error):
             return  # no cluster
@@ -59,7 +60,7 @@ def join(values: flags.FlagValues) -> None:
         raise UserError(
             f"the other processes cannot be joined: {data.first_line(error)}; --num_processes=1 does without them"
         ) from error
-    if jax.process_index():
+    if not first:
         cli.ignore_output()
 
 

@@ -330,6 +330,8 @@ def _writing(directory: Path) -> Iterator[None]:
     except (UserError, cli.Elsewhere, parallel.ProcessLost):
         raise
     except Exception as error:  # Orbax and TensorStore have many
+        if parallel.blames_another(error):
+            raise parallel.ProcessLost from error
         raise UserError(f"{directory}: a checkpoint cannot be written: {data.first_line(error)}") from error
 
 

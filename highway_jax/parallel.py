@@ -17,6 +17,15 @@ RUNS, DATA = "runs", "data"
 class ProcessLost(Exception):
     """Another process of several has ended, or cannot be reached."""
 
+    def __init__(self) -> None:
+        super().__init__("another process has ended or cannot be reached")
+
+
+def blames_another(error: Exception) -> bool:
+    """Whether an error comes from how processes reach each other: it has the type of the code that it has stopped."""
+    names = "Gloo", "NCCL", "CoordinationService"
+    return jax.process_count() > 1 and any(name in str(error) for name in names)
+
 
 def split_cpu(devices: int | None = None) -> None:
     """Make JAX see the CPU as several devices, one per core by default.
@@ -115,7 +124,7 @@ def _others() -> Iterator[None]:
     try:
         yield
     except (jax.errors.JaxRuntimeError, ValueError) as error:  # each transport has its own
-        raise ProcessLost("another process has ended or cannot be reached") from error
+        raise ProcessLost from error
 
 
 def free_memory(mesh: Mesh) -> int | None:
