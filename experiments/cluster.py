@@ -12,6 +12,8 @@ from highway_jax import data, parallel
 
 # A host that is silent for so long is lost, and all others stop.
 HEARTBEAT_SECONDS = 30
+# What JAX says where it detects none, and where it has been in use, as in a notebook.
+NO_CLUSTER = "coordinator_address should be defined", "must be called before"
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -24,8 +26,7 @@ def define_flags(values: flags.FlagValues) -> None:
 def join(values: flags.FlagValues) -> None:
     """Meet the other processes: those the flags say, or those of a cluster that JAX detects, if there is one.
 
-    `--num_processes=1` keeps this process alone wherever it is. Of several, the first alone prints. JAX must not
-    have been used before.
+    `--num_processes=1` keeps this process alone wherever it is. Of several, the first alone prints results.
 
     Raises:
       UserError: for flags that do not fit together, or a cluster that cannot be joined.
@@ -52,11 +53,9 @@ def join(values: flags.FlagValues) -> None:
                 shutdown_timeout_seconds=HEARTBEAT_SECONDS,
             )
         first = jax.process_index() == 0
-    except ValueError as error:
-        if missing and "coordinator_address" in str(error):
-            return  # no cluster
-        raise UserError(f"the other processes cannot be joined: {data.first_line(error)}") from error
-    except RuntimeError as error:
+    except (ValueError, RuntimeError) as error:
+        if missing and any(reason in str(error) for reason in NO_CLUSTER):
+            return
         raise UserError(
             f"the other processes cannot be joined: {data.first_line(error)}; --num_processes=1 does without them"
         ) from error

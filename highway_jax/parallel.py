@@ -54,15 +54,18 @@ def runs_mesh(devices: Sequence[jax.Device] | None = None, data: int = 1) -> Mes
 def choose_mesh(num_runs: int, batch_size: int) -> Mesh:
     """The mesh for a population: runs over all devices or, where there are more devices than runs, batches too.
 
-    The `data` axis is the largest that leaves every run a device and divides both the batch and the number of
-    devices. It is 1 on CPUs, whose cores share one run's work at least as well without it. Devices for which there
-    are no runs are left out, unless there are several processes: each must take part.
+    Not on CPUs, whose cores share one run's work as well without it. Devices for which there are no runs are left
+    out, unless there are several processes: each must take part.
     """
     devices = jax.devices()
-    count = len(devices)
-    sizes = range(1, 1 + (1 if devices[0].platform == "cpu" else max(1, count // num_runs)))
-    data = max(size for size in sizes if count % size == batch_size % size == 0)
+    data = 1 if devices[0].platform == "cpu" else devices_to_a_batch(num_runs, batch_size, len(devices))
     return runs_mesh(devices if jax.process_count() > 1 else devices[: num_runs * data], data)
+
+
+def devices_to_a_batch(num_runs: int, batch_size: int, devices: int) -> int:
+    """How many devices should share a batch: the most that divide it and them all and leave one for every run."""
+    sizes = range(1, max(1, devices // num_runs) + 1)
+    return max(size for size in sizes if devices % size == batch_size % size == 0)
 
 
 def split_runs(mesh: Mesh, population: Any) -> Any:
