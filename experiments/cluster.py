@@ -1,6 +1,8 @@
 """Take part in work that several processes share, on one machine or many (docs/scaling.md)."""
 
+import re
 import warnings
+from collections import Counter
 from collections.abc import Callable
 
 import jax
@@ -40,6 +42,8 @@ def join(values: flags.FlagValues) -> None:
         raise UserError(f"--{missing[0]} is missing; --{', --'.join(names)} go together")
     if count and number >= count:
         raise UserError(f"--process_id is {number}; it must be below --num_processes, {count}")
+    if coordinator is not None and not re.fullmatch(r".+:\d+", coordinator):
+        raise UserError(f"--coordinator is {coordinator!r}; it must be HOST:PORT, of process 0")
     # It would take SIGTERM, which here ends the work after an epoch.
     jax.config.update("jax_enable_preemption_service", False)
     try:
@@ -48,17 +52,22 @@ def join(values: flags.FlagValues) -> None:
                 coordinator,
                 count,
                 number,
-                cluster_detection_method=None if missing else "deactivate",
                 heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
                 shutdown_timeout_seconds=HEARTBEAT_SECONDS,
             )
         first = jax.process_index() == 0
+        counts = Counter(device.process_index for device in jax.devices())
     except (ValueError, RuntimeError) as error:
         if missing and any(reason in str(error) for reason in NO_CLUSTER):
             return
         raise UserError(
             f"the other processes cannot be joined: {data.first_line(error)}; --num_processes=1 does without them"
         ) from error
+    if len(set(counts.values())) > 1:
+        raise UserError(
+            f"process {min(counts, key=counts.__getitem__)} has {min(counts.values())} devices and "
+            f"process {max(counts, key=counts.__getitem__)} {max(counts.values())}; all must have as many"
+        )
     if not first:
         cli.ignore_output()
 

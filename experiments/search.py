@@ -6,6 +6,9 @@
 --config=NAME          a config of experiments/configs, or a path to a Python file with get_config()
 --config.KEY=VALUE     changes one of its keys, e.g. --config.search.learning_rate="(0.01, 0.1)"
 --workdir=DIR          where the results go; by default runs/NAME
+--coordinator=HOST:PORT --num_processes=N --process_id=I
+                       this is process I of N that work together, and HOST is process 0's; not needed on clusters
+                       that JAX detects (docs/scaling.md)
 
 The workdir gets config.json, runs.csv, curves.csv, summary.json, provenance.json, figure1.png and
 best/NETWORK, the parameters of each network's best run. On a finished workdir the results are printed again.

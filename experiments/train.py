@@ -12,6 +12,9 @@
 --run=N                its run number N
 --config.KEY=VALUE     changes a key of the config
 --workdir=DIR          where the results go; by default runs/NAME, or runs/NAME_NETWORK_runN
+--coordinator=HOST:PORT --num_processes=N --process_id=I
+                       this is process I of N that work together, and HOST is process 0's; not needed on clusters
+                       that JAX detects (docs/scaling.md)
 
 The workdir gets what a search's has (see experiments.search), with every run's test accuracy after every epoch, and
 its parameters. Of a search's run it is said at the end whether its curve repeats the search's. Stopped, the same

@@ -77,6 +77,7 @@ def test_a_search_of_two_processes_goes_on_in_one_with_eight_devices_and_is_the_
         (["--config.mesh=2"], r"config.mesh is \(2,\); it must be \(runs, data\)"),
         (["--num_processes=2"], "--coordinator is missing; --coordinator, --num_processes, --process_id go together"),
         (["--coordinator=h:1", "--num_processes=2", "--process_id=2"], "--process_id is 2; it must be below"),
+        (["--coordinator=h", "--num_processes=2", "--process_id=1"], "--coordinator is 'h'; it must be HOST:PORT"),
     ],
 )
 def test_mistakes_are_explained(args, message, tmp_path):
