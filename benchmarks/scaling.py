@@ -59,10 +59,11 @@ def main(argv: list[str]) -> None:
 
 def epoch_on(config: ConfigDict, count: int) -> tuple[Callable[[], None], int]:
     """A function that trains an epoch on so many devices and waits, compiled, and the collectives in it."""
-    space, dataset = check_search(config), data.load(config.dataset, config.data_dir)
+    (space, _), dataset = check_search(config), data.load(config.dataset, config.data_dir)
     recipe = search.recipe(config, dataset, config.networks[0])
     mesh = parallel.runs_mesh(jax.devices()[:count])
-    population = library.init_population(recipe, space, config.seed, config.num_runs, dataset.train.images, mesh)
+    draws = library.sample_population(space, config.seed, config.num_runs)
+    population = library.init_population(recipe, draws, config.seed, dataset.train.images, mesh)
     args = parallel.replicate(mesh, dataset.train), library.epoch_key(config.seed, 0)
     compiled = library.population_epoch(recipe, config.batch_size, mesh, 1).lower(population, *args).compile()
 

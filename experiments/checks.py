@@ -13,7 +13,7 @@ from experiments.configs.convolutional import training
 from experiments.configs.figure1 import random_search
 from highway_jax.models import BLOCKS
 from highway_jax.models.stages import parse
-from highway_jax.search import SearchSpace
+from highway_jax.search import Halving, SearchSpace
 
 PRECISIONS = ("float32", "tensorfloat32", "bfloat16")
 PREPROCESSINGS = ("rescale", "contrast")
@@ -25,18 +25,22 @@ INTEGERS = {
     "epochs": (1, 10**6),
     "batch_size": (1, 10**9),
     "seed": (0, 2**32 - 1),
+    "runs_in_memory": (1, 10**6),
     "runs_per_batch": (1, 10**6),
     "evaluate_every": (1, 10**6),
     "checkpoint_every": (1, 10**6),
     "log_every": (1, 10**6),
 }
-OPTIONAL = ("runs_per_batch", "evaluate_every", "checkpoint_every", "log_every")
+OPTIONAL = ("runs_in_memory", "runs_per_batch", "evaluate_every", "checkpoint_every", "log_every")
 SEARCH_INTEGERS = {"depth": (2, 10**5), "width.highway": (1, 10**5), "width.plain": (1, 10**5)}
 TRAINING_INTEGERS = {"crop_padding": (0, 10**3), "validation": (0, 10**9)}
 
 
-def check_search(config: ConfigDict) -> SearchSpace:
-    """Check every key of a search's config; returns the space to search. A single network's name becomes a tuple.
+def check_search(config: ConfigDict) -> tuple[SearchSpace, Halving | None]:
+    """Check every key of a search's config; a single network's name becomes a tuple.
+
+    Returns:
+      The space to search, and how runs stop early, if they do.
 
     Raises:
       UserError: naming the first key that is wrong.
@@ -47,11 +51,11 @@ def check_search(config: ConfigDict) -> SearchSpace:
         raise UserError(f"config.networks is {networks}; it must be one or more of {', '.join(BLOCKS)}, each once")
     with config.ignore_type():
         config.networks = networks
-    ranges = {key: _tuple(value) for key, value in config.search.items()}
+    ranges = {key: _tuple(value) for key, value in config.search.items() if key != "halving"}
     for key, ends in ranges.items():
         if key != "activation" and len(ends) == 1:  # a single number fixes a hyperparameter
             ranges[key] = ends * 2
-    return _space("config.search", ranges)
+    return _space("config.search", ranges), _halving(config.search.halving)
 
 
 def check_training(config: ConfigDict) -> SearchSpace:
@@ -139,6 +143,13 @@ def _space(where: str, ranges: dict[str, tuple[Any, ...]]) -> SearchSpace:
         return SearchSpace(**ranges)
     except (TypeError, ValueError) as error:
         raise UserError(f"{where}.{error}") from error
+
+
+def _halving(config: ConfigDict) -> Halving | None:
+    try:
+        return None if config.every is None else Halving(**config)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"config.search.halving.{error}") from error
 
 
 def _is_directory(path: str) -> bool:

@@ -1,8 +1,9 @@
 """What a program shows while it works and when it is done."""
 
 import dataclasses
+import itertools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -57,14 +58,14 @@ class Monitor:
 
     Args:
       networks: the kinds of network, trained one after another.
-      epochs: of each.
-      steps: a step is one update of one run; how many an epoch of all runs has.
+      epochs: that a run is trained for at most.
+      batches: in an epoch.
       log_every: epochs between plain lines; None for about ten lines.
+      console: where it is shown.
     """
 
-    def __init__(self, networks: tuple[str, ...], epochs: int, steps: int, log_every: int | None, console: Output):
-        self._networks, self._epochs, self._steps = networks, epochs, steps
-        self._every = log_every or max(1, epochs // 10)
+    def __init__(self, networks: tuple[str, ...], epochs: int, batches: int, log_every: int | None, console: Output):
+        self._networks, self._epochs, self._batches, self._every = networks, epochs, batches, log_every
         self._bars: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
         if console.is_terminal:
@@ -88,30 +89,44 @@ class Monitor:
         if self._bars:
             self._bars.stop()
 
-    def begin(self, network: str, epoch: int) -> None:
-        """A network's training begins, or goes on, after `epoch` epochs."""
+    def begin(self, network: str, plan: Sequence[int], step: int) -> None:
+        """A network's training begins, or goes on, after `step` of the steps in which `plan` runs are trained."""
+        self._network, self._plan, self._step = network, plan, step
+        self._work = list(itertools.accumulate(plan))  # epochs of single runs
         self._first: tuple[int, float] | None = None
         if self._bars:
-            self._bars.reset(self._tasks[network], completed=epoch)
-        elif epoch:
-            say(f"{network}: going on after epoch {epoch}/{self._epochs}")
+            self._bars.reset(self._tasks[network], total=len(plan), completed=step)
+        elif step:
+            say(f"{network}: going on after {self._where()}")
 
-    def move(self, network: str, epoch: int, stats: Stats) -> None:
-        """An epoch of a network is done."""
-        now = time.monotonic()
-        self._first = self._first or (epoch, now)  # the time of the first epoch is mostly the compiler's
+    def _where(self) -> str:
+        group, epoch = divmod(self._step - 1, self._epochs)
+        groups = len(self._plan) // self._epochs
+        return f"part {group + 1}/{groups}, " * (groups > 1) + f"epoch {epoch + 1}/{self._epochs}"
+
+    @property
+    def place(self) -> str:
+        """How far the work is, in words."""
+        return f"{self._where()} of {self._network}"
+
+    def move(self, network: str, step: int, stats: Stats) -> None:
+        """A step of a network is done."""
+        now, self._step = time.monotonic(), step
+        self._first = self._first or (step, now)  # the time of the first is mostly the compiler's
         status = f"best loss {stats.best_loss:.2e}, {stats.diverged} diverged"
+        training, beginning = (self._plan[i] for i in (step - 1, (step - 1) // self._epochs * self._epochs))
+        status += f", {training} left" * (training < beginning)
         pace = ""
-        if epoch > self._first[0]:
-            seconds = (now - self._first[1]) / (epoch - self._first[0])  # an epoch
-            status += f", {self._steps / seconds:,.0f} steps/s"
-            to_come = len(self._networks) - 1 - self._networks.index(network)
-            left = seconds * (self._epochs - epoch + self._epochs * to_come)
+        if step > self._first[0]:
+            done, since, total = (self._work[i - 1] for i in (step, self._first[0], len(self._plan)))
+            seconds = (now - self._first[1]) / (done - since)
+            status += f", {self._batches / seconds:,.0f} steps/s"
+            left = seconds * (total - done + total * (len(self._networks) - 1 - self._networks.index(network)))
             pace = f", {_duration(left)} left" * (left > 0)
         if self._bars:
-            self._bars.update(self._tasks[network], completed=epoch, status=status)
-        elif epoch % self._every == 0 or epoch in (1, self._epochs):
-            say(f"{network}: epoch {epoch}/{self._epochs}, {status}{pace}")
+            self._bars.update(self._tasks[network], completed=step, status=status)
+        elif step % (self._every or max(1, len(self._plan) // 10)) == 0 or step in (1, len(self._plan)):
+            say(f"{network}: {self._where()}, {status}{pace}")
 
 
 def _duration(seconds: float) -> str:

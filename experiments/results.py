@@ -19,7 +19,7 @@ from highway_jax.models import stages
 
 INTEGER = re.compile(r"-?\d{1,18}", re.ASCII)
 HYPERPARAMETERS = ("learning_rate", "momentum", "decay", "activation", "transform_bias")
-OUTCOMES = ("run", "rank", "best_loss", "best_epoch", "final_loss", "diverged", "test_accuracy")
+OUTCOMES = ("run", "rank", "best_loss", "best_epoch", "final_loss", "diverged", "epochs", "test_accuracy")
 CONFIG_TYPES = {"dataset": str, "num_runs": int, "first_run": int, "epochs": int}
 
 
@@ -34,10 +34,11 @@ class NetworkResult:
       rank: (runs,) int, 1 is the best.
       best_loss: (runs,) float32, in nats; inf if the run never had a finite loss.
       best_epoch: (runs,) int, the epoch of that loss, from 1; 0 if there is none.
-      final_loss: (runs,) float32.
+      final_loss: (runs,) float32, after the run's last epoch; inf if it has diverged.
       diverged: (runs,) bool.
+      epochs: (runs,) int, how many the run was trained for.
       test_accuracy: (runs,) float32, NaN if it is not known yet.
-      curves: (runs, epochs so far) float32, every epoch's mean training loss; NaN where a run has no row.
+      curves: (runs, epochs so far) float32, every epoch's mean training loss; NaN where it was not trained.
     """
 
     hyperparameters: dict[str, np.ndarray]
@@ -47,6 +48,7 @@ class NetworkResult:
     best_epoch: np.ndarray
     final_loss: np.ndarray
     diverged: np.ndarray
+    epochs: np.ndarray
     test_accuracy: np.ndarray
     curves: np.ndarray
 
@@ -56,8 +58,8 @@ class NetworkResult:
         return np.argsort(self.rank)
 
     def curve(self, run: int) -> np.ndarray:
-        """(epochs,) training losses of the run of that number."""
-        return self.curves[run - self.run[0]]
+        """(epochs,) training losses of the run of that number, as long as it was trained."""
+        return self.curves[run - self.run[0], : self.epochs[run - self.run[0]]]
 
 
 @dataclass(frozen=True)
@@ -172,14 +174,15 @@ def _read_networks(
             number = _integers(table["run"])
             rows = np.argsort(number)
             first, last = config.first_run, config.first_run + config.num_runs - 1
-            if len(rows) != config.num_runs or (number[rows] != first + np.arange(len(rows))).any():
+            enough = len(rows) == config.num_runs if finished else 0 < len(rows) <= config.num_runs
+            if not enough or (number[rows] != first + np.arange(len(rows))).any():
                 raise ValueError(f"the {network} runs must be {first} to {last}")
             table = {name: column[rows] for name, column in table.items()}
             result = NetworkResult(
                 {h: table[h] if h == "activation" else _floats(table[h]) for h in HYPERPARAMETERS},
                 curves=curves.get(network, np.empty((0, 0), np.float32)),
                 diverged=_booleans(table["diverged"]),
-                **{name: _integers(table[name]) for name in ("run", "rank", "best_epoch")},
+                **{name: _integers(table[name]) for name in ("run", "rank", "best_epoch", "epochs")},
                 **{name: _floats(table[name]) for name in ("best_loss", "final_loss", "test_accuracy")},
             )
             if strangers := set(table["activation"].tolist()) - set(ACTIVATIONS):
@@ -224,8 +227,8 @@ def _check_curves(path: Path, network: str, result: NetworkResult, epochs: int |
     if curves.shape[1] != epochs:
         raise _damaged(path, f"it has {curves.shape[1]} epochs of {network}, where the config has {epochs}")
     ranking = search.rank(curves)
-    for name in ("best_loss", "best_epoch", "final_loss", "diverged", "order"):
-        if not np.array_equal(getattr(result, name), getattr(ranking, name), equal_nan=name == "final_loss"):
+    for name in ("best_loss", "best_epoch", "final_loss", "diverged", "epochs", "order"):
+        if not np.array_equal(getattr(result, name), getattr(ranking, name)):
             raise _damaged(path, f"the {name} of {network}'s runs is not that of runs.csv")
 
 

@@ -22,12 +22,12 @@ from absl import flags
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
-from experiments import cli, cluster, trainer, workdir
+from experiments import cli, cluster, trainer
 from experiments.checks import check_search
 from experiments.cli import UserError
 from experiments.progress import Output, print_summary
 from experiments.workdir import Outcome
-from highway_jax import MLP, data, parallel, plotting, training
+from highway_jax import MLP, data, parallel, plotting, search, training
 
 
 def main(argv: list[str]) -> None:
@@ -41,26 +41,32 @@ def main(argv: list[str]) -> None:
     cli.override(config, overrides)
     if "stages" in config:
         raise UserError(f"--config is {name!r}, which is no search's; use it with: python -m experiments.train")
-    space = check_search(config)
+    space, halving = check_search(config)
     directory = Path(values.workdir or f"runs/{label}")
     console = Output()
-    if summary := workdir.finished(directory, config):
-        console.print(f"{directory} holds this search's results:")
-    else:
+
+    def prepare() -> trainer.Job:
         dataset = data.load(config.dataset, config.data_dir)
-        job = trainer.Job(
+        return trainer.Job(
             config=config,
             networks=config.networks,
-            space=space,
+            sample=sampler(config, space),
             recipe=functools.partial(recipe, config, dataset),
             train=dataset.train,
             evaluate={"test_accuracy": dataset.test},
             title=f"{dataset.name}, depth {config.depth}",
             draw=lambda outcomes: {"figure1.png": draw(config, dataset, outcomes)},
+            halving=halving,
         )
-        summary = trainer.do(job, directory, console)
+
+    summary = trainer.summary_of(config, directory, console, prepare)
     print_summary(summary, console)
     console.print(f"Figure 1: {directory / 'figure1.png'}")
+
+
+def sampler(config: ConfigDict, space: search.SearchSpace) -> trainer.Sampler:
+    """Random search: every run's hyperparameters follow from the seed and its number."""
+    return lambda network, first_run, count, outcome: search.sample_population(space, config.seed, count, first_run)
 
 
 def recipe(config: ConfigDict, dataset: data.Dataset, network: str) -> training.Recipe:

@@ -80,23 +80,24 @@ def train_convnet(config: ConfigDict, directory: Path) -> None:
     """Train the convolutional network that a config describes, from `num_runs` initializations."""
     space = check_training(config)
     console = Output()
-    if workdir.finished(directory, config):
-        console.print(f"{directory} holds these results:")
-    else:
+
+    def prepare() -> trainer.Job:
         dataset = data.load(config.dataset, config.data_dir)
         train, evaluate = hold_out(config, dataset)
-        job = trainer.Job(
+        title = f"{dataset.name}, {_describe(config, dataset, train)}"
+        return trainer.Job(
             config=config,
             networks=(config.block,),
-            space=space,
+            sample=search.sampler(config, space),
             recipe=functools.partial(recipe, config, dataset, train),
             train=train,
             evaluate=evaluate,
-            title=f"{dataset.name}, {_describe(config, dataset, train)}",
-            draw=_draw(f"{dataset.name}, {_describe(config, dataset, train)}"),
+            title=title,
+            draw=_draw(title),
             keep_params=True,
         )
-        trainer.do(job, directory, console)
+
+    trainer.summary_of(config, directory, console, prepare)
     accuracy = results.load(directory).networks[config.block].test_accuracy
     console.print(f"test accuracy after epoch {config.epochs}: {results.best_mean_std(accuracy)} %")
     if len(accuracy) > 1:
@@ -182,26 +183,27 @@ def train_again(values: flags.FlagValues, overrides: Mapping[str, str]) -> None:
     network, run = choose(found, values.network, values.run, values.rank)
     config = config_of_run(found.config, network, run)
     cli.override(config, overrides)
-    space = check_search(config)
+    space, halving = check_search(config)
     directory = Path(values.workdir or f"runs/{Path(values.from_search).resolve().name}_{network}_run{run}")
     console = Output()
-    if summary := workdir.finished(directory, config):
-        console.print(f"{directory} holds this run's results:")
-    else:
+
+    def prepare() -> trainer.Job:
         dataset = data.load(config.dataset, config.data_dir)
         title = f"{dataset.name}, depth {config.depth}, {network} run {run}"
-        job = trainer.Job(
+        return trainer.Job(
             config=config,
             networks=config.networks,
-            space=space,
+            sample=search.sampler(config, space),
             recipe=functools.partial(search.recipe, config, dataset),
             train=dataset.train,
             evaluate={"test_accuracy": dataset.test},
             title=title,
             draw=_draw(title),
+            halving=halving,
             keep_params=True,
         )
-        summary = trainer.do(job, directory, console)
+
+    summary = trainer.summary_of(config, directory, console, prepare)
     print_summary(summary, console)
     console.print(compare(found.networks[network].curve(run), results.load(directory).networks[network].curve(run)))
     console.print(f"figure: {directory / 'curves.png'}, parameters: {directory / 'params' / network / f'run{run}'}")
@@ -234,6 +236,7 @@ def config_of_run(search_config: ConfigDict, network: str, run: int) -> ConfigDi
     """The config that trains one run of a search by itself, evaluated after every epoch."""
     config = as_program_has_it(search_config)
     config.networks, config.first_run, config.num_runs, config.evaluate_every = (network,), run, 1, 1
+    config.search.halving.every = None
     return config
 
 

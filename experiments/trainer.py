@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import shutil
 import sys
 import time
@@ -12,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 from flax import struct
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
@@ -23,6 +24,10 @@ from experiments.workdir import Outcome
 from highway_jax import data, parallel, search, training
 from highway_jax.checkpoint import Checkpoints
 
+# `sample(network, first_run, count, outcome)`: the hyperparameters of `count` runs from that number on, of shape
+# (count,), where `outcome` is what the network's runs have given so far.
+Sampler = Callable[[str, int, int, Outcome], training.Hyperparameters]
+
 
 @dataclasses.dataclass(frozen=True)
 class Job:
@@ -31,50 +36,64 @@ class Job:
     Attributes:
       config: the program's config, checked.
       networks: the kinds of network, trained one after another.
-      space: where hyperparameters are drawn from.
+      sample: where the runs' hyperparameters come from.
       recipe: what the runs of a kind of network train, by the kind's name.
       train: what they train on.
       evaluate: what their accuracy is measured on, by the name of the column that it goes to.
       title: all of it in a few words.
       draw: the figures of what came out, by file name.
-      keep_params: whether every run's parameters after the last epoch are a result.
+      halving: how runs are stopped early, if they are.
+      keep_params: whether every run's parameters after its last epoch are a result.
     """
 
     config: ConfigDict
     networks: tuple[str, ...]
-    space: search.SearchSpace
+    sample: Sampler
     recipe: Callable[[str], training.Recipe]
     train: data.Split
     evaluate: Mapping[str, data.Split]
     title: str
     draw: Callable[[Mapping[str, Outcome]], Mapping[str, Figure]]
+    halving: search.Halving | None = None
     keep_params: bool = False
 
 
 @struct.dataclass
 class State:
-    """A population's training so far: all that going on from here needs.
+    """The training of one kind of network so far: all that going on from here needs.
 
     Attributes:
-      population: its runs.
-      train_loss: (runs, epochs) mean training losses, NaN where still to come.
-      accuracy: (runs, epochs) accuracies on every split that is evaluated, NaN where they were not.
-      best_params: the best run's parameters, after its best epoch.
+      population: the runs that are trained now.
+      members: (members,) which of all runs those are, ascending; further rows of the population fill up the devices.
+      outcome: what all runs have given so far; NaN where they were not trained or evaluated.
     """
 
     population: training.Run
-    train_loss: np.ndarray
-    accuracy: dict[str, np.ndarray]
-    best_params: Any
+    members: np.ndarray
+    outcome: Outcome
 
 
-def do(job: Job, directory: Path, console: Output) -> dict[str, Any]:
-    """Do a job, or what is left of it, in a workdir; returns what is then its `summary.json`.
+def summary_of(config: ConfigDict, directory: Path, console: Output, prepare: Callable[[], Job]) -> dict[str, Any]:
+    """The `summary.json` of a config's work in a workdir; what is not done yet of it is done now.
+
+    Args:
+      config: the config, checked.
+      directory: the workdir.
+      console: where output goes.
+      prepare: loads what the work needs.
 
     Raises:
       UserError: for a mistake of the user's.
       cli.Interrupted: when a signal stopped it; a checkpoint and the results so far are written.
     """
+    if summary := workdir.finished(directory, config):
+        console.print(f"{directory} holds these results:")
+        return summary
+    return do(prepare(), directory, console)
+
+
+def do(job: Job, directory: Path, console: Output) -> dict[str, Any]:
+    """Do a job, or what is left of it, in a workdir; see `summary_of`."""
     config, count = job.config, len(job.train.labels)
     if config.batch_size > count:
         raise UserError(
@@ -96,8 +115,8 @@ def do(job: Job, directory: Path, console: Output) -> dict[str, Any]:
             if "RESOURCE_EXHAUSTED" not in str(error) and "Out of memory" not in str(error):
                 raise
             raise UserError(
-                f"a device's memory is too small for config.runs_per_batch {config.runs_per_batch} and "
-                f"config.num_runs {config.num_runs}; lower one of them"
+                f"a device's memory is too small for config.runs_in_memory {config.runs_in_memory} and "
+                f"config.runs_per_batch {config.runs_per_batch}; set one of them lower (None: by the memory there is)"
             ) from error
         summary: dict[str, Any] = {}
         if jax.process_index() == 0:
@@ -133,8 +152,8 @@ def _devices(mesh: Mesh) -> str:
 def _train(job: Job, directory: Path, mesh: Mesh, console: Output) -> dict[str, Outcome]:
     config = job.config
     outcomes: dict[str, Outcome] = {}
-    steps = config.num_runs * (len(job.train.labels) // config.batch_size)
-    monitor = Monitor(job.networks, config.epochs, steps, config.log_every, console)
+    batches = len(job.train.labels) // config.batch_size
+    monitor = Monitor(job.networks, config.epochs, batches, config.log_every, console)
     with cli.stop_requests() as stop, monitor:
         for network in job.networks:
             outcomes[network] = train_network(job, network, directory, mesh, monitor, stop)
@@ -143,76 +162,91 @@ def _train(job: Job, directory: Path, mesh: Mesh, console: Output) -> dict[str, 
                 with _writing(directory):
                     workdir.write_params(directory, network, outcomes[network])
             if stop.agreed:
-                done = f"after epoch {outcomes[network].train_loss.shape[1]} of {config.epochs} of {network}"
-                raise cli.Interrupted(stop.agreed, f"{done}; the same command goes on from there")
+                raise cli.Interrupted(stop.agreed, f"after {monitor.place}; the same command goes on from there")
     return outcomes
 
 
 def train_network(
     job: Job, network: str, directory: Path, mesh: Mesh, monitor: Monitor, stop: cli.StopRequest
 ) -> Outcome:
-    """Train one kind of network's population to its end, or to a stop, from its last checkpoint if there is one."""
+    """Train the runs of one kind of network to their end, or to a stop, from the last checkpoint if there is one.
+
+    As many as memory holds are trained side by side, a group, and the next ones when those have ended. What is counted
+    here are steps, each an epoch of a group.
+    """
     config, recipe = job.config, job.recipe(network)
-    epochs, runs = config.epochs, config.num_runs
     with contextlib.closing(Checkpoints(directory / workdir.CHECKPOINTS / network)) as checkpoints:
-        state, notes = _last_state(job, recipe, mesh, checkpoints)
+        state, step, notes = _last_state(job, network, recipe, mesh, checkpoints)
+        plan = runs_by_step(config, notes["runs_in_memory"], job.halving)
+        monitor.begin(network, plan, step)
         if isinstance(state, Outcome):
-            return state
+            return dataclasses.replace(state, seconds=notes["seconds"])
         train, evaluated = (parallel.replicate(mesh, split) for split in (job.train, dict(job.evaluate)))
-        epoch, started = int(state.population.epoch[0]), time.monotonic() - notes["seconds"]
+        started = time.monotonic() - notes["seconds"]
         # Of the same number at once as before: on an accelerator it decides the rounding.
         runs_per_batch = config.runs_per_batch or notes.get("runs_per_batch")
         if runs_per_batch is None:
             most = search.choose_runs_per_batch(recipe, state.population, job.train, config.batch_size, mesh)
             runs_per_batch = int(parallel.agree(most).min())
+        notes["runs_per_batch"] = runs_per_batch
         train_epoch = search.population_epoch(recipe, config.batch_size, mesh, runs_per_batch)
         evaluate = jax.jit(
             parallel.map_runs(lambda run, split: training.evaluate(recipe, run, split), mesh, runs_per_batch)
         )
         schedule = CheckpointSchedule(config.checkpoint_every, state)
-        monitor.begin(network, epoch)
         events = config.tensorboard and jax.process_index() == 0
-        with event_files.writer(directory / "tensorboard" / network, epoch, events) as log:
-            while epoch < epochs:
+        with event_files.writer(directory / "tensorboard" / network, step, events) as log:
+            while step < len(plan):
+                epoch = step % config.epochs
                 population, losses = train_epoch(state.population, train, search.epoch_key(config.seed, epoch))
                 _wait(losses)
-                epoch += 1
+                step, epoch = step + 1, epoch + 1
                 with _writing(checkpoints.directory):
-                    due = schedule.due(epoch, checkpoints)
-                said = parallel.agree(stop.signal, due)  # the first message of an epoch: one that is lost is noticed
+                    due = schedule.due(step, checkpoints)
+                said = parallel.agree(stop.signal, due)  # the first message after an epoch: it tells who is lost
                 stop.agreed, due = int(said[:, 0].max()), bool(said[0, 1])
-                state = _advance(state, population, _host(losses, runs), epoch)
-                stats = Stats.of(state.train_loss[:, :epoch])
-                monitor.move(network, epoch, stats)
-                log(epoch, stats)
-                if epoch == epochs or (config.evaluate_every and epoch % config.evaluate_every == 0):
-                    accuracy = {
-                        name: _with_column(table, epoch, _host(evaluate(population, evaluated[name])["accuracy"], runs))
-                        for name, table in state.accuracy.items()
-                    }
-                    state = dataclasses.replace(state, accuracy=accuracy)
-                notes = {"seconds": time.monotonic() - started, "runs_per_batch": runs_per_batch}
+                state = _advance(state, population, losses, epoch)
+                stats = Stats.of(state.outcome.train_loss)
+                monitor.move(network, step, stats)
+                log(step, stats)
+                stopping, ending = bool(stop.agreed), epoch == config.epochs
+                halving = job.halving if job.halving and job.halving.due(epoch) and not ending else None
+                if ending or halving or (config.evaluate_every and epoch % config.evaluate_every == 0):
+                    accuracy = {name: evaluate(population, split)["accuracy"] for name, split in evaluated.items()}
+                    state = _with_accuracy(state, accuracy, epoch)
+                if job.keep_params and (ending or halving or stopping):
+                    state = _with_final_params(state)
+                if halving:
+                    state = _halve(state, halving, mesh)
+                if ending and step < len(plan):
+                    first = step // config.epochs * notes["runs_in_memory"]
+                    state = _begin(job, network, recipe, mesh, state.outcome, first, plan[step])
+                notes["seconds"] = time.monotonic() - started
                 with _writing(checkpoints.directory):
-                    if epoch < epochs and (stop.agreed or due):
+                    if step < len(plan) and (stopping or due):
                         _check_space(checkpoints.directory, state)
-                        checkpoints.save(epoch, state, notes)
-                    if stop.agreed:
+                        checkpoints.save(step, state, notes)
+                    if stopping:
                         checkpoints.wait()
                         break
-        outcome = Outcome(
-            hyperparameters=_host(state.population.hyperparameters, runs),
-            train_loss=state.train_loss[:, :epoch],
-            accuracy={name: table[:, :epoch] for name, table in state.accuracy.items()},
-            best_params=state.best_params,
-            final_params=_host(state.population.params, runs) if job.keep_params else {},
-            first_run=config.first_run,
-            seconds=notes["seconds"],
-        )
-        if epoch == epochs:
+        outcome = dataclasses.replace(state.outcome, seconds=notes["seconds"])
+        if step == len(plan):
             with _writing(checkpoints.directory):
-                checkpoints.save(epoch, outcome, notes)
+                checkpoints.save(step, outcome, notes)
                 checkpoints.wait()
-    return outcome
+    return outcome.so_far()
+
+
+def runs_by_step(config: ConfigDict, runs_in_memory: int, halving: search.Halving | None) -> list[int]:
+    """How many runs are trained in every step."""
+    plan = []
+    for first in range(0, config.num_runs, runs_in_memory):
+        runs = min(runs_in_memory, config.num_runs - first)
+        for epoch in range(1, config.epochs + 1):
+            plan.append(runs)
+            if halving is not None and halving.due(epoch):
+                runs = halving.num_kept(runs)
+    return plan
 
 
 class CheckpointSchedule:
@@ -225,69 +259,47 @@ class CheckpointSchedule:
         self.every, self.last = every, time.monotonic()
         self.cost = 0.1 + _size(state) / self.bytes_per_second
 
-    def due(self, epoch: int, checkpoints: Checkpoints) -> bool:
-        """Whether to save after this epoch; raises the error of a save that failed."""
+    def due(self, step: int, checkpoints: Checkpoints) -> bool:
+        """Whether to save after this step; raises the error of a save that failed."""
         busy, now = checkpoints.busy(), time.monotonic()
         if self.every is not None:
-            return epoch % self.every == 0
+            return step % self.every == 0
         if busy or now - self.last < (checkpoints.seconds or self.cost) / self.share:
             return False
         self.last = now
         return True
 
 
-def _advance(state: State, population: training.Run, losses: np.ndarray, epoch: int) -> State:
-    """The state after an epoch; a best run may diverge later, so its parameters are kept now."""
-    before = search.rank(state.train_loss[:, : epoch - 1]) if epoch > 1 else None
-    train_loss = _with_column(state.train_loss, epoch, losses)
-    ranking = search.rank(train_loss[:, :epoch])
-    best = ranking.order[0]
-    best_params = state.best_params
-    if before is None or best != before.order[0] or ranking.best_loss[best] < before.best_loss[best]:
-        best_params = parallel.gather(search.take_run(population.params, best))
-    return dataclasses.replace(state, population=population, train_loss=train_loss, best_params=best_params)
-
-
-def _with_column(table: np.ndarray, epoch: int, values: np.ndarray) -> np.ndarray:
-    """A copy, since the table may be on its way into a checkpoint."""
-    table = table.copy()
-    table[:, epoch - 1] = values
-    return table
-
-
 def _last_state(
-    job: Job, recipe: training.Recipe, mesh: Mesh, checkpoints: Checkpoints
-) -> tuple[State | Outcome, dict[str, Any]]:
-    """The newest intact checkpoint's state, or a new one, and its notes: the `seconds` of training, at least.
+    job: Job, network: str, recipe: training.Recipe, mesh: Mesh, checkpoints: Checkpoints
+) -> tuple[State | Outcome, int, dict[str, Any]]:
+    """The newest intact checkpoint, or a beginning; the steps done; notes, of `seconds` and `runs_in_memory` at least.
 
-    After the last epoch that is an `Outcome`: of what is done, nobody needs the whole population.
+    After the last step that is an `Outcome`: of what is done, nobody needs the population.
     """
     config = job.config
-
-    def start() -> training.Run:
-        return search.init_population(
-            recipe, job.space, config.seed, config.num_runs, job.train.images, mesh, config.first_run
-        )
-
-    table = np.full((config.num_runs, config.epochs), np.nan, np.float32)
-    accuracy = dict.fromkeys(job.evaluate, table)
+    run = _shapes(job, recipe)
+    outcome = _blank(job, run.params)
     if step := cluster.at_first(lambda: _newest_intact(checkpoints)):
-        like = _like(jax.eval_shape(start), table, accuracy, mesh)
-        if step < config.epochs:
-            return checkpoints.restore(step, like)
-        done = Outcome(
-            hyperparameters=jax.tree.map(lambda leaf: table[:, 0], like.population.hyperparameters),
-            train_loss=table,
-            accuracy=accuracy,
-            best_params=like.best_params,
-            final_params=like.best_params if job.keep_params else {},  # the shapes are the file's
-            first_run=config.first_run,
-            seconds=0.0,
+        notes = checkpoints.notes(step)
+        plan = runs_by_step(config, notes["runs_in_memory"], job.halving)
+        if step == len(plan):
+            return checkpoints.restore(step, outcome), step, notes
+        rows, sharding = parallel.padded(plan[step], mesh), parallel.over_runs(mesh)
+        population = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct((rows, *leaf.shape), leaf.dtype, sharding=sharding), run
         )
-        outcome, notes = checkpoints.restore(step, done)
-        return dataclasses.replace(outcome, seconds=notes["seconds"]), notes
-    population = start()
-    return State(population, table, accuracy, parallel.gather(search.take_run(population.params, 0))), {"seconds": 0.0}
+        return checkpoints.restore(step, State(population, np.empty(plan[step], int), outcome)), step, notes
+    at_once = config.runs_in_memory or int(
+        parallel.agree(search.choose_runs_in_memory(run, config.num_runs, mesh)).min()
+    )
+    if job.halving is not None and not config.runs_in_memory and at_once < config.num_runs:
+        raise UserError(
+            f"config.runs_in_memory is None, and memory holds {at_once} of {config.num_runs} runs; for "
+            f"config.search.halving, which compares runs side by side, say how many, such as {at_once}"
+        )
+    notes = {"seconds": 0.0, "runs_in_memory": at_once}
+    return _begin(job, network, recipe, mesh, outcome, 0, min(at_once, config.num_runs)), 0, notes
 
 
 def _newest_intact(checkpoints: Checkpoints) -> int | None:
@@ -296,16 +308,90 @@ def _newest_intact(checkpoints: Checkpoints) -> int | None:
         if not (file := checkpoints.damaged_file(step)):
             return step
         checkpoints.remove(step)
-        cli.warn(f"{checkpoints.directory}: epoch {step}'s checkpoint is damaged ({file}); using the one before it")
+        cli.warn(f"{checkpoints.directory}: checkpoint {step} is damaged ({file}); using the one before it")
     return None
 
 
-def _like(population: training.Run, table: np.ndarray, accuracy: dict[str, np.ndarray], mesh: Mesh) -> State:
-    """What a checkpoint's state looks like: shapes, dtypes, and where each array goes."""
-    runs = NamedSharding(mesh, PartitionSpec(parallel.RUNS))
-    split = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=runs), population)
-    one = jax.tree.map(lambda leaf: np.empty(leaf.shape[1:], leaf.dtype), split.params)
-    return State(split, table, accuracy, one)
+def _shapes(job: Job, recipe: training.Recipe) -> training.Run:
+    """A run, as shapes and dtypes."""
+    key = jax.random.key(0)
+    hyperparameters = jax.eval_shape(functools.partial(search.sample, search.SearchSpace()), key)
+    return jax.eval_shape(lambda hp: training.init(recipe, hp, key, job.train.images[:1]), hyperparameters)
+
+
+def _blank(job: Job, params: Any) -> Outcome:
+    """The outcome of runs that have not begun."""
+    config = job.config
+    runs, table = config.num_runs, np.full((config.num_runs, config.epochs), np.nan, np.float32)
+    draws = jax.eval_shape(functools.partial(search.sample, search.SearchSpace()), jax.random.key(0))
+    return Outcome(
+        hyperparameters=jax.tree.map(lambda leaf: np.zeros(runs, leaf.dtype), draws),
+        train_loss=table,
+        accuracy=dict.fromkeys(job.evaluate, table),
+        best_params=jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), params),
+        final_params=jax.tree.map(lambda leaf: np.zeros((runs, *leaf.shape), leaf.dtype), params)
+        if job.keep_params
+        else {},
+        first_run=config.first_run,
+        seconds=0.0,
+    )
+
+
+def _begin(
+    job: Job, network: str, recipe: training.Recipe, mesh: Mesh, outcome: Outcome, first: int, count: int
+) -> State:
+    """Start `count` runs, those from index `first` on."""
+    first_run = job.config.first_run + first
+    draws = job.sample(network, first_run, count, outcome)
+    population = search.init_population(recipe, draws, job.config.seed, job.train.images, mesh, first_run)
+    members = np.arange(first, first + count)
+    tables = jax.tree.map(lambda table, drawn: _with(table, members, drawn), outcome.hyperparameters, draws)
+    return State(population, members, dataclasses.replace(outcome, hyperparameters=tables))
+
+
+def _advance(state: State, population: training.Run, losses: jax.Array, epoch: int) -> State:
+    """The state after an epoch; a best run may diverge later, so its parameters are kept now."""
+    outcome, members = state.outcome, state.members
+    train_loss = _with(outcome.train_loss, (members, epoch - 1), _host(losses, len(members)))
+    before, after = search.rank(outcome.train_loss), search.rank(train_loss)
+    best = after.order[0]
+    best_params = outcome.best_params
+    if not before.epochs.any() or best != before.order[0] or after.best_loss[best] < before.best_loss[best]:
+        best_params = parallel.gather(search.take_run(population.params, np.searchsorted(members, best)))
+    outcome = dataclasses.replace(outcome, train_loss=train_loss, best_params=best_params)
+    return State(population, members, outcome)
+
+
+def _with_accuracy(state: State, accuracy: Mapping[str, jax.Array], epoch: int) -> State:
+    """The state with the population's accuracies after an epoch."""
+    where = state.members, epoch - 1
+    tables = {
+        name: _with(table, where, _host(accuracy[name], len(state.members)))
+        for name, table in state.outcome.accuracy.items()
+    }
+    return dataclasses.replace(state, outcome=dataclasses.replace(state.outcome, accuracy=tables))
+
+
+def _with_final_params(state: State) -> State:
+    """The state with the population's parameters among the outcome."""
+    now = _host(state.population.params, len(state.members))
+    params = jax.tree.map(lambda table, leaf: _with(table, state.members, leaf), state.outcome.final_params, now)
+    return dataclasses.replace(state, outcome=dataclasses.replace(state.outcome, final_params=params))
+
+
+def _halve(state: State, halving: search.Halving, mesh: Mesh) -> State:
+    """The state without the runs that stop."""
+    kept = halving.kept(state.outcome.train_loss[state.members])
+    return dataclasses.replace(
+        state, population=search.take_runs(state.population, kept, mesh), members=state.members[kept]
+    )
+
+
+def _with(table: np.ndarray, where: Any, values: Any) -> np.ndarray:
+    """A copy, since the table may be on its way into a checkpoint."""
+    table = table.copy()
+    table[where] = values
+    return table
 
 
 def _check_space(directory: Path, state: State) -> None:

@@ -1,6 +1,7 @@
 """The files of a workdir; the README's table says what each holds."""
 
 import csv
+import dataclasses
 import importlib.util
 import json
 import math
@@ -9,10 +10,9 @@ import shutil
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import filelock
 import jax
@@ -26,7 +26,7 @@ from experiments.cli import UserError, leaves
 from highway_jax import checkpoint, parallel, search, training
 from highway_jax.activations import ACTIVATIONS
 
-FORMAT = 2  # of a workdir; 1 knew no checkpoints and no checksums
+FORMAT = 3  # of a workdir; 2 knew no runs that stop early, 1 no checkpoints and no checksums
 CHECKPOINTS = "checkpoints"  # the folder of each network's checkpoints, until the work is finished
 RESULTS = ("config.json", "runs.csv", "curves.csv", "summary.json", "provenance.json")
 
@@ -40,10 +40,10 @@ class Outcome:
 
     Attributes:
       hyperparameters: every run's.
-      train_loss: (runs, epochs) mean training losses.
+      train_loss: (runs, epochs) mean training losses, as for `highway_jax.search.rank`.
       accuracy: (runs, epochs) accuracies by the split's column, NaN where not evaluated.
       best_params: the best run's parameters, after its best epoch.
-      final_params: every run's parameters after the last epoch, with a leading axis of runs, or empty.
+      final_params: every run's parameters after its last epoch, with a leading axis of runs, or empty.
       first_run: the first run's number.
       seconds: of training.
     """
@@ -55,6 +55,23 @@ class Outcome:
     final_params: Any
     first_run: int = struct.field(pytree_node=False)
     seconds: float = struct.field(pytree_node=False)
+
+    def so_far(self) -> Self:
+        """Without the runs and the epochs that are still to come."""
+        epochs = search.rank(self.train_loss).epochs
+        runs, longest = np.count_nonzero(epochs), epochs.max()
+        return dataclasses.replace(
+            self,
+            hyperparameters=jax.tree.map(lambda leaf: leaf[:runs], self.hyperparameters),
+            train_loss=self.train_loss[:runs, :longest],
+            accuracy={name: table[:runs, :longest] for name, table in self.accuracy.items()},
+            final_params=jax.tree.map(lambda leaf: leaf[:runs], self.final_params),
+        )
+
+    def last_accuracy(self, name: str) -> np.ndarray:
+        """(runs,) a split's accuracies after every run's last epoch."""
+        epochs = search.rank(self.train_loss).epochs
+        return self.accuracy[name][np.arange(len(epochs)), epochs - 1]
 
 
 def finished(workdir: Path, config: ConfigDict) -> dict[str, Any] | None:
@@ -231,7 +248,8 @@ def write_tables(directory: Path, outcomes: Mapping[str, Outcome], accuracy_curv
     for network, outcome in outcomes.items():
         ranking = search.rank(outcome.train_loss)
         rank_of = np.argsort(ranking.order) + 1
-        hp = {f.name: getattr(outcome.hyperparameters, f.name) for f in fields(outcome.hyperparameters)}
+        last = {name: outcome.last_accuracy(name) for name in outcome.accuracy}
+        hp = {f.name: getattr(outcome.hyperparameters, f.name) for f in dataclasses.fields(outcome.hyperparameters)}
         for index, losses in enumerate(outcome.train_loss):
             run = outcome.first_run + index
             runs.append(
@@ -246,11 +264,12 @@ def write_tables(directory: Path, outcomes: Mapping[str, Outcome], accuracy_curv
                     "best_epoch": ranking.best_epoch[index],
                     "final_loss": ranking.final_loss[index],
                     "diverged": bool(ranking.diverged[index]),
-                    **{name: table[index, -1] for name, table in outcome.accuracy.items()},
+                    "epochs": ranking.epochs[index],
+                    **{name: accuracy[index] for name, accuracy in last.items()},
                 }
             )
             curved = outcome.accuracy if accuracy_curves else {}
-            for epoch, loss in enumerate(losses):
+            for epoch, loss in enumerate(losses[: ranking.epochs[index]]):
                 accuracy = {name: table[index, epoch] for name, table in curved.items()}
                 curves.append({"network": network, "run": run, "epoch": epoch + 1, "train_loss": loss, **accuracy})
     _write_table(directory / "runs", runs)
@@ -295,7 +314,7 @@ def summarize(outcome: Outcome) -> dict[str, Any]:
         "median_loss": ranking.median(),
         "diverged": int(ranking.diverged.sum()),
         "num_runs": len(outcome.train_loss),
-        "best_run_test_accuracy": float(outcome.accuracy["test_accuracy"][best, -1]),
+        "best_run_test_accuracy": float(outcome.last_accuracy("test_accuracy")[best]),
         "seconds": round(outcome.seconds, 1),
     }
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in summary.items()}

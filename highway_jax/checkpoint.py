@@ -106,7 +106,11 @@ class Checkpoints:
         if pending is not None:
             pending.result()
 
-    def restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
+    def notes(self, step: int) -> dict[str, Any]:
+        """The notes of a checkpoint whose files are intact (see `damaged_file`)."""
+        return self._orbax.metadata(self._path(step)).custom_metadata
+
+    def restore(self, step: int, like: Any) -> Any:
         """Read a checkpoint whose files are intact (see `damaged_file`).
 
         Args:
@@ -114,9 +118,6 @@ class Checkpoints:
           like: a tree of the saved one's structure. A `jax.ShapeDtypeStruct` with a sharding becomes a
             `jax.Array`; if its leading axis is shorter or longer than the saved one's, the array is cut
             or filled up with zeros. Any other leaf becomes a NumPy array.
-
-        Returns:
-          The tree and the notes.
         """
 
         def how(leaf: Any) -> ocp.RestoreArgs:
@@ -126,9 +127,8 @@ class Checkpoints:
                 )
             return ocp.RestoreArgs(restore_type=np.ndarray)
 
-        path = self._path(step)
         args = ocp.args.PyTreeRestore(item=like, restore_args=jax.tree.map(how, like))
-        return self._orbax.restore(path, args=args), self._orbax.metadata(path).custom_metadata
+        return self._orbax.restore(self._path(step), args=args)
 
     def damaged_file(self, step: int) -> str | None:
         """The first file of a checkpoint that is not as it was written, or None."""

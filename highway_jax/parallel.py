@@ -70,7 +70,12 @@ def devices_to_a_batch(num_runs: int, batch_size: int, devices: int) -> int:
 
 def split_runs(mesh: Mesh, population: Any) -> Any:
     """Put a population of host arrays on the mesh, its leading axis split over `runs`."""
-    return _put(population, NamedSharding(mesh, PartitionSpec(RUNS)))
+    return _put(population, over_runs(mesh))
+
+
+def over_runs(mesh: Mesh) -> NamedSharding:
+    """How a population's arrays lie on the mesh: their leading axis split over `runs`."""
+    return NamedSharding(mesh, PartitionSpec(RUNS))
 
 
 def replicate(mesh: Mesh, tree: Any) -> Any:

@@ -1,6 +1,7 @@
-"""A population of runs: sample hyperparameters, start, train an epoch, rank."""
+"""A population of runs: sample hyperparameters, start, train an epoch, rank, stop the worst."""
 
 import dataclasses
+import functools
 import math
 import numbers
 from collections.abc import Callable
@@ -9,12 +10,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.sharding import Mesh
 
 from highway_jax import parallel, training
 from highway_jax.activations import ACTIVATIONS
 from highway_jax.data import Array, Split, shuffled_batches
 from highway_jax.training import Hyperparameters, Recipe, Run
+
+CPU_MEMORY = 2**29  # bytes of runs side by side
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,38 +87,70 @@ def sample(space: SearchSpace, key: jax.Array) -> Hyperparameters:
     )
 
 
-def init_population(
-    recipe: Recipe, space: SearchSpace, seed: int, num_runs: int, images: Array, mesh: Mesh, first_run: int = 0
-) -> Run:
-    """Draw a population's hyperparameters and initial weights, split over the mesh.
+def sample_population(space: SearchSpace, seed: int, num_runs: int, first_run: int = 0) -> Hyperparameters:
+    """Draw the hyperparameters of runs `first_run`, `first_run` + 1, ...; all of shape (num_runs,).
 
-    Run i depends on the seed and on i alone: a larger search begins with the smaller one's runs, any run can be
-    started again by itself, and searches over several kinds of network draw the same values for what they have
-    in common.
+    Run i's depend on the seed and on i alone: a larger search begins with the smaller one's runs, and searches
+    over several kinds of network draw the same values for what they have in common.
+    """
+
+    def draw(run: jax.Array) -> Hyperparameters:
+        return sample(space, jax.random.split(_run_key(seed, run))[0])
+
+    return jax.jit(functools.partial(lax.map, draw))(first_run + jnp.arange(num_runs))
+
+
+def init_population(
+    recipe: Recipe, hyperparameters: Hyperparameters, seed: int, images: Array, mesh: Mesh, first_run: int = 0
+) -> Run:
+    """Start a population: draw its initial weights, split over the mesh.
+
+    Run i's weights depend on its hyperparameters, the seed and i alone.
 
     Args:
       recipe: what is trained.
-      space: where hyperparameters are drawn from.
+      hyperparameters: the runs', of shape (runs,): from `sample_population`, or any others.
       seed: the search's seed.
-      num_runs: how many; rounded up to what the mesh can share evenly.
       images: any batch of images; only its shape and dtype matter.
       mesh: from `parallel.runs_mesh`.
       first_run: the first run's number.
 
     Returns:
-      A `Run` whose leaves have a leading axis of runs.
+      A `Run` whose leaves have a leading axis of runs, rounded up to what the mesh's devices can share evenly: the
+      runs too many have the last one's hyperparameters.
     """
-
     # Its own array: the images may live on another mesh, or be a whole dataset.
     example = np.zeros((1, *images.shape[1:]), images.dtype)
 
-    def start(run: jax.Array) -> Run:
-        sampling, weights = jax.random.split(jax.random.fold_in(_keys(seed)[0], run))
-        return training.init(recipe, sample(space, sampling), weights, example)
+    def start(numbered: tuple[jax.Array, Hyperparameters]) -> Run:
+        run, hp = numbered
+        return training.init(recipe, hp, jax.random.split(_run_key(seed, run))[1], example)
 
-    runs = parallel.split_runs(mesh, first_run + np.arange(parallel.padded(num_runs, mesh), dtype=np.int32))
+    count = len(hyperparameters.learning_rate)
+    total = parallel.padded(count, mesh)
+    padded = jax.tree.map(lambda leaf: np.pad(np.asarray(leaf), (0, total - count), "edge"), hyperparameters)
+    numbered = parallel.split_runs(mesh, (np.arange(first_run, first_run + total, dtype=np.int32), padded))
     # One after another: all at once would need the memory of every initializer's alternatives.
-    return jax.jit(parallel.map_runs(start, mesh, runs_per_batch=1))(runs)
+    return jax.jit(parallel.map_runs(start, mesh, runs_per_batch=1))(numbered)
+
+
+def choose_runs_in_memory(run: Run, num_runs: int, mesh: Mesh, memory: int | None = None) -> int:
+    """How many of a search's runs should be trained side by side, the others after them.
+
+    On a CPU, where more at a time are no faster, as many as half a gigabyte holds; on an accelerator as many
+    as a third of its memory does, since an epoch needs them twice, and room to work.
+
+    Args:
+      run: one run, or its leaves' shapes and dtypes.
+      num_runs: how many there are in all.
+      mesh: where they will live.
+      memory: bytes free on each device; asked of the device by default.
+    """
+    memory = parallel.free_memory(mesh) if memory is None else memory
+    rows = mesh.shape[parallel.RUNS]
+    room = CPU_MEMORY if memory is None else rows * memory // 3
+    one = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(run))
+    return min(num_runs, max(1, room // one // rows) * rows)
 
 
 def choose_runs_per_batch(
@@ -160,7 +196,7 @@ def population_epoch(
 
     Returns:
       `epoch(population, train, key) -> (population, losses)`, with the epoch's mean training loss of
-      every run, (runs,). The given population is donated: use the returned one.
+      every run, (runs,), inf where it has diverged. The given population is donated: use the returned one.
     """
     train_runs = parallel.map_runs(
         lambda run, batches: training.train_epoch(recipe, run, batches), mesh, runs_per_batch
@@ -168,7 +204,8 @@ def population_epoch(
 
     def epoch(population: Run, train: Split, key: jax.Array) -> tuple[Run, jax.Array]:
         batches = parallel.split_batches(mesh, shuffled_batches(train, key, batch_size))
-        return train_runs(population, batches)
+        population, losses = train_runs(population, batches)
+        return population, jnp.where(jnp.isnan(losses), jnp.inf, losses)
 
     return jax.jit(epoch, donate_argnums=0)
 
@@ -176,6 +213,10 @@ def population_epoch(
 def epoch_key(seed: int, epoch: int) -> jax.Array:
     """The key that orders an epoch's batches: one for all runs."""
     return jax.random.fold_in(_keys(seed)[1], epoch)
+
+
+def _run_key(seed: int, run: int | jax.Array) -> jax.Array:
+    return jax.random.fold_in(_keys(seed)[0], run)
 
 
 def _keys(seed: int) -> jax.Array:
@@ -189,15 +230,26 @@ def take_run(population: Any, run: int | jax.Array) -> Any:
     return jax.tree.map(lambda leaf: leaf[run], population)
 
 
+def take_runs(population: Run, runs: np.ndarray, mesh: Mesh) -> Run:
+    """A smaller population of some of a population's runs, (kept,), split over the mesh anew.
+
+    It is rounded up to what the devices can share evenly, by repeating the last one.
+    """
+    rows = np.pad(runs, (0, parallel.padded(len(runs), mesh) - len(runs)), "edge")
+    take = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf[rows], tree), out_shardings=parallel.over_runs(mesh))
+    return take(population)
+
+
 @dataclasses.dataclass(frozen=True)
 class Ranking:
-    """A population's outcome, from its training curves.
+    """A population's outcome, from its training curves; see `rank`.
 
     Attributes:
       best_loss: (runs,) the lowest of each run's mean training losses; inf if it never had a finite one.
       best_epoch: (runs,) the epoch of that loss, from 1; 0 if there is none.
-      final_loss: (runs,) the last epoch's loss, NaN or inf if the run has diverged.
-      diverged: (runs,) whether any of its losses was not finite.
+      final_loss: (runs,) the loss of its last epoch, inf if it has diverged; NaN if it never began.
+      diverged: (runs,) whether it has diverged.
+      epochs: (runs,) how many it was trained for.
       order: (runs,) run indices, the best first.
     """
 
@@ -205,6 +257,7 @@ class Ranking:
     best_epoch: np.ndarray
     final_loss: np.ndarray
     diverged: np.ndarray
+    epochs: np.ndarray
     order: np.ndarray
 
     def mean_of_best(self, count: int = 10) -> float:
@@ -220,15 +273,57 @@ def rank(curves: np.ndarray) -> Ranking:
     """Rank runs by the lowest of their epochs' mean training losses.
 
     Args:
-      curves: (runs, epochs) mean training losses; not finite where a run has diverged.
+      curves: (runs, epochs) mean training losses, from every run's first epoch on: inf once it has diverged,
+        NaN where it has not been trained.
     """
-    finite = np.isfinite(curves)
-    losses = np.where(finite, curves, np.inf)
+    losses = np.where(np.isfinite(curves), curves, np.inf)
     best_loss = losses.min(axis=1)
+    epochs = np.count_nonzero(~np.isnan(curves), axis=1)
     return Ranking(
         best_loss=best_loss,
         best_epoch=np.where(np.isfinite(best_loss), losses.argmin(axis=1) + 1, 0),
-        final_loss=curves[:, -1],
-        diverged=~finite.all(axis=1),
+        final_loss=curves[np.arange(len(curves)), np.maximum(epochs, 1) - 1],
+        diverged=np.isinf(curves).any(axis=1),
+        epochs=epochs,
         order=np.argsort(best_loss, kind="stable"),
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class Halving:
+    """Successive halving (Jamieson and Talwalkar, arXiv:1502.07943): the worst runs stop, early and often.
+
+    Attributes:
+      every: epochs after which a share of the runs stops, again and again.
+      keep: the share of the runs that goes on, rounded up.
+
+    Raises:
+      ValueError: for a number that is out of range.
+    """
+
+    every: int
+    keep: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise ValueError(f"every is {self.every}; it must be at least 1")
+        if not 0 < self.keep < 1:
+            raise ValueError(f"keep is {self.keep}; it must be between 0 and 1")
+
+    def due(self, epoch: int) -> bool:
+        """Whether runs stop after this epoch (from 1)."""
+        return epoch % self.every == 0
+
+    def num_kept(self, num_runs: int) -> int:
+        """How many of so many runs go on."""
+        return math.ceil(round(self.keep * num_runs, 6))  # 0.1 * 30 is above 3
+
+    def kept(self, curves: np.ndarray) -> np.ndarray:
+        """Which runs go on, ascending: those with the lowest losses so far, before any that has diverged.
+
+        Args:
+          curves: (runs, epochs) as for `rank`, so far.
+        """
+        ranking = rank(curves)
+        order = np.lexsort((ranking.best_loss, ranking.diverged))
+        return np.sort(order[: self.num_kept(len(curves))])

@@ -25,8 +25,8 @@ from highway_jax import checkpoint
 
 ROOT = Path(__file__).parents[1]
 SEARCH = (
-    "--config=digits_depth10", "--config.num_runs=5", "--config.epochs=8", "--config.batch_size=300",
-    "--config.checkpoint_every=1",
+    "--config=digits_depth10", "--config.num_runs=5", "--config.epochs=5", "--config.batch_size=300",
+    "--config.checkpoint_every=1", "--config.runs_in_memory=3", "--config.search.halving.every=2",
 )  # fmt: skip
 
 

@@ -44,7 +44,7 @@ def test_checkpoints_come_back_and_the_last_few_stay(checkpoints):
     checkpoints.wait()
     assert checkpoints.steps() == [2, 3]
     assert checkpoints.damaged_file(3) is None
-    restored, notes = checkpoints.restore(3, tree(4))
+    restored, notes = checkpoints.restore(3, tree(4)), checkpoints.notes(3)
     jax.tree.map(np.testing.assert_array_equal, restored, tree(4))
     assert notes == {"seconds": 1.5}
 
@@ -55,7 +55,7 @@ def test_a_population_comes_back_cut_or_filled_up_to_what_other_devices_share(ru
     checkpoints.wait()
     split = NamedSharding(parallel.runs_mesh(), PartitionSpec(parallel.RUNS))
     like = tree(4) | {"population": {"kernel": jax.ShapeDtypeStruct((runs, 3), jnp.float32, sharding=split)}}
-    kernel = checkpoints.restore(1, like)[0]["population"]["kernel"]
+    kernel = checkpoints.restore(1, like)["population"]["kernel"]
     assert kernel.sharding == split
     whole = np.asarray(tree(4)["population"]["kernel"])
     np.testing.assert_array_equal(kernel[:4], whole[:runs])

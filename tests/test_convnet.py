@@ -183,7 +183,7 @@ SPACE = search.SearchSpace((0.03, 0.06), momentum=(0.9, 0.9), decay=(0.1, 0.1), 
 
 
 def start(num_runs, mesh):
-    return search.init_population(RECIPE, SPACE, 0, num_runs, DIGITS.train.images, mesh)
+    return search.init_population(RECIPE, search.sample_population(SPACE, 0, num_runs), 0, DIGITS.train.images, mesh)
 
 
 def test_a_population_of_convolutional_networks_learns_and_is_its_runs_alone():

@@ -18,9 +18,14 @@ RECIPE = training.Recipe(
 )
 
 
+def population_of(num_runs, mesh, seed=0):
+    hyperparameters = search.sample_population(SearchSpace(), seed, num_runs)
+    return search.init_population(RECIPE, hyperparameters, seed, DIGITS.train.images, mesh)
+
+
 def train(num_runs, epochs=2, devices=None, runs_per_batch=1, seed=3):
     mesh = parallel.runs_mesh(jax.devices()[:devices])
-    population = search.init_population(RECIPE, SearchSpace(), seed, num_runs, DIGITS.train.images, mesh)
+    population = population_of(num_runs, mesh, seed)
     hyperparameters = jax.tree.map(np.asarray, population.hyperparameters)
     epoch = search.population_epoch(RECIPE, 50, mesh, runs_per_batch)
     curves = []
@@ -67,7 +72,7 @@ def test_a_search_is_the_same_on_any_devices_and_starts_any_larger_one(devices, 
 
 def test_runs_per_batch_follow_the_memory_that_there_is():
     mesh = parallel.runs_mesh(jax.devices()[:1])
-    population = search.init_population(RECIPE, SearchSpace(), 0, 12, DIGITS.train.images, mesh)
+    population = population_of(12, mesh)
     choose = functools.partial(search.choose_runs_per_batch, RECIPE, population, DIGITS.train, 50, mesh)
     assert choose() == 1  # this is a CPU
     chosen = [choose(memory=memory) for memory in (0, 4 * 10**5, 10**6, 10**12)]
@@ -77,7 +82,7 @@ def test_runs_per_batch_follow_the_memory_that_there_is():
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
 def test_an_epoch_lowers_for_accelerators(platform):
     mesh = parallel.runs_mesh(jax.devices()[:1])
-    population = search.init_population(RECIPE, SearchSpace(), 0, 4, DIGITS.train.images, mesh)
+    population = population_of(4, mesh)
     epoch = search.population_epoch(RECIPE, 50, mesh, runs_per_batch=4)
     exported = jax.export.export(epoch, platforms=[platform])(population, DIGITS.train, search.epoch_key(0, 0))
     assert exported.platforms == (platform,)
@@ -89,22 +94,61 @@ def test_the_seed_decides_everything():
     assert (first != other).all()
 
 
-losses = st.one_of(st.floats(0, 10, width=32), st.just(np.float32("nan")), st.just(np.float32("inf")))
+losses = arrays(
+    np.float32,
+    st.tuples(st.integers(1, 12), st.integers(1, 5)),
+    elements=st.one_of(st.floats(0, 10, width=32), st.just(np.float32("inf"))),
+)
 
 
-@given(curves=arrays(np.float32, st.tuples(st.integers(1, 12), st.integers(1, 5)), elements=losses))
-def test_ranking(curves):
+@given(losses, st.data())
+def test_ranking(curves, draw):
+    for curve in curves:
+        curve[draw.draw(st.integers(0, len(curve))) :] = np.nan  # stopped, or never begun
     ranking = search.rank(curves)
     for run, curve in enumerate(curves):
-        finite = [loss for loss in curve if np.isfinite(loss)]
+        trained = curve[~np.isnan(curve)]
+        finite = trained[np.isfinite(trained)]
         assert ranking.best_loss[run] == min(finite, default=np.inf)
-        assert ranking.diverged[run] == (len(finite) < len(curve))
-        if finite:
+        assert ranking.diverged[run] == (len(finite) < len(trained))
+        assert ranking.epochs[run] == len(trained)
+        assert not len(trained) or ranking.final_loss[run] == trained[-1]
+        if len(finite):
             assert curve[ranking.best_epoch[run] - 1] == min(finite)
     assert sorted(ranking.order.tolist()) == list(range(len(curves)))
     ordered = ranking.best_loss[ranking.order]
     assert (ordered[:-1] <= ordered[1:]).all()
     np.testing.assert_allclose(ranking.mean_of_best(3), np.sort(ranking.best_loss)[:3].mean(), rtol=1e-6)
+
+
+@given(losses, st.floats(0.01, 0.99))
+def test_halving_keeps_the_best_that_have_not_diverged(curves, keep):
+    kept = search.Halving(every=1, keep=keep).kept(curves)
+    assert 0 < keep * len(curves) - 1e-6 <= len(kept) <= keep * len(curves) + 1
+    gone = np.delete(np.arange(len(curves)), kept)
+    diverged, best = np.isinf(curves).any(axis=1), search.rank(curves).best_loss
+    assert all((diverged[i], best[i]) <= (diverged[j], best[j]) for i in kept for j in gone)
+
+
+@pytest.mark.parametrize("kept", [[0, 3, 4], [2]])
+def test_runs_that_others_leave_behind_train_as_before(kept, two_devices):
+    mesh = parallel.runs_mesh()
+    epoch = search.population_epoch(RECIPE, 50, mesh, 1)
+    train = parallel.replicate(mesh, DIGITS.train)
+    population, _ = epoch(population_of(5, mesh), train, search.epoch_key(0, 0))
+    few = search.take_runs(population, np.array(kept), mesh)
+    assert few.epoch.shape == (parallel.padded(len(kept), mesh),)
+    expected, losses = (epoch(runs, train, search.epoch_key(0, 1))[1] for runs in (population, few))
+    np.testing.assert_array_equal(losses[: len(kept)], expected[np.array(kept)])
+
+
+def test_as_many_runs_side_by_side_as_memory_holds():
+    mesh = parallel.runs_mesh(jax.devices()[:1])
+    run = search.take_run(population_of(1, mesh), 0)
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(run))
+    assert search.choose_runs_in_memory(run, 10**9, mesh) == search.CPU_MEMORY // size
+    chosen = [search.choose_runs_in_memory(run, 100, mesh, memory=3 * size * runs) for runs in (0, 1, 7, 1000)]
+    assert chosen == [1, 1, 7, 100]
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,10 @@ import numpy as np
 from experiments import cli, workdir
 from highway_jax import search
 
+OUTCOMES = ("best_loss", "best_epoch", "final_loss", "diverged", "epochs")
 RUN_COLUMNS = (
     *("network", "run", "rank", "learning_rate", "momentum", "decay", "activation", "transform_bias"),
-    *("best_loss", "best_epoch", "final_loss", "diverged", "test_accuracy"),
+    *(*OUTCOMES, "test_accuracy"),
 )
 
 
@@ -36,9 +37,10 @@ def write_workdir(directory, curves, depth=10, finished=True, **changes):
         for run, curve in enumerate(losses):
             rate, momentum, decay, bias, accuracy = draws[run]
             settings = [rate, momentum, decay, ("relu", "tanh")[run % 2], "" if network == "plain" else -bias]
-            outcome = [ranking.best_loss[run], ranking.best_epoch[run], curve[-1], ranking.diverged[run], accuracy]
-            runs.append([network, run, rank_of[run], *settings, *outcome])
-            epochs += [(network, run, epoch, loss) for epoch, loss in enumerate(curve, start=1)]
+            outcome = [getattr(ranking, name)[run] for name in OUTCOMES]
+            runs.append([network, run, rank_of[run], *settings, *outcome, accuracy])
+            trained = curve[: ranking.epochs[run]]
+            epochs += [(network, run, epoch, loss) for epoch, loss in enumerate(trained, start=1)]
         summary[network] = {"best_loss": None, "seconds": 75.0}
     write_csv(directory / "runs.csv", RUN_COLUMNS, runs)
     write_csv(directory / "curves.csv", ("network", "run", "epoch", "train_loss"), epochs)

@@ -1,6 +1,7 @@
 """What the random searches of Figure 1 (Section 3.1) have in common: every key of a search's config."""
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from experiments.configs.base import base
 
@@ -18,4 +19,7 @@ def random_search(dataset: str, depth: int, batch_size: int, epochs: int) -> Con
     config.search.decay = (0.9, 1.0)  # of the learning rate, per epoch
     config.search.activation = ("relu", "tanh")
     config.search.transform_bias = (-10.0, -1.0)  # highway only
+    config.search.halving = ConfigDict()  # successive halving
+    config.search.halving.every = placeholder(int)  # epochs after which the worst runs stop, each time; None: never
+    config.search.halving.keep = 0.5  # share of the runs that go on each time
     return config

@@ -25,7 +25,7 @@ from tests.workdirs import write_workdir
 
 ROOT = Path(__file__).parents[2]
 NAN, INF = np.nan, np.inf
-SMALL = {"highway": [[2, 1.5, 0.7], [2, NAN, INF], [1, 3, 2]], "plain": [[2, 1.75, 0.9], [INF, NAN, NAN], [1, 3, 1e-7]]}
+SMALL = {"highway": [[2, 1.5, 0.7], [2, INF, NAN], [1, 3, 2]], "plain": [[2, 1.75, 0.9], [INF, INF, INF], [1, 3, 1e-7]]}
 SMALL = {network: np.float32(curves) for network, curves in SMALL.items()}
 
 
@@ -188,7 +188,7 @@ def test_an_unfinished_search_says_so(tmp_path):
 
 
 ODD = {
-    "all runs diverged": {"highway": np.full((3, 2), NAN), "plain": np.full((3, 2), INF)},
+    "all runs diverged": {"highway": np.full((3, 2), INF), "plain": np.full((3, 2), INF)},
     "one run of one epoch": {"highway": [[0.5]], "plain": [[0.25]]},
     "losses of 0": {"highway": [[1, 0.0], [0, 0]], "plain": [[1, 2.0], [3, 0]]},
     "nothing but 0": {"plain": np.zeros((3, 2))},

@@ -14,13 +14,15 @@ from experiments.cli import UserError
 from tests.workdirs import write_workdir
 
 CURVES = {
-    "highway": np.float32([[2, 1.5, 0.7], [2, np.nan, np.inf], [1, 3, 2]]),
-    "plain": np.float32([[2, 1.75, 0.9], [np.inf, np.nan, np.nan], [1, 3, 1e-7]]),
+    "highway": np.float32([[2, 1.5, 0.7], [2, np.inf, np.nan], [1, 3, 2]]),  # the second diverges, and is stopped
+    "plain": np.float32([[2, 1.75, 0.9], [np.inf, np.inf, np.inf], [1, 3, 1e-7]]),
 }
 
 
 @settings(max_examples=30)
-@given(arrays(np.float32, st.tuples(st.integers(1, 5), st.integers(1, 4)), elements=st.floats(width=32)))
+@given(
+    arrays(np.float32, st.tuples(st.integers(1, 5), st.integers(1, 4)), elements=st.floats(width=32, allow_nan=False))
+)
 def test_curves_come_back_exactly(tmp_path_factory, curves):
     directory = write_workdir(tmp_path_factory.mktemp("work") / "x", {"plain": curves}, networks=("plain",))
     found = results.load(directory).networks["plain"]
@@ -43,6 +45,8 @@ def test_everything_else_comes_back(tmp_path):
     assert np.isnan(plain.hyperparameters["transform_bias"]).all()
     assert highway.order.tolist() == [0, 2, 1]
     assert plain.best_epoch.tolist() == [3, 0, 3]
+    assert (highway.epochs.tolist(), highway.diverged.tolist()) == ([3, 2, 3], [False, True, False])
+    np.testing.assert_array_equal(highway.curve(1), [2, np.inf])
     expected = np.random.default_rng(0).uniform(0.1, 0.9, (3, 5)).astype(np.float32)
     for column, name in enumerate(("learning_rate", "momentum", "decay")):
         np.testing.assert_array_equal(plain.hyperparameters[name], expected[:, column])

@@ -18,7 +18,7 @@ import pandas
 import pytest
 from tensorboard.backend.event_processing import event_accumulator
 
-from experiments import cli, progress, search, trainer
+from experiments import cli, progress, results, search, trainer
 from highway_jax import MLP, checkpoint, data, parallel, training
 from highway_jax import search as library
 
@@ -108,7 +108,8 @@ def test_the_program_trains_as_the_library_does(finished):
         lambda hp: MLP(10, activation=hp.activation, transform_bias=hp.transform_bias),
         lambda images: data.rescale(images, 16),
     )
-    population = library.init_population(recipe, library.SearchSpace(), 0, 3, digits.train.images, mesh)
+    hyperparameters = library.sample_population(library.SearchSpace(), 0, 3)
+    population = library.init_population(recipe, hyperparameters, 0, digits.train.images, mesh)
     epoch = library.population_epoch(recipe, 50, mesh, 1)
     curves = [c for c in rows(directory / "curves.csv") if c["network"] == "highway"]
     for number in range(2):
@@ -120,10 +121,10 @@ def test_the_program_trains_as_the_library_does(finished):
 @pytest.mark.parametrize(
     ("losses", "leader", "epoch"),
     [
-        ([[3, 2], [1, np.nan], [np.nan, np.nan]], 1, 1),  # the leader diverges after its best epoch
+        ([[3, 2], [1, np.inf], [np.inf, np.inf]], 1, 1),  # the leader diverges after its best epoch
         ([[3, 2], [4, 2]], 0, 2),
         ([[1, 0], [0, 1]], 0, 2),  # equals: the lower index wins, as in the ranking
-        ([[np.nan, np.nan], [np.inf, 7]], 1, 2),
+        ([[np.inf, np.inf], [np.inf, 7]], 1, 2),
     ],
 )
 def test_the_parameters_kept_are_the_best_runs_after_its_best_epoch(losses, leader, epoch, monkeypatch, tmp_path):
@@ -147,7 +148,7 @@ def test_the_parameters_kept_are_the_best_runs_after_its_best_epoch(losses, lead
     job = trainer.Job(
         config=config,
         networks=("highway",),
-        space=library.SearchSpace(),
+        sample=search.sampler(config, library.SearchSpace()),
         recipe=functools.partial(search.recipe, config, digits),
         train=digits.train,
         evaluate={"test_accuracy": digits.test},
@@ -182,7 +183,7 @@ def test_a_workdir_of_another_config_is_refused(finished):
 def test_the_tables_load_with_the_right_types(finished):
     directory, _ = finished
     text = {"network", "activation"}
-    integers = {"run", "rank", "best_epoch", "epoch"}
+    integers = {"run", "rank", "best_epoch", "epochs", "epoch"}
     for name in ("runs", "curves"):
         table, parquet = pandas.read_csv(directory / f"{name}.csv"), pandas.read_parquet(directory / f"{name}.parquet")
         assert list(table) == list(parquet)
@@ -212,6 +213,24 @@ def test_event_files_and_every_epochs_accuracy(tmp_path, capsys):
     assert all(0 <= float(row["test_accuracy"]) <= 1 for row in curves)
     last = [row["test_accuracy"] for row in curves if row["epoch"] == "2"]
     assert last == [run["test_accuracy"] for run in rows(tmp_path / "work/runs.csv")]
+
+
+def test_groups_change_nothing_and_stopped_runs_go_no_further(tmp_path, capsys):
+    args = ["--config=digits_depth10", "--config.num_runs=5", "--config.epochs=5", "--config.networks=highway"]
+    for name, more in {"whole": [], "groups": ["runs_in_memory=2"], "halved": ["search.halving.every=2"]}.items():
+        search.main([*args, *(f"--config.{change}" for change in more), f"--workdir={tmp_path / name}"])
+    for file in "runs.csv", "curves.csv":
+        assert (tmp_path / "groups" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+
+    whole, halved = (results.load(tmp_path / name).networks["highway"] for name in ("whole", "halved"))
+    assert sorted(halved.epochs) == [2, 2, 4, 5, 5]  # 5 runs, then 3, then 2
+    order = np.argsort(whole.curves[:, :2].min(axis=1))
+    assert (halved.epochs[order[:3]] > 2).all()
+    for run in range(5):
+        np.testing.assert_array_equal(halved.curve(run), whole.curve(run)[: halved.epochs[run]])
+    assert np.isfinite(halved.test_accuracy).all()
+    survivors = halved.epochs == 5
+    np.testing.assert_array_equal(halved.test_accuracy[survivors], whole.test_accuracy[survivors])
 
 
 def test_a_workdir_without_results_is_taken_over(tmp_path):
@@ -256,6 +275,12 @@ MISTAKES = [
     ([*SMALL, "--config.depth=1"], "config.depth is 1; it must be an integer of at least 2"),
     ([*SMALL, "--config.width.plain=0"], "config.width.plain is 0; it must be an integer of at least 1"),
     ([*SMALL, "--config.runs_per_batch=0"], "config.runs_per_batch is 0; it must be an integer of at least 1"),
+    ([*SMALL, "--config.runs_in_memory=0"], "config.runs_in_memory is 0; it must be an integer of at least 1"),
+    ([*SMALL, "--config.search.halving.every=0"], "config.search.halving.every is 0; it must be at least 1"),
+    (
+        [*SMALL, "--config.search.halving.every=1", "--config.search.halving.keep=1.0"],
+        "config.search.halving.keep is 1.0; it must be between 0 and 1",
+    ),
     ([*SMALL, "--config.checkpoint_every=0"], "config.checkpoint_every is 0; it must be an integer of at least 1"),
     ([*SMALL, "--config.first_run=-1"], "config.first_run is -1; it must be an integer of at least 0"),
     ([*SMALL, "--config.resume=always"], "config.resume is 'always'; it must be one of auto, never"),
