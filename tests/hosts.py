@@ -7,7 +7,6 @@ The tests do a few of each.
 
 import csv
 import os
-import random
 import signal
 import socket
 import subprocess
@@ -122,45 +121,52 @@ def lose(workdir: Path, processes: int, number: int, how: signal.Signals = signa
 
 def main() -> None:
     """Run all of it."""
-    choice = random.Random(0)
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder)
         os.environ["JAX_COMPILATION_CACHE_DIR"] = str(base / "compiled")
         os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-        alone = base / "alone"
-        search(alone, 1, 1)
-        topologies = [(1, 8, None), (1, 8, (2, 4)), (2, 1, None), (2, 2, (2, 2)), (2, 1, (1, 2)), (4, 1, None)]
-        for index, (processes, devices, mesh) in enumerate(topologies):
-            search(base / str(index), processes, devices, *([f"--config.mesh={mesh}"] if mesh else []))
-            assert_same(base / str(index), alone)
-            print(f"{processes} processes of {devices} devices, mesh {mesh}: the same", flush=True)
-        for before, after in ((1, 8), (1, 1)), ((1, 1), (2, 1)), ((2, 1), (1, 1)), ((4, 1), (3, 1)):
-            workdir = base / f"moved{before}{after}"
-            move(workdir, before, after)
-            assert_same(workdir, alone)
-            print(f"from (processes, devices) {before} to {after} in mid-search: the same", flush=True)
-        for number, how in (3, signal.SIGKILL), (0, signal.SIGKILL), (1, signal.SIGSTOP):
-            workdir = base / f"lost{number}"
-            seconds = lose(workdir, 4, number, how)
-            assert seconds < 60
-            print(f"process {number} of 4, {how.name}: the others stopped within {seconds:.0f} s", flush=True)
-            processes = choice.choice((3, 4))
-            running = start(workdir, processes, 1, "--config.epochs=400")
-            wait_for_checkpoints(workdir, 1, running)
-            for process in running:
-                process.send_signal(signal.SIGTERM)
-            assert {status for status, _, _ in end(running)} == {128 + signal.SIGTERM}
-            print(f"  and {processes} went on", flush=True)
+        search(base / "alone", 1, 1)
+        lose_hosts(base)
+        compare_topologies(base)
+        move_between_topologies(base)
 
 
-def move(workdir: Path, before: tuple[int, int], after: tuple[int, int]) -> None:
+def compare_topologies(base: Path) -> None:
+    """The same search on several topologies."""
+    topologies = [(1, 8, None), (1, 8, (2, 4)), (2, 1, None), (2, 2, (2, 2)), (2, 1, (1, 2)), (4, 1, None)]
+    for index, (processes, devices, mesh) in enumerate(topologies):
+        search(base / str(index), processes, devices, *([f"--config.mesh={mesh}"] if mesh else []))
+        assert_same(base / str(index), base / "alone")
+        print(f"{processes} processes of {devices} devices, mesh {mesh}: the same", flush=True)
+
+
+def move_between_topologies(base: Path) -> None:
     """Search on one topology of (processes, devices) until told to stop, and to the end on another."""
-    running = start(workdir, *before)
-    wait_for_checkpoints(workdir, 1, running)
-    running[-1].send_signal(signal.SIGTERM)  # one is told: all stop
-    for status, _, errors in end(running):
-        assert (status, "after epoch" in errors) == (128 + signal.SIGTERM, True), errors
-    search(workdir, *after)
+    for before, after in ((1, 8), (1, 1)), ((1, 1), (2, 1)), ((2, 1), (1, 1)), ((4, 1), (3, 1)):
+        workdir = base / f"moved{before}{after}"
+        running = start(workdir, *before)
+        wait_for_checkpoints(workdir, 1, running)
+        running[-1].send_signal(signal.SIGTERM)  # one is told: all stop
+        for status, _, errors in end(running):
+            assert (status, "after epoch" in errors) == (128 + signal.SIGTERM, True), errors
+        search(workdir, *after)
+        assert_same(workdir, base / "alone")
+        print(f"from (processes, devices) {before} to {after} in mid-search: the same", flush=True)
+
+
+def lose_hosts(base: Path) -> None:
+    """Kill, or freeze, a process of four; go on with four and with three."""
+    for number, how, then in (3, signal.SIGKILL, 3), (0, signal.SIGKILL, 4), (1, signal.SIGSTOP, 3):
+        workdir = base / f"lost{number}"
+        seconds = lose(workdir, 4, number, how)
+        assert seconds < 60
+        print(f"process {number} of 4, {how.name}: the others stopped within {seconds:.0f} s", flush=True)
+        running = start(workdir, then, 1, "--config.epochs=400")
+        wait_for_checkpoints(workdir, 1, running)
+        for process in running:
+            process.send_signal(signal.SIGTERM)
+        assert {status for status, _, _ in end(running)} == {128 + signal.SIGTERM}
+        print(f"  and {then} went on", flush=True)
 
 
 if __name__ == "__main__":
