@@ -15,6 +15,7 @@ Times are milliseconds per run and step; the limit is what the machine's measure
 """
 
 import dataclasses
+import importlib
 import json
 import multiprocessing
 import platform
@@ -53,10 +54,7 @@ def serve(connection: Connection, name: str, work: Work) -> None:
     try:
         if name == "ours":
             parallel.split_cpu()
-        if name.startswith("torch"):
-            from benchmarks import torch_contenders as module
-        else:
-            from benchmarks import jax_contenders as module
+        module = importlib.import_module(f"benchmarks.{'torch' if name.startswith('torch') else 'jax'}_contenders")
         go, pairs = getattr(module, name)(work)
         start = time.perf_counter()
         go()
@@ -161,7 +159,7 @@ def hardware() -> dict[str, Any]:
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), cpu)
-    versions = {}
+    versions: dict[str, str | None] = {}
     for name in ("jax", "jaxlib", "flax", "optax", "numpy", "torch"):
         try:
             versions[name] = version(name)

@@ -33,7 +33,13 @@ INTEGERS = {
 }
 OPTIONAL = ("runs_in_memory", "runs_per_batch", "evaluate_every", "checkpoint_every", "log_every")
 SEARCH_INTEGERS = {"depth": (2, 10**5), "width.highway": (1, 10**5), "width.plain": (1, 10**5)}
-TRAINING_INTEGERS = {"crop_padding": (0, 10**3), "validation": (0, 10**9)}
+TRAINING_INTEGERS = {
+    "crop_padding": (0, 10**3),
+    "validation": (0, 10**9),
+    "hint_layer": (1, 10**5),
+    "guided_layer": (1, 10**5),
+    "hint_epochs": (1, 10**6),
+}
 
 
 def check_search(config: ConfigDict) -> tuple[SearchSpace, Halving | None]:
@@ -51,10 +57,11 @@ def check_search(config: ConfigDict) -> tuple[SearchSpace, Halving | None]:
         raise UserError(f"config.networks is {networks}; it must be one or more of {', '.join(BLOCKS)}, each once")
     with config.ignore_type():
         config.networks = networks
-    ranges = {key: _tuple(value) for key, value in config.search.items() if key != "halving"}
-    for key, ends in ranges.items():
-        if key != "activation" and len(ends) == 1:  # a single number fixes a hyperparameter
-            ranges[key] = ends * 2
+    ranges = {
+        key: (_tuple if key == "activation" else _range)(value)
+        for key, value in config.search.items()
+        if key != "halving"
+    }
     return _space("config.search", ranges), _halving(config.search.halving)
 
 
@@ -79,11 +86,14 @@ def check_training(config: ConfigDict) -> SearchSpace:
     _check_number(config, "weight_decay", "at least 0", lambda value: value >= 0)
     if config.output_std is not None:
         _check_number(config, "output_std", "above 0, or None", lambda value: value > 0)
+    if config.teacher is not None and config.hint_epochs >= config.epochs:
+        raise UserError(f"config.hint_epochs is {config.hint_epochs}; it must be below {config.epochs}, config.epochs")
     edges = config.boundaries
     if not all(isinstance(edge, (int, float)) and edge > 0 for edge in edges) or list(edges) != sorted(edges):
         raise UserError(f"config.boundaries is {edges}; it must be epochs above 0 in ascending order")
     keys = "learning_rate", "momentum", "decay", "transform_bias"
-    return _space("config", {**{key: (config[key],) * 2 for key in keys}, "activation": (config.activation,)})
+    ranges = {key: _range(config[key]) for key in keys}
+    return _space("config", {**ranges, "activation": (config.activation,)})
 
 
 def _check_common(config: ConfigDict, template: ConfigDict, integers: dict[str, tuple[int, int]]) -> None:
@@ -99,8 +109,10 @@ def _check_common(config: ConfigDict, template: ConfigDict, integers: dict[str, 
         if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
             span = f"at least {low}" if not isinstance(value, int) or value < low else f"at most {high}"
             raise UserError(f"config.{key} is {value!r}; it must be an integer of {span}")
-    for key, optional in ("dataset", False), ("data_dir", True):
-        if not (isinstance(config[key], str) and config[key]) and not (optional and config[key] is None):
+    for key, optional in ("dataset", False), ("data_dir", True), ("teacher", True):
+        if key not in known or (optional and config[key] is None):
+            continue
+        if not (isinstance(config[key], str) and config[key]):
             raise UserError(f"config.{key} is {config[key]!r}; it must be text")
     if config.data_dir is not None and not _is_directory(config.data_dir):
         raise UserError(f"config.data_dir is {config.data_dir!r}; it must be an existing directory")
@@ -150,6 +162,12 @@ def _halving(config: ConfigDict) -> Halving | None:
         return None if config.every is None else Halving(**config)
     except (TypeError, ValueError) as error:
         raise UserError(f"config.search.halving.{error}") from error
+
+
+def _range(value: Any) -> tuple[Any, ...]:
+    """The ends of a range; a single number fixes a hyperparameter."""
+    ends = _tuple(value)
+    return ends * 2 if len(ends) == 1 else ends
 
 
 def _is_directory(path: str) -> bool:

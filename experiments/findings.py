@@ -15,7 +15,7 @@ from highway_jax.plotting import number
 
 BEST = 10
 DESCRIBED = ("dataset", "num_runs", "epochs")
-OUTCOMES = ("rank", "run", "best_loss", "best_epoch", "final_loss", "test_accuracy")
+OUTCOMES = ("rank", "run", "best_loss", "best_epoch", "epochs", "final_loss", "test_accuracy")
 
 
 def labels(searches: Sequence[Result]) -> list[str]:
@@ -139,6 +139,8 @@ def run_table(
     for name in {"transform_bias", "test_accuracy"} & table.keys():
         if np.isnan(table[name]).all():
             del table[name]
+    if (found.epochs == found.epochs[0]).all():  # none was stopped early
+        table.pop("epochs", None)
     return list(table), [[str(column[run]) for column in table.values()] for run in runs]
 
 

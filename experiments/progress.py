@@ -122,19 +122,20 @@ class Monitor:
             seconds = (now - self._first[1]) / (done - since)
             status += f", {self._batches / seconds:,.0f} steps/s"
             left = seconds * (total - done + total * (len(self._networks) - 1 - self._networks.index(network)))
-            pace = f", {_duration(left)} left" * (left > 0)
+            pace = f", {duration(left)} left" * (left > 0)
         if self._bars:
             self._bars.update(self._tasks[network], completed=step, status=status)
         elif step % (self._every or max(1, len(self._plan) // 10)) == 0 or step in (1, len(self._plan)):
             say(f"{network}: {self._where()}, {status}{pace}")
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Such as "42 s", "17 min" or "3.5 h"."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     if seconds < 6000:
         return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
+    return f"{seconds / 3600:,.1f} h"
 
 
 def print_summary(summary: Mapping[str, Mapping[str, Any]], console: Output) -> None:

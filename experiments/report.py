@@ -2,9 +2,11 @@
 
     python -m experiments.report WORKDIR [WORKDIR ...] [--output=DIR]
     python -m experiments.report --tables WORKDIR [WORKDIR ...] [--output=DIR]
+    python -m experiments.report --curves WORKDIR [WORKDIR ...] [--output=DIR]
 
 WORKDIR            of a search, finished or not; several, such as one per depth, make one page
 --tables           print Tables 1 to 3 instead, the paper's rows and the workdirs', and write them to tables.md
+--curves           draw all runs' learning curves instead, such as a network's and its plain twin's: learning_curves.png
 --output=DIR       where report.html and its figures go; by default into the first workdir
 
 The page needs no network and no other file. Its figures lie beside it as report_*.png. If a workdir holds what
@@ -18,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import jinja2
+import numpy as np
 from absl import flags
 from matplotlib.figure import Figure
 from PIL import Image
@@ -51,6 +54,7 @@ def main(argv: list[str]) -> None:
     values = flags.FlagValues()
     flags.DEFINE_string("output", None, "where the page goes", flag_values=values)
     flags.DEFINE_bool("tables", False, "Tables 1 to 3 instead", flag_values=values)
+    flags.DEFINE_bool("curves", False, "learning curves instead", flag_values=values)
     workdirs = [Path(workdir) for workdir in cli.parse_flags(argv, values, positional=True)]
     if not workdirs:
         raise UserError("no workdir is given; give one or more, such as runs/digits_depth50")
@@ -61,7 +65,9 @@ def main(argv: list[str]) -> None:
     found = list(map(results.load, workdirs))
     if values.tables:
         write_tables(found, output)
-    else:
+    if values.curves:
+        write_curves(found, output)
+    if not (values.tables or values.curves):
         write(found, output)
 
 
@@ -87,6 +93,26 @@ def write_tables(trained: Sequence[Result], output: Path) -> None:
     text = tables.tables(trained)
     _write_files(output, {"tables.md": text.encode()})
     cli.say(text)
+
+
+def write_curves(trained: Sequence[Result], output: Path) -> None:
+    """Draw what each workdir's runs did epoch by epoch, beside one another, and write it to `learning_curves.png`."""
+    for result in trained:
+        if any(np.isnan(found.accuracy_curves).all() for found in result.networks.values()):
+            raise UserError(
+                f"workdir {str(result.directory)!r} holds no accuracies epoch by epoch; see experiments.train"
+            )
+    kinds = [network for result in trained for network in result.networks]
+    several = len(set(kinds)) < len(kinds)
+    curves, accuracy = {}, {}
+    for label, result in zip(findings.labels(trained), trained, strict=True):
+        for network, found in result.networks.items():
+            name = _drawable(f"{network}, {label}") if several else network
+            curves[name], accuracy[name] = found.curves, found.accuracy_curves
+    title = _drawable(findings.describe(trained), 120)
+    path = output / "learning_curves.png"
+    _write_files(output, {path.name: png(plotting.learning_curves(curves, accuracy, title))})
+    cli.say(f"figure: {path}")
 
 
 def _write_files(output: Path, files: Mapping[str, bytes]) -> None:

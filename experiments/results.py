@@ -39,6 +39,7 @@ class NetworkResult:
       epochs: (runs,) int, how many the run was trained for.
       test_accuracy: (runs,) float32, NaN if it is not known yet.
       curves: (runs, epochs so far) float32, every epoch's mean training loss; NaN where it was not trained.
+      accuracy_curves: likewise the accuracies on the test set; all NaN where they were not written.
     """
 
     hyperparameters: dict[str, np.ndarray]
@@ -51,6 +52,7 @@ class NetworkResult:
     epochs: np.ndarray
     test_accuracy: np.ndarray
     curves: np.ndarray
+    accuracy_curves: np.ndarray
 
     @property
     def order(self) -> np.ndarray:
@@ -161,10 +163,10 @@ def _read_networks(
         raise UserError(f"{path} is missing; the search has written no results yet, or this is no search's workdir")
     runs = _read_table(path, ("network", *HYPERPARAMETERS, *OUTCOMES))
     curves = _read_curves(directory / "curves.csv")
-    if strangers := (set(runs["network"].tolist()) | curves.keys()) - set(kinds):
+    if strangers := (set(runs["network"].tolist()) | curves["train_loss"].keys()) - set(kinds):
         raise _damaged(path, f"network {min(strangers)!r} is not one of the config's")
 
-    networks = {}
+    networks, nothing = {}, np.empty((0, 0), np.float32)
     for network in kinds:
         rows = np.flatnonzero(runs["network"] == network)
         if not len(rows) and not finished:
@@ -180,7 +182,8 @@ def _read_networks(
             table = {name: column[rows] for name, column in table.items()}
             result = NetworkResult(
                 {h: table[h] if h == "activation" else _floats(table[h]) for h in HYPERPARAMETERS},
-                curves=curves.get(network, np.empty((0, 0), np.float32)),
+                curves=curves["train_loss"].get(network, nothing),
+                accuracy_curves=curves["test_accuracy"].get(network, nothing),
                 diverged=_booleans(table["diverged"]),
                 **{name: _integers(table[name]) for name in ("run", "rank", "best_epoch", "epochs")},
                 **{name: _floats(table[name]) for name in ("best_loss", "final_loss", "test_accuracy")},
@@ -196,14 +199,15 @@ def _read_networks(
     return networks
 
 
-def _read_curves(path: Path) -> dict[str, np.ndarray]:
-    """Every network's (runs, epochs) losses; NaN where there is no row."""
-    table = _read_table(path, ("network", "run", "epoch", "train_loss"))
+def _read_curves(path: Path) -> dict[str, dict[str, np.ndarray]]:
+    """For both columns, every network's (runs, epochs) numbers; NaN where there is no row, or no accuracy."""
+    table = _read_table(path, ("network", "run", "epoch", "train_loss"), ("test_accuracy",))
     try:
-        runs, epochs, losses = _integers(table["run"]), _integers(table["epoch"]), _floats(table["train_loss"])
+        runs, epochs = _integers(table["run"]), _integers(table["epoch"])
+        columns = {name: _floats(table[name]) for name in ("train_loss", "test_accuracy")}
     except ValueError as error:
         raise _damaged(path, error) from error
-    curves = {}
+    curves: dict[str, dict[str, np.ndarray]] = {name: {} for name in columns}
     for network in dict.fromkeys(table["network"].tolist()):
         rows = table["network"] == network
         run, epoch = runs[rows] - runs[rows].min(), epochs[rows] - 1
@@ -212,8 +216,9 @@ def _read_curves(path: Path) -> dict[str, np.ndarray]:
             raise _damaged(path, f"a run or epoch of {network} is out of range")
         if len(np.unique(run * len(run) + epoch)) < len(run):
             raise _damaged(path, f"an epoch of {network} is there twice")
-        curves[network] = np.full((run.max() + 1, epoch.max() + 1), np.nan, np.float32)
-        curves[network][run, epoch] = losses[rows]
+        for name, column in columns.items():
+            curves[name][network] = np.full((run.max() + 1, epoch.max() + 1), np.nan, np.float32)
+            curves[name][network][run, epoch] = column[rows]
     return curves
 
 
@@ -232,8 +237,8 @@ def _check_curves(path: Path, network: str, result: NetworkResult, epochs: int |
             raise _damaged(path, f"the {name} of {network}'s runs is not that of runs.csv")
 
 
-def _read_table(path: Path, columns: tuple[str, ...]) -> dict[str, np.ndarray]:
-    """A CSV file's columns as text; further columns are left out."""
+def _read_table(path: Path, columns: tuple[str, ...], optional: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
+    """A CSV file's columns as text, the optional ones empty where it lacks them; further columns are left out."""
     text = _read_text(path)
     try:
         header, *rows = csv.reader(io.StringIO(text), strict=True)
@@ -243,7 +248,8 @@ def _read_table(path: Path, columns: tuple[str, ...]) -> dict[str, np.ndarray]:
         raise _damaged(path, f"it must have a column {missing[0]!r}")
     if not rows or not text.endswith("\n") or any(len(row) != len(header) for row in rows):
         raise _damaged(path, "it is cut off, or a row has another number of fields than the header")
-    fields = dict(zip(header, zip(*rows, strict=True), strict=True))
+    fields = dict.fromkeys(optional, ("",) * len(rows)) | dict(zip(header, zip(*rows, strict=True), strict=True))
+    columns += optional
     if max(len(field) for column in columns for field in fields[column]) > 100:  # it would be every field's size
         raise _damaged(path, "a field is too long")
     return {column: np.array(fields[column]) for column in columns}

@@ -8,7 +8,7 @@ import jax
 from experiments import workdir
 from experiments.results import Result, best_mean_std
 from highway_jax import checkpoint
-from highway_jax.models import paper
+from highway_jax.models import paper, stages
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,7 @@ class Row:
       parameters: as the paper gives them, or empty.
       accuracy: on the test set, in percent, as the paper gives it.
       dataset, stages: what trains it here; None for what others have reported.
+      taught: whether it was trained by a teacher.
     """
 
     network: str
@@ -27,6 +28,7 @@ class Row:
     accuracy: str
     dataset: str = ""
     stages: tuple[str, ...] | None = None
+    taught: bool = False
 
 
 TABLES: dict[str, tuple[Row, ...]] = {
@@ -37,19 +39,19 @@ TABLES: dict[str, tuple[Row, ...]] = {
         Row("DSN", "350 K", "99.61"),
     ),
     "Table 2: CIFAR-10, after the FitNets": (
-        Row("Teacher, 5 layers", "~9 M", "90.18"),
-        Row("Fitnet A, 11 layers", "~250 K", "89.01"),
-        Row("Fitnet B, 19 layers", "~2.5 M", "91.61"),
+        Row("Teacher, 5 layers", "~9 M", "90.18", "cifar10", paper.TEACHER),
+        Row("Fitnet A, 11 layers", "~250 K", "89.01", "cifar10", paper.FITNET_A, taught=True),
+        Row("Fitnet B, 19 layers", "~2.5 M", "91.61", "cifar10", paper.FITNET_B, taught=True),
         Row("Highway A, 11 layers", "~236 K", "89.18", "cifar10", paper.HIGHWAY_A),
         Row("Highway B, 19 layers", "~2.3 M", "92.46 (92.28 ± 0.16)", "cifar10", paper.HIGHWAY_B),
         Row("Highway C, 32 layers", "~1.25 M", "91.20", "cifar10", paper.HIGHWAY_C),
     ),
     "Table 3: CIFAR-10 with augmentation": (
-        Row("Maxout", "", "90.62"),
+        Row("Maxout", "", "90.62", "cifar10", paper.MAXOUT),
         Row("dasNet", "", "90.78"),
-        Row("NiN", "", "91.19"),
+        Row("NiN", "", "91.19", "cifar10", paper.NIN),
         Row("DSN", "", "92.03"),
-        Row("All-CNN", "", "92.75"),
+        Row("All-CNN", "", "92.75", "cifar10", paper.ALL_CNN),
         Row("Highway, 19 layers", "", "92.40 (92.31 ± 0.12)", "cifar10", paper.CIFAR_GAP),
     ),
     "Table 3: CIFAR-100 with augmentation": (
@@ -67,26 +69,34 @@ HEADER = ("network", "parameters (paper)", "accuracy (paper)", "parameters", "ac
 def tables(trained: Sequence[Result]) -> str:
     """All tables as Markdown: accuracies in percent, best (mean ± standard deviation); empty where nothing was trained.
 
-    A network and its plain twin are told from the stages in the config; the twin follows in a row of its own.
+    A network is told from the stages in the config; one that is trained otherwise than the paper's, such as its plain
+    twin, follows in a row of its own.
     """
     lines = []
     for title, rows in TABLES.items():
         lines += [f"**{title}**", "", _line(HEADER), _line(("---",) * 2 + ("---:",) * 5)]
         for row in rows:
-            mine = [result for result in trained if is_in(result, row)]
-            highway = [cells for result in mine if "highway" in result.kinds for cells in _cells(result)]
-            plain = [cells for result in mine if "plain" in result.kinds for cells in _cells(result)]
-            for cells in highway or [("",) * 4]:
+            mine = [(_name(row, result), cells) for result in trained if is_in(result, row) for cells in _cells(result)]
+            ours = [cells for name, cells in mine if name == row.network]
+            for cells in ours or [("",) * 4]:
                 lines.append(_line((row.network, row.parameters, row.accuracy, *cells)))
-            lines += [_line((f"its plain twin: {row.network}", "", "", *cells)) for cells in plain]
+            lines += [_line((name, "", "", *cells)) for name, cells in mine if name != row.network]
         lines.append("")
     return "\n".join(lines)
 
 
 def is_in(result: Result, row: Row) -> bool:
-    """Whether a workdir holds a row's network, or its plain twin."""
+    """Whether a workdir holds a row's network, however trained."""
     config = result.config
     return row.stages is not None and config.dataset == row.dataset and tuple(config.get("stages", ())) == row.stages
+
+
+def _name(row: Row, result: Result) -> str:
+    """The row's network, and what is not as in the paper."""
+    if "plain" in result.kinds and any(isinstance(stages.parse(stage), stages.Highway) for stage in row.stages or ()):
+        return f"its plain twin: {row.network}"
+    taught = result.config.get("teacher") is not None
+    return row.network if taught == row.taught else f"{'with' if taught else 'without'} a teacher: {row.network}"
 
 
 def _cells(result: Result) -> list[tuple[str, str, str, str]]:
@@ -108,6 +118,7 @@ def _parameters(result: Result, network: str) -> str:
     if not path.is_dir():
         raise workdir.damaged(path)
     params = checkpoint.restore_params(path)
+    params.pop("regressor", None)  # a student's, of which its network has no need
     return f"{sum(leaf.size for leaf in jax.tree.leaves(params)):,}"
 
 

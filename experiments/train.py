@@ -2,6 +2,7 @@
 
     python -m experiments.train --config=digits_conv
     python -m experiments.train --config=cifar10_highway_b --config.num_runs=5
+    python -m experiments.train --config=digits_fitnet --config.teacher=runs/digits_fitnet_teacher
     python -m experiments.train --from_search=runs/digits_depth50 --network=highway --rank=1
     python -m experiments.train --from_search=runs/digits_depth50 --network=plain --run=37 --config.epochs=60
 
@@ -22,7 +23,7 @@ command goes on.
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from absl import flags
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
-from experiments import cli, cluster, results, search, trainer, workdir
+from experiments import cli, cluster, results, search, teacher, trainer, workdir
 from experiments.checks import check_search, check_training
 from experiments.cli import UserError
 from experiments.configs import convolutional
@@ -72,8 +73,10 @@ def main(argv: list[str]) -> None:
     label, config = cli.load_config(name)
     if "search" in config:
         raise UserError(f"--config is {name!r}, which is a search's; use it with: python -m experiments.search")
+    block = config.block
     cli.override(config, overrides)
-    train_convnet(config, Path(values.workdir or f"runs/{label}" + "_plain" * (config.block == "plain")))
+    changes = f"_{config.block}" * (config.block != block) + "_taught" * (config.teacher is not None)
+    train_convnet(config, Path(values.workdir or f"runs/{label}{changes}"))
 
 
 def train_convnet(config: ConfigDict, directory: Path) -> None:
@@ -84,12 +87,16 @@ def train_convnet(config: ConfigDict, directory: Path) -> None:
     def prepare() -> trainer.Job:
         dataset = data.load(config.dataset, config.data_dir)
         train, evaluate = hold_out(config, dataset)
-        title = f"{dataset.name}, {_describe(config, dataset, train)}"
+        title = f"{dataset.name}, {describe(config, dataset, train)}"
+        build: Callable[[str], training.Recipe] = functools.partial(recipe, config, dataset, train)
+        if config.teacher is not None:
+            build = teacher.teach(config, dataset, build)
+            title += f", taught by {config.teacher}"
         return trainer.Job(
             config=config,
             networks=(config.block,),
             sample=search.sampler(config, space),
-            recipe=functools.partial(recipe, config, dataset, train),
+            recipe=build,
             train=train,
             evaluate=evaluate,
             title=title,
@@ -151,7 +158,7 @@ def recipe(config: ConfigDict, dataset: data.Dataset, train: Split, network: str
     return training.Recipe(build, preprocess, augment, optimizer)
 
 
-def _describe(config: ConfigDict, dataset: data.Dataset, train: Split) -> str:
+def describe(config: ConfigDict, dataset: data.Dataset, train: Split) -> str:
     """Such as "convolutional highway network of 19 layers, 2,256,838 parameters".
 
     Raises:

@@ -95,10 +95,7 @@ def summary_of(config: ConfigDict, directory: Path, console: Output, prepare: Ca
 def do(job: Job, directory: Path, console: Output) -> dict[str, Any]:
     """Do a job, or what is left of it, in a workdir; see `summary_of`."""
     config, count = job.config, len(job.train.labels)
-    if config.batch_size > count:
-        raise UserError(
-            f"config.batch_size is {config.batch_size}; it must be at most {count}, the number of training images"
-        )
+    check_batch_size(config, job.train)
     jax.config.update("jax_default_matmul_precision", config.matmul_precision)
     mesh = find_devices(config)
     with workdir.opened(directory, config) as done:
@@ -125,6 +122,15 @@ def do(job: Job, directory: Path, console: Output) -> dict[str, Any]:
     if jax.process_index():
         sys.exit()  # the first process says what came out
     return summary
+
+
+def check_batch_size(config: ConfigDict, train: data.Split) -> None:
+    """Refuse batches that are larger than the training set."""
+    count = len(train.labels)
+    if config.batch_size > count:
+        raise UserError(
+            f"config.batch_size is {config.batch_size}; it must be at most {count}, the number of training images"
+        )
 
 
 def find_devices(config: ConfigDict) -> Mesh:
@@ -278,7 +284,7 @@ def _last_state(
     After the last step that is an `Outcome`: of what is done, nobody needs the population.
     """
     config = job.config
-    run = _shapes(job, recipe)
+    run = run_shapes(job, recipe)
     outcome = _blank(job, run.params)
     if step := cluster.at_first(lambda: _newest_intact(checkpoints)):
         notes = checkpoints.notes(step)
@@ -290,8 +296,9 @@ def _last_state(
             lambda leaf: jax.ShapeDtypeStruct((rows, *leaf.shape), leaf.dtype, sharding=sharding), run
         )
         return checkpoints.restore(step, State(population, np.empty(plan[step], int), outcome)), step, notes
+    rows, memory = mesh.shape[parallel.RUNS], parallel.free_memory(mesh)
     at_once = config.runs_in_memory or int(
-        parallel.agree(search.choose_runs_in_memory(run, config.num_runs, mesh)).min()
+        parallel.agree(search.choose_runs_in_memory(run, config.num_runs, rows, memory)).min()
     )
     if job.halving is not None and not config.runs_in_memory and at_once < config.num_runs:
         raise UserError(
@@ -312,7 +319,7 @@ def _newest_intact(checkpoints: Checkpoints) -> int | None:
     return None
 
 
-def _shapes(job: Job, recipe: training.Recipe) -> training.Run:
+def run_shapes(job: Job, recipe: training.Recipe) -> training.Run:
     """A run, as shapes and dtypes."""
     key = jax.random.key(0)
     hyperparameters = jax.eval_shape(functools.partial(search.sample, search.SearchSpace()), key)

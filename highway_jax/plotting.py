@@ -1,5 +1,6 @@
 """Every figure. Functions of arrays that return a Matplotlib figure; saving it is the caller's."""
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 
@@ -72,29 +73,33 @@ def figure1(curves: Mapping[str, np.ndarray], title: str, best_of: int = 10) -> 
 
 
 def learning_curves(curves: Mapping[str, np.ndarray], accuracy: Mapping[str, np.ndarray], title: str) -> Figure:
-    """Every run's training loss and test error.
+    """Every run's training loss and test error, in bold those of the best runs by their lowest loss.
 
     Args:
-      curves: for every kind of network, the (runs, epochs) mean training losses in nats.
+      curves: for every kind of network, or whatever else is compared, the (runs, epochs) mean training losses in nats.
       accuracy: likewise the accuracies on the test set, NaN where not evaluated.
       title: what was trained.
     """
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     ends: tuple[list[_End], list[_End]] = ([], [])
+    spare = itertools.cycle((*ACTIVATION_COLORS.values(), FAINT))
     for network, losses in curves.items():
-        color = COLORS.get(network, FAINT)
+        color = COLORS.get(network) or next(spare)
         epochs = np.arange(1, losses.shape[1] + 1)
+        best, *others = rank(losses).order
         for axes, labels, values in (left, ends[0], losses), (right, ends[1], 100 * (1 - accuracy[network])):
             there = np.isfinite(values).any(axis=0)
-            for row in values:
-                axes.plot(epochs[there], row[there], color=color, linewidth=1.6, alpha=0.9 if len(values) == 1 else 0.6)
-            last = values[:, there][:, -1]
-            if there.any() and np.isfinite(last).any():
-                mean = float(np.mean(last[np.isfinite(last)]))
-                text = number(mean) if axes is left else f"{mean:.2f} %"
-                labels.append((epochs[there][-1], mean, f"{network}  {text}", color))
-    _style(left, "training loss", "epoch", LOSS)
+            for row in values[others]:
+                axes.plot(epochs[there], row[there], color=color, linewidth=0.9, alpha=0.45)
+            axes.plot(epochs[there], values[best][there], color=color, linewidth=2.4)
+            finite = np.flatnonzero(np.isfinite(values[best]))
+            if len(finite):
+                last = values[best][finite[-1]]
+                text = number(last) if axes is left else f"{last:.2f} %"
+                labels.append((epochs[finite[-1]], last, f"{network}  {text}", color))
+    several = any(len(losses) > 1 for losses in curves.values())
+    _style(left, "training loss; bold: the best run" if several else "training loss", "epoch", LOSS)
     _style(right, "error on the test set", "epoch", "percent")
     for axes, labels in (left, ends[0]), (right, ends[1]):
         _log_losses(axes)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, SingleDeviceSharding
 
 from highway_jax import parallel, training
 from highway_jax.activations import ACTIVATIONS
@@ -134,7 +134,7 @@ def init_population(
     return jax.jit(parallel.map_runs(start, mesh, runs_per_batch=1))(numbered)
 
 
-def choose_runs_in_memory(run: Run, num_runs: int, mesh: Mesh, memory: int | None = None) -> int:
+def choose_runs_in_memory(run: Run, num_runs: int, devices: int, memory: int | None) -> int:
     """How many of a search's runs should be trained side by side, the others after them.
 
     On a CPU, where more at a time are no faster, as many as half a gigabyte holds; on an accelerator as many
@@ -143,14 +143,52 @@ def choose_runs_in_memory(run: Run, num_runs: int, mesh: Mesh, memory: int | Non
     Args:
       run: one run, or its leaves' shapes and dtypes.
       num_runs: how many there are in all.
-      mesh: where they will live.
-      memory: bytes free on each device; asked of the device by default.
+      devices: that will share them.
+      memory: bytes free on each device, as `parallel.free_memory` says: None for a CPU.
     """
-    memory = parallel.free_memory(mesh) if memory is None else memory
-    rows = mesh.shape[parallel.RUNS]
-    room = CPU_MEMORY if memory is None else rows * memory // 3
-    one = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(run))
-    return min(num_runs, max(1, room // one // rows) * rows)
+    room = CPU_MEMORY if memory is None else devices * memory // 3
+    return min(num_runs, max(1, room // _bytes(run) // devices) * devices)
+
+
+@dataclasses.dataclass(frozen=True)
+class RunMemory:
+    """What training a run takes of a device's memory, in bytes.
+
+    Attributes:
+      state: its hyperparameters, parameters and optimizer state, for as long as it is in the population.
+      working: what its epoch needs besides: activations, gradients, and a copy of its state going in and coming out.
+      batches: an epoch's batches, which all runs share.
+    """
+
+    state: int
+    working: int
+    batches: int
+
+
+def memory_of_a_run(
+    recipe: Recipe, run: Run, train: Split, batch_size: int, device: jax.Device | None = None
+) -> RunMemory:
+    """Ask the compiler what one run's epoch needs; nothing is trained.
+
+    Args:
+      recipe, run, train, batch_size: what will be trained, and on what; shapes and dtypes are enough.
+      device: compile for this one, which need not be there; by default for JAX's first.
+    """
+    place = None if device is None else SingleDeviceSharding(device)
+
+    def placed(tree: Any) -> Any:
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), tree)
+
+    batches = jax.eval_shape(lambda split: shuffled_batches(split, epoch_key(0, 0), batch_size), train)
+    epoch = jax.jit(lambda run, batches: training.train_epoch(recipe, run, batches))
+    usage = epoch.lower(placed(run), placed(batches)).compile().memory_analysis()
+    assert usage is not None
+    working = usage.temp_size_in_bytes + 2 * usage.output_size_in_bytes
+    return RunMemory(_bytes(run), working, _bytes(batches))
+
+
+def _bytes(tree: Any) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def choose_runs_per_batch(
@@ -159,8 +197,7 @@ def choose_runs_per_batch(
     """How many runs a device should train in lockstep.
 
     One on a CPU: a thin network's weights and activations then stay in a core's cache. On an accelerator,
-    which needs many runs to be busy, as many as memory holds beside the population, by what the compiler
-    says of a single run's epoch.
+    which needs many runs to be busy, as many as memory holds beside the population, by `memory_of_a_run`.
 
     Args:
       recipe, population, train, batch_size, mesh: what will be trained, on what and where.
@@ -171,14 +208,16 @@ def choose_runs_per_batch(
     if memory is None:
         return 1 if mesh.devices.flat[0].platform == "cpu" else here
     run = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), population)
-    batches = jax.eval_shape(lambda split: shuffled_batches(split, epoch_key(0, 0), batch_size), train)
-    compiled = jax.jit(lambda run, batches: training.train_epoch(recipe, run, batches)).lower(run, batches).compile()
-    usage = compiled.memory_analysis()
-    assert usage is not None
-    # A batch of runs is copied out of the population and back.
-    one = usage.temp_size_in_bytes + 2 * usage.output_size_in_bytes
-    shared = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(batches))
-    return int(min(here, max(1, (0.8 * memory - shared) // one)))
+    return fitting_runs_per_batch(memory_of_a_run(recipe, run, train, batch_size), here, memory)
+
+
+def fitting_runs_per_batch(run: RunMemory, runs: int, memory: int) -> int:
+    """How many of a device's runs can train in lockstep in the `memory` (bytes) free beside them; at least one."""
+    free = 0.8 * memory - run.batches
+    if runs * run.working <= free:
+        return runs
+    # In several batches, the population that comes out of an epoch stands beside the one that went in.
+    return int(max(1, (free - runs * run.state) // run.working))
 
 
 def population_epoch(

@@ -75,12 +75,15 @@ class Recipe:
       augment: `augment(key, inputs)` changes a training batch's preprocessed inputs at random.
       optimizer: `optimizer(hyperparameters, epoch)`, the optimizer of an epoch (from 0); its state must not
         depend on the epoch.
+      objective: `objective(run, inputs, logits, cross_entropy)`, what a step lowers as a function of the run's
+        parameters: a batch's mean cross entropy, unless it is something else.
     """
 
     network: Callable[[Hyperparameters], nn.Module]
     preprocess: Callable[[Array], Array] = lambda images: images
     augment: Callable[[jax.Array, Array], Array] = lambda key, inputs: inputs
     optimizer: Callable[[Hyperparameters, Any], optax.GradientTransformation] = search_optimizer
+    objective: Callable[[Run, Array, jax.Array, jax.Array], jax.Array] = lambda run, inputs, logits, loss: loss
 
 
 def init(recipe: Recipe, hyperparameters: Hyperparameters, key: jax.Array, images: Array) -> Run:
@@ -123,14 +126,16 @@ def train_step(recipe: Recipe, run: Run, batch: Split, key: jax.Array) -> tuple[
     augmentation, dropout = jax.random.split(key)
     inputs = recipe.augment(augmentation, recipe.preprocess(batch.images))
 
-    def loss(params):
-        outputs = _apply(recipe, dataclasses.replace(run, params=params), inputs, dropout=dropout)
-        return optax.softmax_cross_entropy_with_integer_labels(outputs, batch.labels).mean()
+    def objective(params):
+        now = dataclasses.replace(run, params=params)
+        outputs = _apply(recipe, now, inputs, dropout=dropout)
+        loss = optax.softmax_cross_entropy_with_integer_labels(outputs, batch.labels).mean()
+        return recipe.objective(now, inputs, outputs, loss), loss
 
-    value, gradients = jax.value_and_grad(loss)(run.params)
+    (_, loss), gradients = jax.value_and_grad(objective, has_aux=True)(run.params)
     optimizer = recipe.optimizer(run.hyperparameters, run.epoch)
     updates, opt_state = optimizer.update(gradients, run.opt_state, run.params)
-    return dataclasses.replace(run, params=optax.apply_updates(run.params, updates), opt_state=opt_state), value
+    return dataclasses.replace(run, params=optax.apply_updates(run.params, updates), opt_state=opt_state), loss
 
 
 def train_epoch(recipe: Recipe, run: Run, batches: Split) -> tuple[Run, jax.Array]:

@@ -10,6 +10,7 @@ from jax import lax
 
 from highway_jax import ConvNet, data, optim, parallel, search, training
 from highway_jax.convolution import conv
+from highway_jax.maxout import Maxout
 from highway_jax.models import paper, parse, stages
 from highway_jax.pooling import avg_pool, max_pool
 from highway_jax.training import Recipe
@@ -37,6 +38,11 @@ def count(tree):
         (paper.HIGHWAY_A, (32, 32, 3), 10, 236_000, 11, 0.03),
         (paper.HIGHWAY_B, (32, 32, 3), 10, 2_300_000, 19, 0.03),
         (paper.HIGHWAY_C, (32, 32, 3), 10, 1_250_000, 32, 0.03),
+        (paper.FITNET_A, (32, 32, 3), 10, 250_000, 11, 0.01),
+        (paper.FITNET_B, (32, 32, 3), 10, 2_500_000, 19, 0.02),
+        (paper.TEACHER, (32, 32, 3), 10, 9_000_000, 5, 0.01),
+        (paper.NIN, (32, 32, 3), 10, 966_986, 9, 0),
+        (paper.ALL_CNN, (32, 32, 3), 10, 1_369_738, 9, 0),
     ],
 )
 def test_the_papers_networks_have_its_depths_and_parameter_counts(
@@ -61,6 +67,8 @@ STAGES = st.one_of(
     st.builds(stages.AvgPool, WINDOW, STRIDE),
     st.builds(stages.Dropout, st.floats(0, 1, exclude_max=True, allow_subnormal=False)),
     st.builds(stages.Dense, SIZE, SMALL),
+    st.builds(stages.Maxout, SIZE, WINDOW, SMALL, st.none() | st.integers(0, 9), SMALL),
+    st.builds(stages.Maxout, SIZE, st.none(), SMALL, st.none(), SMALL),
 )
 
 
@@ -84,6 +92,11 @@ def test_a_stage_is_read_back_from_its_text(stage):
         (("conv 4 9x9 valid",), "stage 'conv 4 9x9 valid' does not fit what it gets, images of 8x8"),
         (("dense 5", "highway 3x3"), r"stage 'highway 3x3' needs images.*\(1, 5\)"),
         ((3,), "stage 3 must be one of"),
+        (("maxout 3x3",), r"stage 'maxout 3x3' must have the form: .COUNT. maxout FEATURES .of PIECES. .KxK .pad P"),
+        (("maxout 4 pad 1",), "stage 'maxout 4 pad 1' must have the form"),
+        (("maxout 4 of 0 3x3",), "stage 'maxout 4 of 0 3x3' has the pieces 0; it must be at least 1"),
+        (("maxout 4 9x9 pad 0",), "stage 'maxout 4 9x9 pad 0' does not fit what it gets, images of 8x8"),
+        (("maxout 4", "maxout 4 3x3"), r"stage 'maxout 4 3x3' needs images.*\(1, 4\)"),
     ],
 )
 def test_a_bad_stage_is_named(net, message):
@@ -140,6 +153,35 @@ def test_a_convolution_has_the_gradients_of_jaxs_own(image, kernel, strides, pad
         for f in (lambda x, kernel: conv(x, kernel, strides, padding), jaxs)
     )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), ours, theirs)
+
+
+def test_maxout_is_the_largest_of_its_pieces():
+    x = np.random.default_rng(0).normal(size=(2, 5, 4, 3)).astype(np.float32)
+    net = Maxout(4, (3, 2), pieces=3, padding=[(1, 1), (0, 0)])
+    variables = net.init(KEY, x)
+    kernel = np.asarray(variables["params"]["h"]["kernel"]).reshape(3, 2, 3, 4, 3)
+    bias = np.linspace(-1, 1, 12, dtype=np.float32)
+    padded = np.pad(x, [(0, 0), (1, 1), (0, 0), (0, 0)])
+    windows = np.stack([padded[:, i : i + 5, j : j + 3] for i in range(3) for j in range(2)], 3)
+    expected = (np.einsum("bhwkc,kcup->bhwup", windows, kernel.reshape(6, 3, 4, 3)) + bias.reshape(4, 3)).max(-1)
+    variables["params"]["h"]["bias"] = bias
+    np.testing.assert_allclose(net.apply(variables, x), expected, rtol=1e-4, atol=1e-5)
+    one = Maxout(4, pieces=1)  # an affine map
+    variables = one.init(KEY, x)
+    kernel = variables["params"]["h"]["kernel"]
+    np.testing.assert_allclose(one.apply(variables, x), x @ np.asarray(kernel), rtol=1e-4, atol=1e-5)
+
+
+def test_a_layers_output_can_be_asked_for_and_must_exist():
+    x = jax.random.normal(KEY, (2, 8, 8, 1))
+    net = ConvNet(TINY)
+    variables = net.init(KEY, x)
+    _, captured = net.apply(variables, x, mutable="intermediates")
+    for number in 1, 3:
+        expected = captured["intermediates"][f"layer{number}"]["block_output"][0]
+        np.testing.assert_array_equal(net.apply(variables, x, number), expected)
+    with pytest.raises(ValueError, match="until is 5; it must be a layer of the stages, 1 to 4"):
+        net.apply(variables, x, 5)
 
 
 @pytest.mark.parametrize("n", [4, 7])

@@ -75,7 +75,7 @@ def test_runs_per_batch_follow_the_memory_that_there_is():
     population = population_of(12, mesh)
     choose = functools.partial(search.choose_runs_per_batch, RECIPE, population, DIGITS.train, 50, mesh)
     assert choose() == 1  # this is a CPU
-    chosen = [choose(memory=memory) for memory in (0, 4 * 10**5, 10**6, 10**12)]
+    chosen = [choose(memory=memory) for memory in (0, 6 * 10**5, 8 * 10**5, 10**12)]
     assert chosen[0] == 1 < chosen[1] < chosen[2] <= chosen[3] == 12
 
 
@@ -146,9 +146,9 @@ def test_as_many_runs_side_by_side_as_memory_holds():
     mesh = parallel.runs_mesh(jax.devices()[:1])
     run = search.take_run(population_of(1, mesh), 0)
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(run))
-    assert search.choose_runs_in_memory(run, 10**9, mesh) == search.CPU_MEMORY // size
-    chosen = [search.choose_runs_in_memory(run, 100, mesh, memory=3 * size * runs) for runs in (0, 1, 7, 1000)]
-    assert chosen == [1, 1, 7, 100]
+    assert search.choose_runs_in_memory(run, 10**9, 1, None) == search.CPU_MEMORY // size
+    chosen = [search.choose_runs_in_memory(run, 100, 2, memory=3 * size * runs) for runs in (0, 1, 7, 1000)]
+    assert chosen == [2, 2, 14, 100]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """CIFAR-10: the convolutional networks of Tables 2 and 3, and the search behind the analysis of Section 4.
 
     python -m experiments.train --config=cifar10_gap --config.num_runs=5
+    python -m experiments.train --config=cifar10_fitnet_teacher
+    python -m experiments.train --config=cifar10_fitnet_b --config.teacher=runs/cifar10_fitnet_teacher
     python -m experiments.search --config=cifar10_depth50 --config.networks=highway
     python -m experiments.analyze --workdir=runs/cifar10_depth50
 
@@ -21,9 +23,17 @@ STAGES = {
     "highway_b": paper.HIGHWAY_B,
     "highway_c": paper.HIGHWAY_C,
     "gap": paper.CIFAR_GAP,
+    "fitnet_teacher": paper.TEACHER,
+    "fitnet_a": paper.FITNET_A,
+    "fitnet_b": paper.FITNET_B,
+    "maxout": paper.MAXOUT,
+    "nin": paper.NIN,
+    "all_cnn": paper.ALL_CNN,
 }
 # The paper's guideline: -1, -2 and -3 at a depth of about 10, 20 and 30.
 TRANSFORM_BIAS = {"highway_a": -1.0, "highway_b": -2.0, "highway_c": -3.0, "gap": -2.0}
+# FitNet B's is its authors'; FitNet A's is the last layer that is no smaller than the teacher's second.
+GUIDED_LAYER = {"fitnet_a": 6, "fitnet_b": 11}
 VARIANTS = (*STAGES, "depth50")
 
 
@@ -39,7 +49,13 @@ def color_images(dataset: str, variant: str) -> ConfigDict:
     config.preprocessing = "contrast"
     config.crop_padding = 8
     config.mirror = True
-    config.transform_bias = TRANSFORM_BIAS[variant]
+    if variant in TRANSFORM_BIAS:
+        config.transform_bias = TRANSFORM_BIAS[variant]
+    else:
+        config.block = "plain"
+    if variant in GUIDED_LAYER:
+        config.guided_layer = GUIDED_LAYER[variant]
+        config.hint_epochs = 100
     config.learning_rate = 0.025
     config.boundaries = (200, 300, 350)
     config.output_std = 0.05

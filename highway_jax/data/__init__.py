@@ -4,7 +4,7 @@ from highway_jax.data.augmentation import random_crop, random_mirror
 from highway_jax.data.dataset import Array, DataError, Dataset, NotPreparedError, Split, shuffled_batches
 from highway_jax.data.digits import digits
 from highway_jax.data.preprocessing import global_contrast_normalize, mean_image, rescale
-from highway_jax.data.tfds import first_line, load_tfds
+from highway_jax.data.tfds import first_line, load_tfds, outline_tfds
 
 __all__ = [
     "Array",
@@ -18,6 +18,8 @@ __all__ = [
     "load",
     "load_tfds",
     "mean_image",
+    "outline",
+    "outline_tfds",
     "random_crop",
     "random_mirror",
     "rescale",
@@ -36,3 +38,11 @@ def load(name: str, data_dir: str | None = None) -> Dataset:
       DataError: if it is unknown, not prepared, unreadable or unsuitable; the message is one line.
     """
     return digits() if name == "digits" else load_tfds(name, data_dir)
+
+
+def outline(name: str, data_dir: str | None = None) -> Dataset:
+    """What `load` would return, in shapes and dtypes: the images and labels of a TFDS dataset are zeros.
+
+    Nothing is read but the dataset's description. Arguments and errors are `load`'s.
+    """
+    return digits() if name == "digits" else outline_tfds(name, data_dir)

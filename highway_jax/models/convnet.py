@@ -1,6 +1,6 @@
 """The convolutional networks of Sections 3.2 and 3.3."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -11,7 +11,8 @@ from jax.nn.initializers import normal, variance_scaling
 
 from highway_jax.activations import Activation
 from highway_jax.layers import HighwayConv, PlainConv, PlainDense, centered
-from highway_jax.models.stages import BLOCKS, AvgPool, Conv, Dense, Dropout, Highway, MaxPool, Stage, parse
+from highway_jax.maxout import Maxout as MaxoutLayer
+from highway_jax.models.stages import BLOCKS, AvgPool, Conv, Dense, Dropout, Highway, Maxout, MaxPool, Stage, parse
 from highway_jax.pooling import avg_pool, max_pool
 
 # The authors' initializer: Glorot's in the form that Caffe gives it, which looks at a layer's inputs alone.
@@ -57,7 +58,8 @@ class ConvNet(nn.Module):
     param_dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, until: int | None = None) -> jax.Array:
+        """The logits or, with `until`, the output of the layer of that number."""
         if self.num_classes < 1:
             raise ValueError(f"num_classes is {self.num_classes}; it must be at least 1")
         if self.block not in BLOCKS:
@@ -74,22 +76,29 @@ class ConvNet(nn.Module):
                     x = max_pool(x, window, stride or min(window))
                 case AvgPool(window, stride):
                     x = avg_pool(x, window, stride or min(window))
-                case Dense(features, count):
-                    x = _flat(x)
-                    for _ in range(count):
-                        number += 1
-                        x = PlainDense(features, self.activation, name=f"layer{number}", **common)(x)
-                case Conv() | Highway():
+                case _:
                     for index in range(stage.count):
                         number += 1
-                        stride = stage.stride if index == 0 else 1
-                        x = self._conv(stage, stride, x.shape[-1], name=f"layer{number}", **common)(x)
+                        layer = self._layer(stage, index, x.shape[-1], name=f"layer{number}", **common)
+                        x = layer(_flat(x) if _is_dense(stage) else x)
+                        if number == until:
+                            return x
+        if until is not None:
+            raise ValueError(f"until is {until}; it must be a layer of the stages, 1 to {number}")
         init = self.kernel_init if self.output_std is None else normal(self.output_std)
         x = nn.Dense(self.num_classes, name="output", **{**common, "kernel_init": init})(_flat(x))
         return x.astype(self.param_dtype)
 
-    def _conv(self, stage: Conv | Highway, stride: int, channels: int, **common: Any) -> nn.Module:
+    def _layer(
+        self, stage: Conv | Highway | Dense | Maxout, index: int, channels: int, **common: Any
+    ) -> Callable[[jax.Array], jax.Array]:
+        if isinstance(stage, Dense):
+            return PlainDense(stage.features, self.activation, **common)
+        if isinstance(stage, Maxout):
+            padding = "SAME" if stage.pad is None else [(stage.pad, stage.pad)] * 2
+            return MaxoutLayer(stage.features, stage.window, stage.pieces, padding, **common)
         features = channels if stage.features is None else stage.features
+        stride = stage.stride if index == 0 else 1
         if isinstance(stage, Highway) and self.block == "highway":
             bias = self.transform_bias
             return HighwayConv(stage.window, self.activation, bias, features=features, strides=stride, **common)
@@ -101,12 +110,22 @@ def _flat(x: jax.Array) -> jax.Array:
     return x.reshape(x.shape[0], -1)
 
 
+def _is_dense(stage: Stage) -> bool:
+    return isinstance(stage, Dense) or (isinstance(stage, Maxout) and stage.window is None)
+
+
 def _check_input(stage: Stage, x: jax.Array) -> None:
-    if isinstance(stage, Dropout | Dense):
+    if isinstance(stage, Dropout | Dense) or stage.window is None:
         return
     if x.ndim != 4:
         raise ValueError(f"stage '{stage}' needs images, (batch, height, width, channels), but gets shape {x.shape}")
-    fits = isinstance(stage, Highway) or (isinstance(stage, Conv) and not stage.valid)
+    match stage:
+        case Highway() | Conv(valid=False) | Maxout(pad=None):
+            return  # padded to the size of what it gets
+        case Maxout(pad=int(pad)):
+            pass
+        case _:
+            pad = 0
     height, width = x.shape[1:3]
-    if not fits and (stage.window[0] > height or stage.window[1] > width):
+    if stage.window[0] > height + 2 * pad or stage.window[1] > width + 2 * pad:
         raise ValueError(f"stage '{stage}' does not fit what it gets, images of {height}x{width}")

@@ -88,3 +88,92 @@ HIGHWAY_C = (
     "dense 100",
     "dropout 0.2",
 )
+
+# What Tables 2 and 3 compare with, from the sources named; all of them plain networks. `ConvNet` ends in a fully
+# connected output layer.
+
+# Romero et al., arXiv:1412.6550. FitNet B's convolutions are those of the configuration that its authors released
+# (cifar10_fitnet19: 3 x 32, 2 x 48, 6 x 80, 6 x 128 feature maps of two pieces, no dropout). FitNet A's are the paper's
+# FitNet 1 as others have implemented it. The released fully connected layer has five pieces; two give the parameters
+# that the paper has for both (250 K and 2.5 M) and for the teacher (9 M), and are inferred from that.
+
+# Table 2, 11 layers: 251,194 parameters.
+FITNET_A = (
+    "3 maxout 16 3x3",
+    "maxpool 2x2",
+    "3 maxout 32 3x3",
+    "maxpool 2x2",
+    "2 maxout 48 3x3",
+    "maxout 64 3x3",
+    "maxpool 8x8",
+    "maxout 500",
+)
+
+# Table 2, 19 layers: 2,548,602 parameters. Its layer 11 is guided by the teacher's layer 2.
+FITNET_B = (
+    "3 maxout 32 3x3",
+    "2 maxout 48 3x3",
+    "maxpool 2x2",
+    "6 maxout 80 3x3",
+    "maxpool 2x2",
+    "6 maxout 128 3x3",
+    "maxpool 8x8",
+    "maxout 500",
+)
+
+
+def maxout(pieces: int) -> tuple[str, ...]:
+    """Goodfellow et al., arXiv:1302.4389, as in their released configuration for CIFAR-10."""
+    return (
+        "dropout 0.2",
+        "maxout 96 8x8 pad 4",
+        "maxpool 4x4 /2",
+        "dropout 0.5",
+        "maxout 192 8x8 pad 3",
+        "maxpool 4x4 /2",
+        "dropout 0.5",
+        "maxout 192 5x5 pad 3",
+        "maxpool 2x2",
+        "dropout 0.5",
+        f"maxout 500 of {pieces}",
+        "dropout 0.5",
+    )
+
+
+# Table 2, the FitNets' teacher, 5 layers: 9,046,330 parameters; its pieces are inferred (see above).
+TEACHER = maxout(2)
+
+# Table 3; five pieces of each of the 500 units.
+MAXOUT = maxout(5)
+
+# Table 3: Network in Network, Lin et al., arXiv:1312.4400, as its authors released it: 966,986 parameters. Its last 1x1
+# convolution, before the averaging, is the output layer here, behind it: the same but for a ReLU. That the second
+# pooling is an average was not checked against the source.
+NIN = (
+    "conv 192 5x5",
+    "conv 160 1x1",
+    "conv 96 1x1",
+    "maxpool 3x3 /2",
+    "dropout 0.5",
+    "conv 192 5x5",
+    "2 conv 192 1x1",
+    "avgpool 3x3 /2",
+    "dropout 0.5",
+    "conv 192 3x3",
+    "conv 192 1x1",
+    "avgpool 8x8",
+)
+
+# Table 3: All-CNN-C, Springenberg et al., arXiv:1412.6806: 1,369,738 parameters; its output layer as NIN's.
+ALL_CNN = (
+    "dropout 0.2",
+    "2 conv 96 3x3",
+    "conv 96 3x3 /2",
+    "dropout 0.5",
+    "2 conv 192 3x3",
+    "conv 192 3x3 /2",
+    "dropout 0.5",
+    "conv 192 3x3 valid",
+    "conv 192 1x1",
+    "avgpool 6x6",
+)

@@ -1,6 +1,7 @@
 """The language in which a convolutional network is described: a stage a line, as in a paper's table.
 
     ("conv 32 5x5 valid", "2 highway 3x3", "maxpool 3x3 /2", "dropout 0.3", "dense 100")
+    ("3 maxout 16 3x3", "maxpool 2x2", "maxout 500 of 5")
 
 A word names the stage. KxK is a window, /S a stride, a number after the word the size of the output
 (features of a layer, the rate of a dropout), a number before it says how many such layers follow one another.
@@ -89,7 +90,27 @@ class Dense:
         return _text(self.count, "dense", self.features)
 
 
-Stage = Conv | Highway | MaxPool | AvgPool | Dropout | Dense
+@dataclasses.dataclass(frozen=True)
+class Maxout:
+    """`[COUNT] maxout FEATURES [of PIECES] [KxK [pad P]]`: layers whose units are the largest of PIECES affine maps, 2
+    unless given. Convolutions with a window, zero-padded by P on every side, else so that the size is kept; without
+    one fully connected.
+    """
+
+    features: int
+    window: Window | None = None
+    pieces: int = 2
+    pad: int | None = None
+    count: int = 1
+
+    def __str__(self) -> str:
+        pieces = f" of {self.pieces}" if self.pieces != 2 else ""
+        window = " {}x{}".format(*self.window) if self.window else ""
+        pad = f" pad {self.pad}" if self.pad is not None else ""
+        return _text(self.count, "maxout", self.features) + pieces + window + pad
+
+
+Stage = Conv | Highway | MaxPool | AvgPool | Dropout | Dense | Maxout
 
 _COUNT, _WINDOW, _STRIDE = r"((?P<count>\d+) )?", r" (?P<window>\d+x\d+)", r"( /(?P<stride>\d+))?"
 _FORMS: dict[Callable[..., Any], str] = {
@@ -99,6 +120,7 @@ _FORMS: dict[Callable[..., Any], str] = {
     AvgPool: rf"avgpool{_WINDOW}{_STRIDE}",
     Dropout: r"dropout (?P<rate>\d*\.?\d+(e-?\d+)?)",
     Dense: rf"{_COUNT}dense (?P<features>\d+)",
+    Maxout: rf"{_COUNT}maxout (?P<features>\d+)( of (?P<pieces>\d+))?({_WINDOW}( pad (?P<pad>\d+))?)?",
 }
 
 
@@ -122,9 +144,11 @@ def parse(text: str) -> Stage:
         if name == "rate":
             if not value < 1:
                 raise ValueError(f"stage {text!r} has the rate {value}; it must be at least 0 and below 1")
-        elif not all(1 <= number <= LARGEST for number in (value if isinstance(value, tuple) else (value,))):
+            continue
+        least = 0 if name == "pad" else 1
+        if not all(least <= number <= LARGEST for number in (value if isinstance(value, tuple) else (value,))):
             raise ValueError(
-                f"stage {text!r} has the {name} {match[name]}; it must be at least 1 and at most {LARGEST}"
+                f"stage {text!r} has the {name} {match[name]}; it must be at least {least} and at most {LARGEST}"
             )
     if kind in (MaxPool, AvgPool) and given.get("stride", 1) > min(given["window"]):
         raise ValueError(f"stage {text!r} has the stride {given['stride']}; it must be at most its window")
@@ -134,7 +158,7 @@ def parse(text: str) -> Stage:
 def depth(stages: Iterable[str | Stage]) -> int:
     """Layers with weights, as the paper counts them: the stages' and the output layer."""
     parsed = (stage if isinstance(stage, Stage) else parse(stage) for stage in stages)
-    return 1 + sum(stage.count for stage in parsed if isinstance(stage, Conv | Highway | Dense))
+    return 1 + sum(stage.count for stage in parsed if isinstance(stage, Conv | Highway | Dense | Maxout))
 
 
 def _form(kind: Any) -> str:

@@ -59,7 +59,7 @@ def test_a_run_goes_on_for_longer_and_is_evaluated(found, tmp_path):
     test = data.load("digits").test
     logits = MLP(depth=10, activation=run["activation"]).apply({"params": params}, test.images / np.float32(16))
     assert np.isclose((logits.argmax(-1) == test.labels).mean(), float(run["test_accuracy"]))
-    assert "holds this run's results" in program("train", *args)
+    assert "holds these results" in program("train", *args)
 
 
 def rows(path):

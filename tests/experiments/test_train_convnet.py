@@ -1,17 +1,21 @@
 """Training convolutional networks from a config."""
 
+import dataclasses
 import json
 import re
 import sys
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
-from experiments import cli, report, results, train
+from experiments import cli, report, results, tables, train
 from highway_jax import ConvNet, checkpoint, data
+from highway_jax.models import paper
 from tests.tfds_files import CIFAR100, MNIST, write_tfds
 
 STAGES = ("conv 4 3x3", "dropout 0.1", "highway 3x3", "maxpool 2x2")
+STAGES_SIZE = "986"  # parameters: 40 + 2 * 148 + 650
 SMALL = [
     "--config=digits_conv", f"--config.stages={STAGES}", "--config.epochs=2", "--config.num_runs=2",
     "--config.batch_size=100",
@@ -75,6 +79,45 @@ def test_the_tables_have_the_papers_rows_and_ours(tmp_path, trained, capsys):
         report.main(["--tables", str(trained)])
 
 
+def test_a_trained_network_teaches_another_and_the_curves_are_drawn(tmp_path, trained, capsys):
+    options = ["--config.block=plain", "--config.guided_layer=1", "--config.validation=100"]
+    student = [*SMALL, *options, f"--config.teacher={trained}", f"--workdir={tmp_path}/work"]
+    train.main(student)
+    assert f"taught by {trained}" in capsys.readouterr().out
+    params = checkpoint.restore_params(tmp_path / "work/params/plain/run1")
+    assert params["regressor"]["h"]["kernel"].shape == (1, 1, 4, 8)
+    report.main(["--curves", str(trained), f"{tmp_path}/work", f"--output={tmp_path}"])
+    assert (tmp_path / "learning_curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_table_says_what_is_not_as_in_the_paper(trained):
+    found = results.load(trained)
+
+    def names(kind, stages, teacher):
+        config = ConfigDict({**found.config, "dataset": "cifar10", "stages": stages, "teacher": teacher})
+        networks = {kind: found.networks["highway"]}
+        table = tables.tables([dataclasses.replace(found, config=config, kinds=(kind,), networks=networks)])
+        rows = [line for line in table.splitlines() if f" | {STAGES_SIZE} | " in line]
+        return [row.split(" | ")[0].removeprefix("| ") for row in rows]
+
+    (trained / "best/plain").symlink_to("highway")
+    assert names("highway", paper.HIGHWAY_C, None) == ["Highway C, 32 layers"]
+    assert names("plain", paper.HIGHWAY_C, None) == ["its plain twin: Highway C, 32 layers"]
+    assert names("plain", paper.FITNET_B, "runs/teacher") == ["Fitnet B, 19 layers"]
+    assert names("plain", paper.FITNET_B, None) == ["without a teacher: Fitnet B, 19 layers"]
+    assert names("plain", paper.NIN, None) == ["NiN"]
+    (trained / "best/plain").unlink()
+
+
+def test_a_rate_for_every_run(tmp_path):
+    config = cli.load_config("digits_conv_depth32")[1]
+    config.update({"stages": STAGES, "epochs": 1, "num_runs": 2})
+    train.train_convnet(config, tmp_path / "work")
+    rates = results.load(tmp_path / "work").networks["highway"].hyperparameters["learning_rate"]
+    assert rates[0] != rates[1]
+    assert ((rates >= 0.002) & (rates <= 0.2)).all()
+
+
 def test_cifar100_is_trained_as_the_paper_does(tmp_path, capsys):
     rng = np.random.default_rng(0)
     splits = ((rng.integers(0, 256, (n, 32, 32, 3), np.uint8), np.arange(n) * 5, np.arange(n)) for n in (20, 10))
@@ -105,10 +148,22 @@ def test_cifar100_is_trained_as_the_paper_does(tmp_path, capsys):
         (["--config.momentum=1"], "config.momentum is "),
         (["--config=digits_depth10"], "--config is 'digits_depth10', which is a search's; use it with: "),
         (["--from_search=x"], "--config and --from_search are both given"),
+        (["--config.teacher=nowhere"], "workdir 'nowhere' does not exist"),
+        (
+            ["--config.teacher=TRAINED", "--config.validation=100", "--config.guided_layer=3"],
+            "guided_layer is 3; .* 1 to 2",
+        ),
+        (
+            ["--config.teacher=TRAINED", "--config.validation=100", "--config.hint_layer=9"],
+            "hint_layer is 9; .* 1 to 2",
+        ),
+        (["--config.teacher=TRAINED"], "config.teacher is .*, whose validation is 100; it must be 0, as here"),
+        (["--config.teacher=TRAINED", "--config.hint_epochs=2"], "config.hint_epochs is 2; it must be below 2"),
     ],
     ids=lambda value: value[0].removeprefix("--config.") if isinstance(value, list) else "",
 )
-def test_a_mistake_is_one_line_and_status_2(args, message, tmp_path, monkeypatch, capsys):
+def test_a_mistake_is_one_line_and_status_2(args, message, trained, tmp_path, monkeypatch, capsys):
+    args = [arg.replace("TRAINED", str(trained)) for arg in args]
     monkeypatch.setattr(sys, "argv", ["train", *SMALL, *args, f"--workdir={tmp_path}/work"])
     with pytest.raises(SystemExit) as stop:
         cli.run(train.main, train.__doc__)

@@ -1,0 +1,270 @@
+"""What training costs a device: its memory, from the compiled program, and its time, from measured rates."""
+
+import dataclasses
+import functools
+import importlib.util
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import topologies
+from jax.interpreters.partial_eval import dce_jaxpr
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from benchmarks.population import hardware
+from experiments.trainer import Job, run_shapes, runs_by_step
+from highway_jax import parallel, search, training
+
+RESULTS = Path(__file__).parents[1] / "benchmarks/results"
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """A kind of device.
+
+    Attributes:
+      name: what it is called on the command line.
+      kind: what JAX calls it (`device_kind`), and with it the files in benchmarks/results.
+      memory: bytes that JAX will use of its memory.
+      peak: published FLOP/s of matrix products, by `config.matmul_precision`; empty where none is known.
+      topology: the smallest slice with such a device, where its compiler can do without the device.
+    """
+
+    name: str
+    kind: str
+    memory: int
+    peak: Mapping[str, float]
+    topology: str | None = None
+
+
+def _gpu(name: str, kind: str, gigabytes: float, float32: float, tensorfloat32: float) -> Device:
+    """From a data sheet, in TFLOP/s, without sparsity. JAX takes three quarters of a GPU's memory by default
+    (XLA_PYTHON_CLIENT_MEM_FRACTION). Float32 arrays are multiplied in TF32 at any lower precision."""
+    peak = {"float32": float32, "tensorfloat32": tensorfloat32, "bfloat16": tensorfloat32}
+    return Device(name, kind, int(0.75e9 * gigabytes), {key: 1e12 * value for key, value in peak.items()})
+
+
+def _tpu(name: str, kind: str, gigabytes: float, bfloat16: float, topology: str) -> Device:
+    """From the Cloud TPU documentation, in TFLOP/s. Better precisions are six and three passes in bfloat16."""
+    peak = {"float32": bfloat16 / 6, "tensorfloat32": bfloat16 / 3, "bfloat16": bfloat16}
+    return Device(name, kind, int(1e9 * gigabytes), {key: 1e12 * value for key, value in peak.items()}, topology)
+
+
+# NVIDIA's data sheets of the A100 80GB SXM, H100 SXM, H200 SXM, L4 and T4 (whose tensor cores have no TF32);
+# cloud.google.com/tpu/docs, the system architecture pages of v5e, v5p and v6e.
+DEVICES = {
+    device.name: device
+    for device in (
+        _gpu("a100", "NVIDIA A100-SXM4-80GB", 80, 19.5, 156),
+        _gpu("h100", "NVIDIA H100 80GB HBM3", 80, 67, 494.5),
+        _gpu("h200", "NVIDIA H200", 141, 67, 494.5),
+        _gpu("l4", "NVIDIA L4", 24, 30.3, 60),
+        _gpu("t4", "Tesla T4", 16, 8.1, 8.1),
+        _tpu("tpu_v5e", "TPU v5 lite", 16, 197, "v5e:2x2"),
+        _tpu("tpu_v5p", "TPU v5", 95, 459, "v5p:2x2x1"),
+        _tpu("tpu_v6e", "TPU v6 lite", 32, 918, "v6e:2x2"),
+    )
+}
+
+
+def this_device() -> Device:
+    """The device of this machine. A CPU's share of the memory is that of a core."""
+    device = jax.devices()[0]
+    peak = next((known.peak for known in DEVICES.values() if known.kind == device.device_kind), {})
+    stats = device.memory_stats() or {}
+    if "bytes_limit" in stats:
+        memory = stats["bytes_limit"]
+    else:
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // jax.local_device_count()
+    return Device("here", device.device_kind, memory, peak)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What one kind of network needs of a device; memory in bytes.
+
+    Attributes:
+      parameters: of a run.
+      runs: trained on the device, one part after another, the fullest device's.
+      resident: of them in memory at once.
+      runs_per_batch: of those in lockstep.
+      population: the resident runs' parameters and optimizer state.
+      data: both splits.
+      program: what the compiled epoch, or evaluation if that is more, needs beside population and data.
+      steps: of single runs on the device, in all.
+      flops: a run's in one step, in matrix products and convolutions.
+      checkpoint: of all devices' resident runs, on disk.
+    """
+
+    parameters: int
+    runs: int
+    resident: int
+    runs_per_batch: int
+    population: int
+    data: int
+    program: int
+    steps: int
+    flops: int
+    checkpoint: int
+
+    @property
+    def memory(self) -> int:
+        """All of it."""
+        return self.population + self.data + self.program
+
+    def seconds(self, rate: float) -> float:
+        """How long the device trains at a rate in FLOP/s."""
+        return self.steps * self.flops / rate
+
+
+def make_plan(job: Job, network: str, device: Device, devices: int) -> Plan:
+    """Plan one kind of a job's networks; of its data, shapes and dtypes are enough."""
+    config, recipe = job.config, job.recipe(network)
+    with jax.default_matmul_precision(config.matmul_precision):
+        target = compiler_of(device)
+        mesh = parallel.runs_mesh([target])
+        key = jax.random.key(0)
+        run = run_shapes(job, recipe)
+        need = search.memory_of_a_run(recipe, run, job.train, config.batch_size, target)
+
+        runs, splits = -(-config.num_runs // devices), _bytes((job.train, *job.evaluate.values()))
+        memory = None if device.kind == "cpu" else device.memory - splits
+        side_by_side = config.runs_in_memory or search.choose_runs_in_memory(run, config.num_runs, devices, memory)
+        resident = min(runs, -(-side_by_side // devices))
+        by_step = runs_by_step(config, side_by_side, job.halving)
+        if config.runs_per_batch:
+            runs_per_batch = min(config.runs_per_batch, resident)
+        elif device.kind == "cpu":
+            runs_per_batch = 1
+        else:
+            free = device.memory - splits - resident * need.state
+            runs_per_batch = search.fitting_runs_per_batch(need, resident, free)
+
+        population = _placed(run, mesh, PartitionSpec(parallel.RUNS), resident)
+        train_epoch: Any = search.population_epoch(recipe, config.batch_size, mesh, runs_per_batch)
+        arguments = _placed((job.train, jax.eval_shape(lambda: key)), mesh, PartitionSpec())
+        programs = [(train_epoch.lower(population, *arguments), job.train)]
+        evaluate = parallel.map_runs(lambda run, split: training.evaluate(recipe, run, split), mesh, runs_per_batch)
+        for split in job.evaluate.values():
+            programs.append((jax.jit(evaluate).lower(population, _placed(split, mesh, PartitionSpec())), split))
+        peak = max(_memory(program) - _bytes(split) for program, split in programs)
+
+        batch = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct((config.batch_size, *leaf.shape[1:]), leaf.dtype), job.train
+        )
+        step = jax.make_jaxpr(functools.partial(training.train_step, recipe))(run, batch, key).jaxpr
+    return Plan(
+        parameters=sum(leaf.size for leaf in jax.tree.leaves(run.params)),
+        runs=runs,
+        resident=resident,
+        runs_per_batch=runs_per_batch,
+        population=resident * need.state,
+        data=splits,
+        program=peak - resident * need.state,
+        steps=(len(job.train.labels) // config.batch_size) * sum(-(-count // devices) for count in by_step),
+        flops=matmul_flops(dce_jaxpr(step, [True] * len(step.outvars))[0]),
+        checkpoint=devices * resident * need.state + 4 * config.num_runs * config.epochs * (1 + len(job.evaluate)),
+    )
+
+
+def _placed(tree: Any, mesh: Mesh, spec: PartitionSpec, *leading: int) -> Any:
+    """Shapes and dtypes of what will live on a mesh, with further leading axes."""
+    place = NamedSharding(mesh, spec)
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((*leading, *leaf.shape), leaf.dtype, sharding=place), tree)
+
+
+def compiler_of(device: Device) -> jax.Device:
+    """The device to compile for: one like it where there is a compiler for that, or this machine's."""
+    if device.topology is None or importlib.util.find_spec("libtpu") is None:
+        return jax.devices()[0]
+    # Nobody is to be asked which machine this is.
+    os.environ.update(TPU_SKIP_MDS_QUERY="1", TPU_ACCELERATOR_TYPE="none", TPU_WORKER_HOSTNAMES="localhost")
+    return topologies.get_topology_desc(topology_name=device.topology, platform="tpu").devices[0]
+
+
+def _memory(program: jax.stages.Lowered) -> int:
+    """Bytes of a device's memory while a program runs: its arguments, its results and what is between."""
+    usage = program.compile().memory_analysis()
+    assert usage is not None
+    # Results that take the place of a donated argument count once.
+    results = usage.output_size_in_bytes - usage.alias_size_in_bytes
+    return usage.argument_size_in_bytes + results + usage.temp_size_in_bytes
+
+
+def _bytes(tree: Any) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def matmul_flops(jaxpr: Any) -> int:
+    """Floating-point operations of a program's matrix products and convolutions, scans counted in full.
+
+    XLA's `cost_analysis` counts a scan's body once, whatever its length. Elementwise operations are not counted, the
+    zeros that pad a convolution are.
+    """
+    total = 0
+    for equation in jaxpr.eqns:
+        name, params = equation.primitive.name, equation.params
+        if name in ("dot_general", "conv_general_dilated"):
+            left, right, out = (variable.aval.shape for variable in (*equation.invars, *equation.outvars))
+        if name == "dot_general":
+            (contracted, _), _ = params["dimension_numbers"]
+            total += 2 * math.prod(out) * math.prod(left[axis] for axis in contracted)
+        elif name == "conv_general_dilated":
+            taps = math.prod(right) // right[params["dimension_numbers"].rhs_spec[0]]
+            total += 2 * math.prod(out) * taps // math.prod(params["lhs_dilation"])
+        else:
+            inner = [matmul_flops(body) for body in _bodies(params.values())]
+            # Of a branch for every platform, only one is taken.
+            total += max(inner) if name == "cond" else params.get("length", 1) * sum(inner)
+    return total
+
+
+def _bodies(values: Iterable[Any]) -> list[Any]:
+    """The programs among an equation's parameters."""
+    found = []
+    for value in values:
+        if isinstance(value, (tuple, list)):
+            found += _bodies(value)
+        elif hasattr(value, "eqns"):
+            found.append(getattr(value, "jaxpr", value))
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Rate:
+    """What a device was measured to do, in FLOP/s; `typical` at the depth asked for, low and high at any.
+
+    Attributes:
+      files: where that is from.
+    """
+
+    typical: float
+    low: float
+    high: float
+    files: tuple[str, ...]
+
+
+def measured_rate(kind: str, depth: int, results: Path = RESULTS) -> Rate | None:
+    """The rate at which a kind of device trains fully connected networks, or None if nobody has measured it.
+
+    Between the depths that were measured it is interpolated, beyond them it is the outermost's. A CPU counts as
+    measured if one of its name was.
+    """
+    points = []
+    for path in sorted(results.glob("population_*.json")):
+        result = json.loads(path.read_text())
+        ours = result["contenders"].get("ours", {})
+        count, _, measured = ours.get("device", "").partition(" x ")
+        if measured == kind and (kind != "cpu" or result["machine"]["cpu"] == hardware()["cpu"]):
+            work = 1e3 * result["flops_per_run_step"] / int(count)
+            rates = (work / ours[key] for key in ("ms", "ms_max", "ms_min"))
+            points.append((result["work"]["depth"], *rates, path.name))
+    if not points:
+        return None
+    depths, typical, low, high, files = zip(*sorted(points), strict=True)
+    return Rate(float(np.interp(math.log(depth), np.log(depths), typical)), min(low), max(high), files)

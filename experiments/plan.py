@@ -1,0 +1,165 @@
+"""What a search or a training needs of memory and time, before it runs: on this machine, or on devices to be paid for.
+
+    python -m experiments.plan --config=digits_depth50
+    python -m experiments.plan --config=mnist_depth100 --config.num_runs=10000 --devices=256 --device=h100
+
+--config=NAME          a config of experiments/configs, a search's or a convolutional network's, or a path to one
+--config.KEY=VALUE     changes one of its keys
+--device=NAME          here (the default), a100, h100, h200, l4, t4, tpu_v5e, tpu_v5p or tpu_v6e
+--devices=N            how many; by default as many as JAX sees here, and 1 elsewhere
+
+Memory is what XLA says of the compiled epoch. For a TPU its own compiler is asked, where libtpu is installed
+(`pip install -e '.[tpu]'`, on any Linux machine); for other devices that are not here, the CPU's stands in. Time is
+from the rates in benchmarks/results; where none of them is the device's, only a lower bound is given.
+"""
+
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+import jax
+from absl import flags
+from ml_collections import ConfigDict
+from rich.table import Table
+
+from experiments import cli, search, train, trainer
+from experiments.checks import check_search, check_training
+from experiments.cli import UserError
+from experiments.costs import DEVICES, Device, Plan, Rate, compiler_of, make_plan, measured_rate, this_device
+from experiments.progress import Output, duration
+from highway_jax import data, parallel
+
+
+def main(argv: list[str]) -> None:
+    values = flags.FlagValues()
+    flags.DEFINE_string("device", "here", "kind of device", flag_values=values)
+    flags.DEFINE_integer("devices", None, "how many", lower_bound=1, flag_values=values)
+    name, overrides, rest = cli.split_config_flags(argv)
+    cli.parse_flags(rest, values)
+    if values.device != "here" and values.device not in DEVICES:
+        raise UserError(f"--device is {values.device!r}; it must be one of here, {', '.join(DEVICES)}")
+    label, config = cli.load_config(name)
+    cli.override(config, overrides)
+    job = read(config)
+    here = values.device == "here"
+    device = this_device() if here else DEVICES[values.device]
+    given = values.devices or (jax.device_count() if here else 1)
+    plans = {network: make_plan(job, network, device, min(given, config.num_runs)) for network in job.networks}
+    rate = measured_rate(device.kind, config.depth) if "search" in config else None
+    console = Output()
+    console.print(
+        f"{label}: {config.num_runs:,} runs of {' and of '.join(job.networks)}, {config.epochs:,} epochs of "
+        f"{len(job.train.labels) // config.batch_size:,} steps, on {given:,} x {device.kind}"
+    )
+    console.print(table(plans, config, device, rate))
+    for note in notes(plans, config, device, given, rate):
+        console.print(note)
+
+
+def read(config: ConfigDict) -> trainer.Job:
+    """Check a config; what it wants done, with data of which only the shapes are right.
+
+    Raises:
+      UserError: if it cannot be run.
+    """
+    if "search" in config:
+        space, halving = check_search(config)
+        dataset = data.outline(config.dataset, config.data_dir)
+        networks, recipe = config.networks, functools.partial(search.recipe, config, dataset)
+        split, evaluate = dataset.train, {"test_accuracy": dataset.test}
+    else:
+        space, halving = check_training(config), None
+        dataset = data.outline(config.dataset, config.data_dir)
+        split, evaluate = train.hold_out(config, dataset)
+        train.describe(config, dataset, split)  # the stages have to fit the images
+        one = jax.tree.map(lambda leaf: leaf[:1], split)  # for the mean image
+        networks, recipe = (config.block,), functools.partial(train.recipe, config, dataset, one)
+    trainer.check_batch_size(config, split)
+    return trainer.Job(
+        config=config,
+        networks=networks,
+        sample=search.sampler(config, space),
+        recipe=recipe,
+        train=split,
+        evaluate=evaluate,
+        title=dataset.name,
+        draw=lambda outcomes: {},
+        halving=halving,
+    )
+
+
+def table(plans: Mapping[str, Plan], config: ConfigDict, device: Device, rate: Rate | None) -> Table:
+    """The plans, a column for each kind of network."""
+    rows: dict[str, Callable[[Plan], str]] = {
+        "parameters of a run": lambda plan: f"{plan.parameters:,}",
+        "runs on a device": lambda plan: f"{plan.runs:,}",
+        "  in memory at once": lambda plan: f"{plan.resident:,}",
+        "  in lockstep": lambda plan: f"{plan.runs_per_batch:,}",
+        "memory of a device": lambda plan: f"{_size(plan.memory)} of {_size(device.memory)}",
+        "  parameters, optimizer": lambda plan: _size(plan.population),
+        "  images, labels": lambda plan: _size(plan.data),
+        "  the compiled program": lambda plan: _size(plan.program),
+        "a checkpoint": lambda plan: _size(plan.checkpoint),
+        "FLOP of a device": lambda plan: f"{plan.steps * plan.flops:.2e}",
+    }
+    if rate:
+        rows["time of an epoch"] = lambda plan: duration(plan.seconds(rate.typical) / config.epochs)
+        rows["time of all epochs"] = lambda plan: _span([plan], rate)
+    else:
+        rows["time"] = lambda plan: "not measured"
+        if peak := device.peak.get(config.matmul_precision):
+            rows["  bound, not estimate"] = lambda plan: f"at least {duration(plan.seconds(peak))}"
+    grid = Table()
+    grid.add_column("")
+    for network in plans:
+        grid.add_column(network, justify="right")
+    for label, cell in rows.items():
+        grid.add_row(label, *map(cell, plans.values()))
+    return grid
+
+
+def notes(
+    plans: Mapping[str, Plan], config: ConfigDict, device: Device, given: int, rate: Rate | None
+) -> Iterator[str]:
+    """What the figures stand on, and what is wrong with the plan."""
+    if rate:
+        yield f"in all {_span(plans.values(), rate)}, and some seconds of compilation for each kind of network"
+        yield f"time: from {', '.join(rate.files)}; in brackets, at their fastest and slowest repetition"
+    else:
+        known = "fully connected networks" if "search" not in config else "other devices"
+        yield f"time: benchmarks/results has measured {known} only"
+        if peak := device.peak.get(config.matmul_precision):
+            yield (
+                f"the bound is every product at the published {peak / 1e12:,.0f} TFLOP/s, which large ones come near "
+                "and small ones do not"
+            )
+    compiler = compiler_of(device).device_kind
+    if compiler != device.kind:
+        yield f"memory: as compiled for {compiler}, which stands in for {device.kind}"
+    if device.kind == "cpu":
+        yield "memory: a device is a core, with its share of this machine's; Python and JAX come on top"
+    largest = max(plan.memory for plan in plans.values())
+    if largest > device.memory:
+        yield f"warning: {_size(largest)} do not fit into a device's {_size(device.memory)}"
+    if parts := {name: -(-plan.runs // plan.resident) for name, plan in plans.items() if plan.resident < plan.runs}:
+        counts = " and ".join(f"{name} in {count}" for name, count in parts.items())
+        yield f"memory does not hold all runs at once; they are trained one part after another, {counts}"
+    if given > config.num_runs:
+        yield f"warning: {given:,} devices for {config.num_runs:,} runs; the plan is for one run on as many devices"
+    padding = next(iter(plans.values())).runs * min(given, config.num_runs) / config.num_runs - 1
+    if padding > 0.05:
+        yield f"warning: {config.num_runs:,} runs do not divide by {given:,} devices; {padding:.0%} more are trained"
+
+
+def _span(plans: Iterable[Plan], rate: Rate) -> str:
+    plans = list(plans)
+    low, typical, high = (duration(sum(plan.seconds(r) for plan in plans)) for r in (rate.high, rate.typical, rate.low))
+    return f"{typical} ({low} to {high})"
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:,.2f} GiB" if count >= 2**30 else f"{count / 2**20:,.1f} MiB"
+
+
+if __name__ == "__main__":
+    parallel.split_cpu()
+    cli.run(main, __doc__)

@@ -1,0 +1,56 @@
+"""Maxout, the layer of the networks that Tables 1 to 3 compare highway networks with."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.typing import Dtype, Initializer
+
+from highway_jax.convolution import conv
+from highway_jax.initializers import normalized
+
+
+class Maxout(nn.Module):
+    """A maxout layer: every unit is the largest of several affine maps (Goodfellow et al., arXiv:1302.4389).
+
+    Maps (..., n) to (..., features) or, with a kernel size, (batch, *spatial, channels) to
+    (batch, *spatial', features). Parameters: `h/kernel` (*kernel_size, n, features * pieces), `h/bias`
+    (features * pieces,), each unit's pieces side by side. Sows `block_output` as the layers of
+    `highway_jax.layers` do.
+
+    Attributes:
+      features: number of units or feature maps.
+      kernel_size: receptive field, one number per spatial dimension; None for a fully connected layer.
+      pieces: affine maps of a unit.
+      padding: as in `flax.linen.Conv`.
+      kernel_init: initializer of the kernel; He's by default, as for a rectifier.
+      dtype: of the computation; the inputs' and parameters' promoted dtype by default.
+      param_dtype: of the parameters.
+    """
+
+    features: int
+    kernel_size: Sequence[int] | None = None
+    pieces: int = 2
+    padding: str | Sequence[tuple[int, int]] = "SAME"
+    kernel_init: Initializer | None = None
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        size = self.features * self.pieces
+        options: dict[str, Any] = {
+            "kernel_init": self.kernel_init or normalized("relu"),
+            "dtype": self.dtype,
+            "param_dtype": self.param_dtype,
+            "name": "h",
+        }
+        if self.kernel_size is None:
+            z = nn.Dense(size, **options)(x)
+        else:
+            z = nn.Conv(size, tuple(self.kernel_size), padding=self.padding, conv_general_dilated=conv, **options)(x)
+        y = z.reshape(*z.shape[:-1], self.features, self.pieces).max(axis=-1)
+        self.sow("intermediates", "block_output", y)
+        return y

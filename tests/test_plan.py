@@ -1,0 +1,161 @@
+"""What is planned against what is compiled, and how it grows."""
+
+import dataclasses
+import functools
+import json
+import re
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from benchmarks.work import Work
+from experiments import cli, costs, plan
+from experiments.costs import DEVICES, Device
+from highway_jax import parallel, search
+
+TINY = ("--config=digits_depth10", "--config.depth=7", "--config.width.highway=8", "--config.networks=highway")
+H100 = DEVICES["h100"]
+
+
+def job(**changes):
+    _, overrides, _ = cli.split_config_flags(TINY)
+    config = cli.load_config("digits_depth10")[1]
+    cli.override(config, overrides)
+    config.update_from_flattened_dict({"epochs": 3, "num_runs": 12} | changes)
+    return plan.read(config)
+
+
+@functools.cache  # a plan takes a second or two of compilation
+def planned(device=H100, devices=1, **changes):
+    return costs.make_plan(job(**changes), "highway", device, devices)
+
+
+def test_memory_is_that_of_the_search_as_compiled():
+    planned_job, made = job(), planned(devices=2)
+    recipe, train = planned_job.recipe("highway"), planned_job.train
+    mesh = parallel.runs_mesh(jax.devices()[:1])
+    hyperparameters = planned_job.sample("highway", 0, 6, None)
+    population = search.init_population(recipe, hyperparameters, 0, train.images, mesh)
+    assert made.population == sum(leaf.nbytes for leaf in jax.tree.leaves(population))
+    assert made.parameters == sum(leaf.size for leaf in jax.tree.leaves(population.params)) / 6
+    assert made.data == sum(leaf.nbytes for leaf in jax.tree.leaves((train, planned_job.evaluate)))
+    assert (made.runs, made.resident, made.runs_per_batch) == (6, 6, 6)
+    epoch = search.population_epoch(recipe, 50, mesh, made.runs_per_batch)
+    usage = epoch.lower(population, train, search.epoch_key(0, 0)).compile().memory_analysis()
+    test = sum(leaf.nbytes for leaf in jax.tree.leaves(planned_job.evaluate))
+    assert made.memory >= usage.argument_size_in_bytes + usage.temp_size_in_bytes + test
+    assert made.steps == 6 * 3 * 30
+    assert planned(devices=2, **{"search.halving.every": 2}).steps == (6 + 6 + 3) * 30
+
+
+def test_twice_the_runs_take_twice_the_memory_and_time_and_twice_the_devices_take_it_back():
+    one, two, shared = planned(devices=2), planned(), planned(num_runs=24, devices=4)
+    assert (two.runs, two.population) == (2 * one.runs, 2 * one.population)
+    assert two.seconds(1e12) == 2 * one.seconds(1e12)
+    assert 1.5 < two.program / one.program < 2.5  # the data's batches are shared
+    # On twice the devices, each does the same again; the checkpoint alone has grown.
+    assert dataclasses.replace(shared, checkpoint=0) == dataclasses.replace(one, checkpoint=0)
+    assert shared.checkpoint == 2 * one.checkpoint
+    assert one.checkpoint == two.checkpoint
+
+
+def test_what_memory_does_not_hold_is_trained_in_parts():
+    need = planned().population // 12
+    small = dataclasses.replace(H100, memory=3 * 10**6)
+    made = costs.make_plan(job(num_runs=10**5), "highway", small, 1)
+    assert 1 < made.resident < made.runs == 10**5
+    assert made.runs_per_batch < made.resident
+    assert made.population == made.resident * need < made.memory <= small.memory
+
+
+def test_operations_are_those_of_the_benchmarks_and_scans_count_in_full():
+    assert planned(devices=2).flops == Work(7, 1, 50, 8, 1).flops() - 4 * 50 * 8 * (784 - 64)
+
+    def loop(x, y):
+        return jax.lax.scan(lambda x, _: (x @ y, None), x, None, length=5)[0]
+
+    x, y = np.ones((2, 3), np.float32), np.ones((3, 3), np.float32)
+    assert costs.matmul_flops(jax.make_jaxpr(loop)(x, y).jaxpr) == 5 * 2 * 2 * 3 * 3
+    window = jax.make_jaxpr(lambda x, k: jax.lax.conv(x, k, (1, 1), "VALID"))(
+        np.ones((4, 3, 8, 8)), np.ones((5, 3, 3, 3))
+    )
+    assert costs.matmul_flops(window.jaxpr) == 2 * (4 * 5 * 6 * 6) * (3 * 3 * 3)
+
+
+def write_rate(directory, depth, device, flops, ms, cpu="any"):
+    result = {
+        "machine": {"cpu": cpu},
+        "work": {"depth": depth},
+        "flops_per_run_step": flops,
+        "contenders": {"ours": {"device": device, "ms": ms, "ms_min": ms / 2, "ms_max": 2 * ms}},
+    }
+    (directory / f"population_{depth}_{device[-3:]}.json").write_text(json.dumps(result))
+
+
+def test_rates_are_the_devices_own_and_lie_between_those_measured(tmp_path):
+    write_rate(tmp_path, 10, "4 x X", flops=8e6, ms=1)  # 8e9 a second on four
+    write_rate(tmp_path, 1000, "4 x X", flops=8e8, ms=50)
+    write_rate(tmp_path, 50, "1 x Y", flops=8e6, ms=1)
+    write_rate(tmp_path, 50, "1 x cpu", flops=8e6, ms=1, cpu="of another name")
+    (rate,) = {costs.measured_rate("X", depth, tmp_path) for depth in (2, 10)}
+    assert (rate.typical, rate.low, rate.high) == (2e9, 1e9, 8e9)
+    assert costs.measured_rate("X", 100, tmp_path).typical == pytest.approx(3e9)  # half way, as depth multiplies
+    assert costs.measured_rate("X", 10**5, tmp_path).typical == 4e9
+    assert costs.measured_rate("Z", 10, tmp_path) is None
+    assert costs.measured_rate("cpu", 10, tmp_path) is None
+    assert len(rate.files) == 2
+
+
+def shown(capsys, monkeypatch, *flags):
+    """What is printed of a plan; that of twelve runs on two devices, whatever the flags say of them."""
+    monkeypatch.setattr(plan, "make_plan", lambda job, network, device, devices: planned(devices=2))
+    plan.main([*TINY, *flags])
+    return " ".join(capsys.readouterr().out.split())
+
+
+def test_what_was_not_measured_is_not_guessed(capsys, monkeypatch):
+    out = shown(capsys, monkeypatch, "--device=h100", "--devices=256", "--config.num_runs=12")
+    assert "not measured" in out
+    assert "bound, not estimate" in out
+    assert "which stands in for NVIDIA H100" in out
+    assert "warning: 256 devices for 12 runs" in out
+    monkeypatch.setattr(plan, "measured_rate", lambda kind, depth: costs.Rate(1e6, 5e5, 2e6, ("file.json",)))
+    out = shown(capsys, monkeypatch, "--config.num_runs=11", "--devices=2")
+    assert "not measured" not in out
+    assert "file.json" in out
+    assert "warning: 11 runs do not divide by 2 devices; 9% more are trained" in out
+
+
+def test_a_device_that_is_too_small_is_warned_of(capsys, monkeypatch):
+    monkeypatch.setitem(DEVICES, "h100", Device("h100", "small", 10**5, {}))
+    assert "do not fit into a device's 0.1 MiB" in shown(capsys, monkeypatch, "--device=h100")
+
+
+def test_convolutional_networks_are_planned_without_their_data(capsys, tmp_path, monkeypatch):
+    stages = '--config.stages=("conv 4 3x3 /4", "highway 3x3", "avgpool 2x2")'
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    plan.main(["--config=cifar10_gap", stages, "--config.num_runs=2", "--config.batch_size=500", "--device=tpu_v5e"])
+    out = capsys.readouterr().out
+    assert "2 runs of highway, 400 epochs of 100 steps, on 1 x TPU v5 lite" in out
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--device=h1000"], "--device is 'h1000'; it must be one of here, a100, h100"),
+        (["--devices=0"], "devices"),
+        (["--config.batch_size=1501"], "config.batch_size is 1501; it must be at most 1500"),
+        (["--config.dataset=fashion_mnist"], "'fashion_mnist' is not prepared in .*TFDS_DATA_DIR"),
+        (["--workdir=x"], "--workdir is no flag"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(flags, message, capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", ["plan", *TINY, *flags])
+    with pytest.raises(SystemExit) as stopped:
+        cli.run(plan.main, plan.__doc__)
+    error = capsys.readouterr().err
+    assert (stopped.value.code, error.count("\n")) == (2, 1)
+    assert re.search(message, error), error
