@@ -34,6 +34,7 @@ from experiments.cli import UserError
 from experiments.observations import Analysis, captions, summarize
 from experiments.results import Result
 from highway_jax import analysis, checkpoint, data, gate_plots, parallel, training
+from highway_jax.blocks import BLOCKS
 
 SAMPLE = 0  # the index of the training image whose gates and block outputs are shown
 BINS = 60  # of the histogram of open layers
@@ -96,10 +97,10 @@ def choose(found: Result, kind: str, run: int | None, rank: int | None) -> Netwo
     Raises:
       UserError: if it is not in the workdir, has no gates, or its parameters are not kept.
     """
-    if kind == "plain":
-        raise UserError("--network is 'plain', which has no gates to look at; it must be 'highway'")
+    if kind != "highway" and kind in BLOCKS:
+        raise UserError(f"--network is {kind!r}, which has no transform gates to look at; it must be 'highway'")
     if "highway" not in found.kinds:
-        raise UserError(f"{found.directory} holds no highway networks, and plain ones have no gates to look at")
+        raise UserError(f"{found.directory} holds no highway networks, and no others have transform gates to look at")
     if kind in found.kinds and kind not in found.networks:
         raise UserError(
             f"{found.directory} holds no {kind} run yet; the same command as before goes on with its search"

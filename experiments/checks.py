@@ -11,8 +11,8 @@ from experiments import event_files
 from experiments.cli import UserError, leaves
 from experiments.configs.convolutional import training
 from experiments.configs.figure1 import random_search
-from highway_jax.models import BLOCKS
-from highway_jax.models.stages import parse
+from highway_jax.blocks import BLOCKS
+from highway_jax.models import stages
 from highway_jax.search import Halving, SearchSpace
 
 PRECISIONS = ("float32", "tensorfloat32", "bfloat16")
@@ -32,7 +32,7 @@ INTEGERS = {
     "log_every": (1, 10**6),
 }
 OPTIONAL = ("runs_in_memory", "runs_per_batch", "evaluate_every", "checkpoint_every", "log_every")
-SEARCH_INTEGERS = {"depth": (2, 10**5), "width.highway": (1, 10**5), "width.plain": (1, 10**5)}
+SEARCH_INTEGERS = {"depth": (2, 10**5), **{f"width.{block}": (1, 10**5) for block in BLOCKS}}
 TRAINING_INTEGERS = {
     "crop_padding": (0, 10**3),
     "validation": (0, 10**9),
@@ -53,8 +53,9 @@ def check_search(config: ConfigDict) -> tuple[SearchSpace, Halving | None]:
     """
     _check_common(config, random_search("digits", 2, 1, 1), SEARCH_INTEGERS)
     networks = _tuple(config.networks)
-    if not networks or any(network not in BLOCKS for network in networks) or len(set(networks)) < len(networks):
+    if not networks or any(network not in tuple(BLOCKS) for network in networks) or len(set(networks)) < len(networks):
         raise UserError(f"config.networks is {networks}; it must be one or more of {', '.join(BLOCKS)}, each once")
+    _check_bool(config, "remat")
     with config.ignore_type():
         config.networks = networks
     ranges = {
@@ -72,7 +73,7 @@ def check_training(config: ConfigDict) -> SearchSpace:
       UserError: naming the first key that is wrong.
     """
     _check_common(config, training("digits", (), 1), TRAINING_INTEGERS)
-    _check_one_of(config, "block", BLOCKS)
+    _check_one_of(config, "block", stages.BLOCKS)
     _check_one_of(config, "preprocessing", PREPROCESSINGS)
     _check_bool(config, "mirror")
     for key in "stages", "boundaries":
@@ -80,7 +81,7 @@ def check_training(config: ConfigDict) -> SearchSpace:
             config[key] = _tuple(config[key])
     for stage in config.stages:
         try:
-            parse(stage)
+            stages.parse(stage)
         except ValueError as error:
             raise UserError(f"config.stages: {error}") from error
     _check_number(config, "weight_decay", "at least 0", lambda value: value >= 0)

@@ -35,7 +35,7 @@ def labels(searches: Sequence[Result]) -> list[str]:
 def title(searches: Sequence[Result]) -> str:
     """Such as "Highway and plain networks on digits"."""
     networks = dict.fromkeys(network for search in searches for network in search.kinds)
-    text = f"{' and '.join(networks)} networks on {_enumerate(search.config.dataset for search in searches)}"
+    text = f"{_enumerate(networks)} networks on {_enumerate(search.config.dataset for search in searches)}"
     return text[0].upper() + text[1:]
 
 
@@ -78,7 +78,7 @@ def trend(searches: Sequence[Result]) -> str:
         return ""
     best = {n: [number(s.networks[n].best_loss.min()) for s in (first, last)] for n in shared}
     parts = [f"from {shallow} to {deep} for {network} networks" for network, (shallow, deep) in best.items()]
-    return f"From depth {first.depth} to {last.depth}, the best loss goes {' and '.join(parts)}."
+    return f"From depth {first.depth} to {last.depth}, the best loss goes {_enumerate(parts)}."
 
 
 def state(search: Result) -> str:

@@ -146,6 +146,8 @@ def render(searches: Sequence[Result], pictures: dict[str, list[Picture]]) -> st
         differing=[key for key, values in configs if len(values) > 1 and key not in COMPARABLE],
         hyperparameters=HYPERPARAMETERS,
         best=BEST,
+        colors=plotting.COLORS,
+        kinds=_kinds(searches),
     )
 
 
@@ -158,7 +160,8 @@ def draw(searches: Sequence[Result]) -> dict[str, list[Picture]]:
     if len(searches) == 1:
         figure1 = plotting.figure1(curves[0], title, BEST)
     else:
-        figure1 = plotting.figure1_depths(
+        draw_all = plotting.figure1_depths if _kinds(searches) <= 2 else plotting.figure1_panels
+        figure1 = draw_all(
             curves,
             [search.depth for search in searches],
             names,
@@ -184,6 +187,11 @@ def draw(searches: Sequence[Result]) -> dict[str, list[Picture]]:
         ],
         "losses": [Picture("report_losses.png", png(plotting.loss_distribution(losses, names, title)), "")],
     }
+
+
+def _kinds(searches: Sequence[Result]) -> int:
+    """How many kinds of network there are."""
+    return len({network for search in searches for network in search.networks})
 
 
 def _drawable(text: str, width: int = 36) -> str:

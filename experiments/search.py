@@ -80,6 +80,7 @@ def recipe(config: ConfigDict, dataset: data.Dataset, network: str) -> training.
             block=network,
             activation=hp.activation,
             transform_bias=hp.transform_bias,
+            remat=config.remat,
         )
 
     return training.Recipe(

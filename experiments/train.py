@@ -8,7 +8,7 @@
 
 --config=NAME          a config of experiments/configs, or a path to a Python file with get_config(), or
 --from_search=WORKDIR  a search, whose config is the run's too
---network=NAME         highway or plain; the only one, where the search has only one
+--network=NAME         highway, plain or another of the search's; the only one, where the search has only one
 --rank=N               the search's Nth best run of that network, or
 --run=N                its run number N
 --config.KEY=VALUE     changes a key of the config

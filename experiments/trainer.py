@@ -217,7 +217,7 @@ def train_network(
                 log(step, stats)
                 stopping, ending = bool(stop.agreed), epoch == config.epochs
                 halving = job.halving if job.halving and job.halving.due(epoch) and not ending else None
-                if ending or halving or (config.evaluate_every and epoch % config.evaluate_every == 0):
+                if ending or (config.evaluate_every and epoch % config.evaluate_every == 0):
                     accuracy = {name: evaluate(population, split)["accuracy"] for name, split in evaluated.items()}
                     state = _with_accuracy(state, accuracy, epoch)
                 if job.keep_params and (ending or halving or stopping):

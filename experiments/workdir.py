@@ -25,6 +25,7 @@ from experiments import cluster
 from experiments.cli import UserError, leaves
 from highway_jax import checkpoint, parallel, search, training
 from highway_jax.activations import ACTIVATIONS
+from highway_jax.blocks import BLOCKS
 
 FORMAT = 3  # of a workdir; 2 knew no runs that stop early, 1 no checkpoints and no checksums
 CHECKPOINTS = "checkpoints"  # the folder of each network's checkpoints, until the work is finished
@@ -259,7 +260,7 @@ def write_tables(directory: Path, outcomes: Mapping[str, Outcome], accuracy_curv
                     "rank": rank_of[index],
                     **{name: value[index] for name, value in hp.items()},
                     "activation": ACTIVATIONS[hp["activation"][index]],
-                    "transform_bias": None if network == "plain" else hp["transform_bias"][index],
+                    "transform_bias": hp["transform_bias"][index] if BLOCKS[network].gated else None,
                     "best_loss": ranking.best_loss[index],
                     "best_epoch": ranking.best_epoch[index],
                     "final_loss": ranking.final_loss[index],

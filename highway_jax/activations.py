@@ -13,7 +13,8 @@ import jax.numpy as jnp
 ACTIVATIONS = ("relu", "tanh")
 RELU, TANH = range(len(ACTIVATIONS))
 
-Activation = str | int | jax.Array | Callable[[jax.Array], jax.Array]
+Function = Callable[[jax.Array], jax.Array]
+Activation = str | int | jax.Array | Function
 
 
 def canonical(activation: Activation) -> Any:
@@ -42,6 +43,39 @@ def activate(z: jax.Array, activation: Activation) -> jax.Array:
     return jnp.where(jnp.equal(choice, RELU), jax.nn.relu(z), jnp.tanh(z))
 
 
-def slope(h: jax.Array, activation: int | jax.Array) -> jax.Array:
-    """Derivative of relu or tanh, from its *output* `h`: backward passes need not keep the input."""
-    return jnp.where(jnp.equal(activation, RELU), (h > 0).astype(h.dtype), 1 - h * h)
+# With backward passes that keep nothing but the output, for the cells of deep stacks.
+
+
+@jax.custom_vjp
+def indexed(z: jax.Array, index: int | jax.Array) -> jax.Array:
+    """`ACTIVATIONS[index]` of `z`, elementwise."""
+    return activate(z, index)
+
+
+@jax.custom_vjp
+def gate(z: jax.Array) -> jax.Array:
+    """The logistic sigmoid of `z`, elementwise: a gate's activity from its pre-activation."""
+    return jax.nn.sigmoid(z)
+
+
+def _indexed_fwd(z, index):
+    h = activate(z, index)
+    return h, (h, index)
+
+
+def _indexed_bwd(residuals, dy):
+    h, index = residuals
+    return dy * jnp.where(jnp.equal(index, RELU), (h > 0).astype(h.dtype), 1 - h * h), None
+
+
+def _gate_fwd(z):
+    t = jax.nn.sigmoid(z)
+    return t, t
+
+
+def _gate_bwd(t, dy):
+    return (dy * t * (1 - t),)
+
+
+indexed.defvjp(_indexed_fwd, _indexed_bwd)
+gate.defvjp(_gate_fwd, _gate_bwd)

@@ -322,7 +322,7 @@ def _at(params: Any, path: Path) -> Any:
 def _split_biases(layer: Mapping[str, Any]) -> dict[str, jax.Array]:
     """Biases of H, T (and C) by name, (layers, blocks) or (blocks,), kept apart or fused (`MLP`)."""
     if "t" in layer:
-        return {name: affine["bias"] for name, affine in layer.items()}
+        return {name: affine["bias"] for name, affine in layer.items() if "bias" in affine}
     width = layer["kernel"].shape[-2]
     parts = layer["bias"].shape[-1] // width
     return dict(zip("htc"[:parts], jnp.split(layer["bias"], parts, axis=-1), strict=True))

@@ -1,4 +1,4 @@
-"""One layer: plain and highway, dense and convolutional.
+"""One layer: plain and highway, dense and convolutional, or around any other module.
 
 Each sows its inner states into the `intermediates` collection: `transform_gate`, `carry_gate`, `block_state` and
 `block_output`, a plain layer `block_output` alone.
@@ -8,6 +8,7 @@ Each is an ordinary Flax Linen module for use in any model. Whole networks of ma
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -104,8 +105,7 @@ class HighwayDense(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         features = x.shape[-1] if self.features is None else self.features
-        shortcut = resize(x, features)
-        return _highway(self, x, shortcut, lambda name, bias: _dense(self, features, name, bias))
+        return _highway(self, x, resize(x, features), partial(_dense, self, features))
 
 
 class HighwayConv(nn.Module):
@@ -141,8 +141,47 @@ class HighwayConv(nn.Module):
         _check_images(x, self.kernel_size)
         features = x.shape[-1] if self.features is None else self.features
         shortcut = resize(x, features, self.strides)
-        padding = centered(self.kernel_size)
-        return _highway(self, x, shortcut, lambda name, bias: _conv(self, features, padding, name, bias))
+        return _highway(self, x, shortcut, partial(_conv, self, features, centered(self.kernel_size)))
+
+
+class Highway(nn.Module):
+    """A highway layer around any modules, y = H(x) T(x) + x C(x) (Eq. 2 and 3), whatever form H takes.
+
+    Maps x of any shape (..., n) to the same shape, which H keeps. Parameters live under `h`, `t` and `c`, as far as
+    the modules have any:
+
+        Highway(nn.MultiHeadDotProductAttention(num_heads=4))  # of (batch, time, n)
+        Highway(nn.RNN(nn.GRUCell(64)), transform_bias=-2.0)  # of (batch, time, 64)
+
+    Attributes:
+      h: any module, called with x; its output is the block state.
+      t: any module, called with x; sigmoid(t(x) + transform_bias) is the transform gate, so that whatever starts near
+        zero starts biased to carry. By default a dense layer, whose own bias starts at `transform_bias`.
+      c: likewise, with the opposite bias, an independent carry gate; by default C = 1 - T.
+      transform_bias: of the gates (Section 2.2); negative values carry. May be traced.
+
+    Raises:
+      ValueError: if what H, T or C give has another shape than x.
+    """
+
+    h: nn.Module
+    t: nn.Module | None = None
+    c: nn.Module | None = None
+    transform_bias: float | jax.Array = -1.0
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        if self.t is None:
+            bias_init = constant(self.transform_bias)
+            t = nn.Dense(x.shape[-1], kernel_init=normalized("tanh"), bias_init=bias_init, name="t")(x)
+        else:
+            t = self.t(x) + self.transform_bias
+        c = None if self.c is None else self.c(x) - self.transform_bias
+        states = {"h": self.h(x), "t": t} | ({} if c is None else {"c": c})
+        for name, state in states.items():
+            if state.shape != x.shape:
+                raise ValueError(f"{name} must keep its input's shape {x.shape}, but gives {state.shape}")
+        return _mix(self, x, states["h"], jax.nn.sigmoid(t), None if c is None else jax.nn.sigmoid(c))
 
 
 def centered(kernel_size: Sequence[int]) -> list[tuple[int, int]]:
@@ -165,6 +204,11 @@ def _highway(layer: Any, x: jax.Array, shortcut: jax.Array, affine: Callable[[st
     h = activate(affine("h", 0.0)(x), layer.activation)
     t = jax.nn.sigmoid(affine("t", layer.transform_bias)(x))
     c = jax.nn.sigmoid(affine("c", -layer.transform_bias)(x)) if layer.carry == "independent" else None
+    return _mix(layer, shortcut, h, t, c)
+
+
+def _mix(layer: Any, shortcut: jax.Array, h: jax.Array, t: jax.Array, c: jax.Array | None) -> jax.Array:
+    """Eq. 2 and 3, with the inner states sown."""
     y = highway(shortcut.astype(h.dtype), h, t, c)
     states = {"block_state": h, "transform_gate": t, "carry_gate": 1 - t if c is None else c, "block_output": y}
     for name, value in states.items():

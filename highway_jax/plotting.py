@@ -14,12 +14,19 @@ from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, PercentFor
 from highway_jax.search import rank
 
 # Told apart with any colour vision (blue and orange; green and purple), and dark enough to be text.
-COLORS = {"highway": "#1f5fa8", "plain": "#b84a08"}
+COLORS = {"highway": "#1f5fa8", "plain": "#b84a08", "residual": "#00796b", "fixed": "#8a3d9e", "lstm": "#4a3b2a"}
 ACTIVATION_COLORS = {"relu": "#00857a", "tanh": "#8a3d9e"}
-SHADES = {"highway": ("#7ab4ea", "#1f6ab8", "#0a2850"), "plain": ("#f5b06a", "#cf5a10", "#651f00")}
+SHADES = {
+    "highway": ("#7ab4ea", "#1f6ab8", "#0a2850"),
+    "plain": ("#f5b06a", "#cf5a10", "#651f00"),
+    "residual": ("#5cc4b4", "#00897b", "#00332d"),
+    "fixed": ("#cf94de", "#8a3d9e", "#3d1048"),
+    "lstm": ("#b3a08a", "#6b5640", "#2a1f14"),
+}
 LINESTYLES = ("-", "--", "-.", ":")
 MARKERS = {"relu": "o", "tanh": "^"}
 TEXT, FAINT = "#1d2733", "#5b6673"
+_End = tuple[float, float, str, str]  # where a line ends, what it is called, the label's colour
 LOSS = "mean cross entropy on the training set (nats)"
 
 
@@ -133,15 +140,74 @@ def figure1_depths(
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(1.25, 1))
     order = sorted(range(len(curves)), key=lambda i: (depths[i], i))
     styles = {family: LINESTYLES[i % len(LINESTYLES)] for i, family in enumerate(dict.fromkeys(families))}
-    networks = list(dict.fromkeys(network for search in curves for network in search))
-    curve_ends, mean_ends = [], []
-    for network in networks:
+    curve_ends: list[_End] = []
+    for network in _networks(curves):
         for place, i in enumerate(order):
             if network in curves[i]:
                 losses = curves[i][network]
                 color = shade(network, place / max(1, len(order) - 1))
                 best = losses[rank(losses).order[0]]
                 curve_ends += _curve(left, best, f"{network}, {labels[i]}", network, color, styles[families[i]])
+    _style(left, "best run, and its lowest loss", "epoch", LOSS)
+    _log_losses(left)  # and the other's axis, which it shares
+    _epochs(left)
+    mean_ends = _means(right, curves, depths, labels, families, best_of)
+    _label_ends(left, curve_ends, gap=0.055)
+    _label_ends(right, mean_ends, gap=0.055)
+    figure.suptitle(title, fontsize=12, color=TEXT, x=0.01, ha="left")
+    return figure
+
+
+def figure1_panels(
+    curves: Sequence[Mapping[str, np.ndarray]],
+    depths: Sequence[int],
+    labels: Sequence[str],
+    families: Sequence[str],
+    title: str,
+    best_of: int = 10,
+) -> Figure:
+    """Figure 1 of more than two kinds of network: a panel per search, and the mean of the best ones against depth.
+
+    Takes `figure1_depths`'s arguments. Losses above three times that of guessing among ten classes are cut off.
+    """
+    order = sorted(range(len(curves)), key=lambda i: (depths[i], i))
+    figure = Figure(figsize=(3.4 * (len(curves) + 1) + 0.6, 4.4), layout="constrained")
+    *panels, right = figure.subplots(1, len(curves) + 1, sharey=True)
+    ends: list[list[_End]] = []
+    for axes, i in zip(panels, order, strict=True):
+        mine: list[_End] = []
+        for network, losses in curves[i].items():
+            mine += _curve(axes, losses[rank(losses).order[0]], network, network, COLORS.get(network, FAINT))
+        ends.append(mine)
+        _style(axes, labels[i], "epoch", LOSS if axes is panels[0] else None)
+        _epochs(axes)
+    _log_losses(panels[0])
+    ends.append(_means(right, curves, depths, labels, families, best_of))
+    low, high = panels[0].get_ylim()
+    panels[0].set_ylim(low, min(high, 3 * math.log(10)))
+    for axes, mine in zip((*panels, right), ends, strict=True):
+        _label_ends(axes, mine, gap=0.06)
+    figure.suptitle(title, fontsize=12, color=TEXT, x=0.01, ha="left")
+    return figure
+
+
+def _networks(curves: Sequence[Mapping[str, np.ndarray]]) -> list[str]:
+    return list(dict.fromkeys(network for search in curves for network in search))
+
+
+def _means(
+    right: Axes,
+    curves: Sequence[Mapping[str, np.ndarray]],
+    depths: Sequence[int],
+    labels: Sequence[str],
+    families: Sequence[str],
+    best_of: int,
+) -> list[_End]:
+    """Draw the mean of every search's best runs against depth; returns where to put the labels."""
+    order = sorted(range(len(curves)), key=lambda i: (depths[i], i))
+    styles = {family: LINESTYLES[i % len(LINESTYLES)] for i, family in enumerate(dict.fromkeys(families))}
+    mean_ends: list[_End] = []
+    for network in _networks(curves):
         for family, style in styles.items():
             mine = [i for i in order if families[i] == family and network in curves[i]]
             means = np.array([rank(curves[i][network]).mean_of_best(best_of) for i in mine])
@@ -155,19 +221,13 @@ def figure1_depths(
                     name = network if len(styles) == 1 and joined else f"{network}, {family if joined else labels[i]}"
                     mean_ends.append((depths[i], mean, f"{name}  {number(mean)}", COLORS.get(network, FAINT)))
     count = min([best_of, *(len(losses) for search in curves for losses in search.values())])
-    _style(left, "best run, and its lowest loss", "epoch", LOSS)
     _style(right, f"mean of the best {count} runs' lowest losses", "depth (layers)")
-    _log_losses(left)  # and the other's axis, which it shares
-    _epochs(left)
     if min(depths) < max(depths):
         right.set_xscale("log")
     right.xaxis.set_major_locator(FixedLocator(sorted(set(depths))))
     right.xaxis.set_minor_locator(NullLocator())
     right.xaxis.set_major_formatter("{x:g}")
-    _label_ends(left, curve_ends, gap=0.055)
-    _label_ends(right, mean_ends, gap=0.055)
-    figure.suptitle(title, fontsize=12, color=TEXT, x=0.01, ha="left")
-    return figure
+    return mean_ends
 
 
 def hyperparameters(
@@ -231,7 +291,7 @@ def loss_distribution(losses: Sequence[Mapping[str, np.ndarray]], labels: Sequen
       title: what was searched.
     """
     networks = list(dict.fromkeys(network for search in losses for network in search))
-    figure = Figure(figsize=(11, 3.8), layout="constrained")
+    figure = Figure(figsize=(max(11, 2.8 * len(networks)), 3.8), layout="constrained")
     panels = figure.subplots(1, len(networks), sharex=True, sharey=True, squeeze=False)[0]
     low, high = _finite_range(losses)
     ends = np.array([low / 1.3, high * 1.3])
@@ -253,9 +313,6 @@ def loss_distribution(losses: Sequence[Mapping[str, np.ndarray]], labels: Sequen
             axes.legend(frameon=False, fontsize=9, labelcolor=TEXT, loc="lower right")
     figure.suptitle(title, fontsize=12, color=TEXT, x=0.01, ha="left")
     return figure
-
-
-_End = tuple[float, float, str, str]  # where a line ends, what it is called, the label's colour
 
 
 def _curve(axes: Axes, losses: np.ndarray, label: str, network: str, color: str, style: str = "-") -> list[_End]:

@@ -1,184 +1,180 @@
 """Many layers of one kind as a single scan, with an explicit backward pass.
 
-Every layer here has its weights in one affine map, `z = x @ kernel + bias`, followed by an elementwise
-*cell*, `y = cell(x, z)`. For a highway layer z holds H's and T's pre-activations side by side. That shape
+Every layer here has its weights in one affine map, `z = x @ kernel + bias`, followed by a block's elementwise
+cell. For a highway layer z holds H's and T's pre-activations side by side. That shape
 is what makes the stack fast: one matrix product a layer forward, one backward, and the gradients of all
 layers' weights as one batched product after the backward scan, from the layers' inputs.
 """
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import struct
 from jax import lax
 
-from highway_jax.activations import Activation, activate, canonical, slope
-from highway_jax.ops import highway, highway_vjp, independent_vjp
-
-Cell = Callable[..., jax.Array]
+from highway_jax.activations import Activation, Function, canonical, indexed
+from highway_jax.blocks import Block, States
 
 
-def plain_stack(x: jax.Array, kernel: jax.Array, bias: jax.Array, activation: Activation) -> jax.Array:
-    """Apply plain layers one after another (Eq. 1).
+def stack(
+    block: Block,
+    x: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array,
+    activation: Activation,
+    transform_bias: float | jax.Array = 0.0,
+    remat: bool = False,
+) -> jax.Array:
+    """Apply layers of one kind one after another.
 
     Args:
+      block: the kind.
       x: (batch, width).
-      kernel: (layers, width, width).
-      bias: (layers, width).
+      kernel: (layers, width, parts * width), the columns of the block's affine maps side by side.
+      bias: (layers, parts * width).
       activation: see `highway_jax.activations`.
+      transform_bias: the run's; a constant, to which there is no gradient.
+      remat: compute the layers once more in the backward pass, about sqrt(layers) at a time, instead of
+        keeping what it needs of all of them: memory grows with sqrt(layers).
 
     Returns:
       (batch, width).
     """
-    activation = canonical(activation)
-    if callable(activation):
-        return _affine_stack(partial(_apply, activation), x, kernel, bias)
-    return _affine_stack(_plain_cell, x, kernel, bias, activation)
+    function, index = _split_activation(activation)
+    state, choices = _start(block, x), (index, transform_bias)
+    if not remat:
+        return _output(_layers(block, function, state, kernel, bias, *choices))
+    layers = len(kernel)
+    size = _segment(layers)
+    first = layers % size
+    state = _layers(block, function, state, kernel[:first], bias[:first], *choices)
+
+    @partial(jax.checkpoint, prevent_cse=False)
+    def segment(state, weights):
+        return _layers(block, function, state, *weights, *choices), None
+
+    segments = [leaf[first:].reshape(-1, size, *leaf.shape[1:]) for leaf in (kernel, bias)]
+    return _output(lax.scan(segment, state, segments)[0])
 
 
-def highway_stack(x: jax.Array, kernel: jax.Array, bias: jax.Array, activation: Activation) -> jax.Array:
-    """Apply highway layers one after another (Eq. 2 and 3).
+def states(
+    block: Block,
+    x: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array,
+    activation: Activation,
+    transform_bias: float | jax.Array = 0.0,
+) -> States:
+    """Look inside a stack: everything that its block's cell computes of `x`, by name, each (layers, batch, width).
 
-    Args:
-      x: (batch, width).
-      kernel: (layers, width, 2 * width), H's and T's columns side by side; 3 * width with an
-        independent carry gate C.
-      bias: (layers, 2 * width) or (layers, 3 * width).
-      activation: H's; see `highway_jax.activations`.
-
-    Returns:
-      (batch, width).
+    Takes `stack`'s arguments.
     """
-    activation = canonical(activation)
-    if callable(activation):
-        return _affine_stack(partial(_gated, activation), x, kernel, bias)
-    return _affine_stack(_highway_cell, x, kernel, bias, activation)
+    function, index = _split_activation(activation)
+
+    def layer(state, weights):
+        found = _cell(block, function, state, _affine(_output(state), *weights), index, transform_bias)
+        return _carried(block, found), found
+
+    return lax.scan(layer, _start(block, x), (kernel, bias))[1]
 
 
-def highway_states(x: jax.Array, kernel: jax.Array, bias: jax.Array, activation: Activation) -> dict[str, jax.Array]:
-    """Look inside a highway stack: what every layer's blocks did with `x`.
-
-    Takes `highway_stack`'s arguments.
-
-    Returns:
-      `block_state` H(x), `transform_gate` T(x), `carry_gate` C(x) and `block_output` y, each of shape
-      (layers, batch, width).
-    """
-
-    def layer(x, weights):
-        h, t, c = split_gates(_affine(x, *weights), x.shape[-1], activation)
-        y = highway(x, h, t, c)
-        return y, {"block_state": h, "transform_gate": t, "carry_gate": 1 - t if c is None else c, "block_output": y}
-
-    return lax.scan(layer, x, (kernel, bias))[1]
+def _segment(layers: int) -> int:
+    """Layers recomputed at once, such that fewest are kept: they, the segments' inputs, and all that is over."""
+    return min(range(1, layers + 1), key=lambda size: size + layers // size + layers % size)
 
 
-def plain_states(x: jax.Array, kernel: jax.Array, bias: jax.Array, activation: Activation) -> dict[str, jax.Array]:
-    """`block_output` of every layer of a plain stack, (layers, batch, width); `plain_stack`'s arguments."""
-
-    def layer(x, weights):
-        y = activate(_affine(x, *weights), activation)
-        return y, y
-
-    return {"block_output": lax.scan(layer, x, (kernel, bias))[1]}
-
-
-def split_gates(z: jax.Array, width: int, activation: Activation) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-    """H, T and C (None when coupled) from pre-activations (..., 2 * width) or (..., 3 * width)."""
-    h = activate(z[..., :width], activation)
-    t = jax.nn.sigmoid(z[..., width : 2 * width])
-    c = jax.nn.sigmoid(z[..., 2 * width :]) if z.shape[-1] == 3 * width else None
-    return h, t, c
+def _split_activation(activation: Activation) -> tuple[Function | None, Any]:
+    """A function, which is static, or an index, which may be traced."""
+    choice = canonical(activation)
+    return (choice, 0) if callable(choice) else (None, choice)
 
 
 def _affine(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
     return x @ kernel + bias
 
 
-# The whole stack. `cell(x, z, *choices)` is static; `choices` are integers that it may be traced over.
+# What goes from layer to layer: x itself, or a tuple of arrays like x of which the affine maps read the first.
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _affine_stack(cell: Cell, x: jax.Array, kernel: jax.Array, bias: jax.Array, *choices: Any) -> jax.Array:
-    return lax.scan(lambda x, weights: (cell(x, _affine(x, *weights), *choices), None), x, (kernel, bias))[0]
+def _start(block: Block, x: jax.Array) -> Any:
+    return x if len(block.carries) == 1 else (x,) * len(block.carries)
 
 
-def _affine_stack_fwd(cell, x, kernel, bias, *choices):
-    def layer(x, weights):
-        y, cell_vjp = jax.vjp(lambda x, z: cell(x, z, *choices), x, _affine(x, *weights))
-        return y, (x, cell_vjp)
-
-    y, (inputs, cell_vjps) = lax.scan(layer, x, (kernel, bias))
-    return y, (inputs, cell_vjps, kernel, choices)
+def _output(state: Any) -> jax.Array:
+    return state[0] if isinstance(state, tuple) else state
 
 
-def _affine_stack_bwd(cell, residuals, dy):
-    inputs, cell_vjps, kernel, choices = residuals
+def _carried(block: Block, found: States) -> Any:
+    values = tuple(found[name] for name in block.carries)
+    return values if len(values) > 1 else values[0]
 
-    def layer(dy, layer_residuals):
-        cell_vjp, kernel = layer_residuals
-        dx, dz = cell_vjp(dy)
-        return dx + dz @ kernel.T, dz
 
-    dx, dz = lax.scan(layer, dy, (cell_vjps, kernel), reverse=True)
+def _cell(block: Block, function: Function | None, state: Any, z: jax.Array, index: Any, transform_bias: Any) -> States:
+    names = block.biases(0.0)
+    parts = dict(zip(names, jnp.split(z, len(names), axis=-1), strict=True))
+    return block.cell(state, parts, function or partial(indexed, index=index), transform_bias)
+
+
+# The whole stack. The block and a function are static; an index and the transform bias may be traced, which a
+# custom_vjp function must be given as arguments.
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _layers(block: Block, function: Any, state: Any, kernel: jax.Array, bias: jax.Array, *choices: Any) -> Any:
+    def layer(state, weights):
+        return _carried(block, _cell(block, function, state, _affine(_output(state), *weights), *choices)), None
+
+    return lax.scan(layer, state, (kernel, bias))[0]
+
+
+def _layers_fwd(block, function, state, kernel, bias, *choices):
+    def layer(state, weights):
+        x = _output(state)
+
+        def cell(state, z):
+            return _carried(block, _cell(block, function, state, z, *choices))
+
+        state, pullback = jax.vjp(cell, state, _affine(x, *weights))
+        return state, (x, _Residuals.of(pullback, (x, *choices)))
+
+    state, (inputs, residuals) = lax.scan(layer, state, (kernel, bias))
+    return state, (inputs, residuals, kernel, choices)
+
+
+def _layers_bwd(block, function, kept, dstate):
+    inputs, residuals, kernel, choices = kept
+
+    def layer(dstate, kept):
+        x, residuals, kernel = kept
+        dstate, dz = residuals.pullback((x, *choices))(dstate)
+        dx = dz @ kernel.T
+        return (dstate[0] + dx, *dstate[1:]) if isinstance(dstate, tuple) else dstate + dx, dz
+
+    dstate, dz = lax.scan(layer, dstate, (inputs, residuals, kernel), reverse=True)
     dkernel = jnp.einsum("lbi,lbo->lio", inputs, dz)
-    return dx, dkernel, dz.sum(axis=1), *(None for _ in choices)
+    return dstate, dkernel, dz.sum(axis=1), *(None for _ in choices)
 
 
-_affine_stack.defvjp(_affine_stack_fwd, _affine_stack_bwd)
+_layers.defvjp(_layers_fwd, _layers_bwd)
 
 
-# The cells. Each keeps x, h and t (and c) for its backward pass: all that Eq. 9 needs, and, because the
-# derivatives of relu, tanh and sigmoid follow from their outputs, all that the chain rule needs too.
+@struct.dataclass
+class _Residuals:
+    """What a cell's backward pass needs, without what is there anyway: most keep their input, as the stack does."""
 
+    leaves: list[jax.Array]
+    layout: Any = struct.field(pytree_node=False)
 
-@jax.custom_vjp
-def _highway_cell(x, z, activation):
-    return _highway_cell_fwd(x, z, activation)[0]
+    @classmethod
+    def of(cls, pullback: Any, known: Sequence[Any]) -> "_Residuals":
+        leaves, tree = jax.tree.flatten(pullback)
+        places = tuple(next((i for i, k in enumerate(known) if k is leaf), None) for leaf in leaves)
+        return cls([leaf for leaf, place in zip(leaves, places, strict=True) if place is None], (tree, places))
 
-
-def _highway_cell_fwd(x, z, activation):
-    h, t, c = split_gates(z, x.shape[-1], activation)
-    return highway(x, h, t, c), (x, h, t, c, activation)
-
-
-def _highway_cell_bwd(residuals, dy):
-    x, h, t, c, activation = residuals
-    dx, dh, *dgates = highway_vjp(x, h, t, dy) if c is None else independent_vjp(x, h, t, c, dy)
-    gates = (t,) if c is None else (t, c)
-    dz = [dh * slope(h, activation), *(dg * g * (1 - g) for dg, g in zip(dgates, gates, strict=True))]
-    return dx, jnp.concatenate(dz, axis=-1), None
-
-
-_highway_cell.defvjp(_highway_cell_fwd, _highway_cell_bwd)
-
-
-@jax.custom_vjp
-def _plain_cell(x, z, activation):
-    return activate(z, activation)
-
-
-def _plain_cell_fwd(x, z, activation):
-    h = activate(z, activation)
-    return h, (h, activation)
-
-
-def _plain_cell_bwd(residuals, dy):
-    h, activation = residuals
-    return jnp.zeros_like(h), dy * slope(h, activation), None
-
-
-_plain_cell.defvjp(_plain_cell_fwd, _plain_cell_bwd)
-
-
-# With an arbitrary activation function the cells are differentiated automatically.
-
-
-def _apply(activation, x, z):
-    return activation(z)
-
-
-def _gated(activation, x, z):
-    return highway(x, *split_gates(z, x.shape[-1], activation))
+    def pullback(self, known: Sequence[Any]) -> Any:
+        tree, places = self.layout
+        leaves = iter(self.leaves)
+        return jax.tree.unflatten(tree, [next(leaves) if place is None else known[place] for place in places])

@@ -12,6 +12,7 @@ from highway_jax import ConvNet, data, optim, parallel, search, training
 from highway_jax.convolution import conv
 from highway_jax.maxout import Maxout
 from highway_jax.models import paper, parse, stages
+from highway_jax.ops import resize
 from highway_jax.pooling import avg_pool, max_pool
 from highway_jax.training import Recipe
 
@@ -119,6 +120,17 @@ def test_initial_weights_are_those_asked_for():
     assert np.isclose(params["output"]["kernel"].std(), 0.05, rtol=0.02)
     assert np.isclose(params["layer2"]["t"]["kernel"].var(), 2 / (2 * 9 * 64), rtol=0.03)  # Glorot
     np.testing.assert_array_equal(params["layer2"]["t"]["bias"], -2)
+
+
+def test_the_residual_twin_adds_what_passes_through():
+    x = jax.random.normal(KEY, (2, 8, 8, 1))
+    net = ConvNet(("highway 3 3x3 /2", "highway 3x3"), block="residual")
+    assert shapes(net, 8, 8, 1) == shapes(net.clone(block="plain"), 8, 8, 1)
+    params = jax.jit(net.init)(KEY, x)["params"]
+    closed = params | {name: jax.tree.map(jnp.zeros_like, params[name]) for name in ("layer1", "layer2")}
+    passed = resize(x, 3, strides=2).reshape(2, -1)
+    logits = passed @ params["output"]["kernel"] + params["output"]["bias"]
+    np.testing.assert_allclose(jax.jit(net.apply)({"params": closed}, x), logits, rtol=1e-5, atol=1e-6)
 
 
 def test_inner_states_can_be_asked_for():

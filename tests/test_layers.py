@@ -1,10 +1,11 @@
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from highway_jax import HighwayConv, HighwayDense, PlainConv, PlainDense
+from highway_jax import Highway, HighwayConv, HighwayDense, PlainConv, PlainDense
 
 KEY = jax.random.key(0)
 
@@ -126,12 +127,40 @@ def test_layers_in_bfloat16_and_with_a_users_own_activation():
     assert variables["params"]["h"]["kernel"].dtype == jnp.float32
 
 
+@pytest.mark.parametrize("gates", ["t", "t of its own", "t and c of their own"])
+@pytest.mark.parametrize("h", [nn.MultiHeadDotProductAttention(num_heads=2), nn.RNN(nn.GRUCell(6))])
+def test_h_may_be_recurrent_or_attention(h, gates):
+    own = {name: nn.Conv(6, (3,)) for name in "tc" if f"{name} " in gates}
+    layer = Highway(h, transform_bias=-2.0, **own)
+    x = jax.random.normal(KEY, (3, 5, 6))
+    params = layer.init(KEY, x)["params"]
+    assert set(params) == {"h", "t", *own}
+
+    y, captured = layer.apply({"params": params}, x, mutable="intermediates")
+    found = {name: value for name, (value,) in captured["intermediates"].items() if name != "h"}
+    h_alone = h.apply({"params": params["h"]}, x)
+    np.testing.assert_allclose(found["block_state"], h_alone, rtol=1e-5, atol=1e-6)
+    z = {n: (g.apply({"params": params[n]}, x)) for n, g in own.items()} or {
+        "t": nn.Dense(6).apply({"params": params["t"]}, x)
+    }
+    t = sigmoid(z["t"] - 2 if own else z["t"])
+    c = sigmoid(z["c"] + 2) if "c" in z else 1 - t
+    np.testing.assert_allclose(y, h_alone * t + x * c, rtol=1e-4, atol=1e-5)
+    gradients = jax.grad(lambda p: (layer.apply({"params": p}, x) ** 2).sum())(params)
+    assert all(np.abs(g).max() > 0 for g in jax.tree.leaves(gradients["t"]))
+
+    carrying = layer.clone(transform_bias=-30.0)
+    np.testing.assert_allclose(carrying.apply(carrying.init(KEY, x), x), x, rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("layer", "x", "message"),
     [
         (HighwayDense("sigmoid"), jnp.ones((1, 2)), "'sigmoid'.*must be one of 'relu', 'tanh'"),
         (PlainDense(3, 7), jnp.ones((1, 2)), "activation is 7"),
         (HighwayDense(carry="open"), jnp.ones((1, 2)), "carry is 'open'.*'coupled' or 'independent'"),
+        (Highway(nn.Dense(3)), jnp.ones((1, 2)), r"h must keep its input's shape \(1, 2\), but gives \(1, 3\)"),
+        (Highway(nn.Dense(2), nn.Dense(1)), jnp.ones((1, 2)), r"t must keep .* but gives \(1, 1\)"),
         (HighwayConv(), jnp.ones((8, 8, 3)), r"4 dimensions.*got shape \(8, 8, 3\)"),
         (PlainConv(3), jnp.ones((8, 3)), r"4 dimensions.*got shape \(8, 3\)"),
     ],

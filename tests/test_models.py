@@ -1,3 +1,5 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,8 +7,10 @@ import pytest
 from jax.test_util import check_grads
 
 from highway_jax import MLP, HighwayDense, PlainDense
+from highway_jax.activations import gate
+from highway_jax.blocks import BLOCKS, HIGHWAY, INDEPENDENT, Block
 from highway_jax.models import layer_params
-from highway_jax.stack import highway_stack, highway_states
+from highway_jax.stack import stack, states
 
 KEY = jax.random.key(0)
 X = jax.random.normal(jax.random.key(1), (3, 4, 2, 1))
@@ -52,14 +56,110 @@ def test_every_layer_starts_with_weights_of_its_own_and_biased_to_carry(carry):
     assert np.abs(correlations).max() < 0.05
 
 
+def by_hand(block, phi, sigmoid, bias, x, kernel, biases):
+    """The equations of every kind of block, layer after layer, with nothing of the library's."""
+    y = c = x
+    for w, b in zip(kernel, biases, strict=True):
+        h, *gates = jnp.split(y @ w + b, len(b) // y.shape[-1], axis=-1)
+        h, gates = phi(h), [sigmoid(z) for z in gates]
+        if block == "lstm":
+            i, f, o = gates
+            c = f * c + i * h
+        y = {
+            "plain": lambda: h,  # noqa: B023
+            "highway": lambda: h * gates[0] + y * (1 - gates[0]),  # noqa: B023
+            "residual": lambda: y + h,  # noqa: B023
+            "fixed": lambda: h * sigmoid(bias) + y * (1 - sigmoid(bias)),  # noqa: B023
+            "lstm": lambda: o * phi(c),  # noqa: B023
+            "mine": lambda: y + gates[0] * h,  # noqa: B023
+        }[block]()
+    return y
+
+
+def mine(x, z, phi, transform_bias):
+    return {"block_output": x + gate(z["t"]) * phi(z["h"])}
+
+
+MINE = Block(mine, lambda transform_bias: {"h": 0.0, "t": transform_bias})
+
+
+@pytest.mark.parametrize("block", [*BLOCKS, "mine"])
+def test_a_stack_and_its_gradients_are_the_blocks_equations(block):
+    with jax.enable_x64(True):
+        kind = BLOCKS.get(block, MINE)
+        x, bias = jax.random.normal(KEY, (3, 4), jnp.float64), -1.5
+        shape = (5, 4, len(kind.biases(bias)) * 4)
+        kernel, biases = jax.random.normal(KEY, shape, jnp.float64) / 2, jnp.linspace(-1, 1, shape[0] * shape[2])
+        weights = kernel, biases.reshape(shape[0], shape[2])
+
+        def ours(x, *weights, activation, remat):
+            y = stack(kind, x, *weights, activation, bias, remat)
+            return (y**2).sum(), y
+
+        def reference(x, *weights):
+            y = by_hand(block, jnp.tanh, lambda z: 1 / (1 + jnp.exp(-z)), bias, x, *weights)
+            return (y**2).sum(), y
+
+        def gradients(f):
+            return jax.jit(jax.grad(f, (0, 1, 2), has_aux=True))(x, *weights)
+
+        expected = gradients(reference)
+        # By its index, whose backward pass is our own, and as any function.
+        for options in {"activation": 1, "remat": False}, {"activation": jnp.tanh, "remat": True}:
+            found = gradients(partial(ours, **options))
+            jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), found, expected)
+
+
+def test_rematerialization_needs_less_memory():
+    def memory(block, remat):
+        model = MLP(depth=401, width=8, block=block, remat=remat)
+        params = jax.eval_shape(model.init, KEY, X)
+        inputs = jax.ShapeDtypeStruct((200, 8), jnp.float32)
+        gradients = jax.jit(jax.grad(lambda p, x: model.apply(p, x).sum()))
+        return gradients.lower(params, inputs).compile().memory_analysis().temp_size_in_bytes
+
+    for block in "highway", "lstm":
+        assert memory(block, remat=True) < memory(block, remat=False) / 5
+
+
+def test_a_block_starts_with_the_biases_it_names():
+    biases = {
+        "highway": {"h": 0, "t": -3},
+        "residual": {"h": 0},
+        "fixed": {"h": 0},
+        "lstm": {"h": 0, "i": -3, "f": 3, "o": 0},
+    }
+    for block, expected in biases.items():
+        params = MLP(depth=4, width=5, block=block, transform_bias=-3.0).init(KEY, X)["params"]
+        found = {name: p["bias"] for name, p in layer_params(params, tuple(expected)).items()}
+        jax.tree.map(np.testing.assert_array_equal, found, {n: np.full((3, 5), b) for n, b in expected.items()})
+    mixed = MLP(depth=4, width=5, block="fixed", dtype=jnp.bfloat16, transform_bias=jnp.float32(-3))
+    assert mixed.init_with_output(KEY, X)[0].dtype == jnp.bfloat16
+
+
+def test_an_lstm_block_with_closed_input_and_open_forget_gates_carries():
+    model = MLP(depth=30, width=5, block="lstm", transform_bias=-20.0)
+    variables = model.init(KEY, X)
+    states = model.apply(variables, X, mutable="intermediates")[1]["intermediates"]["layers"]
+    found = {name: value for name, (value,) in states.items()}
+    gates = {f"{name}_gate" for name in ("input", "forget", "output")}
+    assert set(found) == {"block_state", "cell_state", "block_output", *gates}
+    first = PlainDense(5).apply({"params": variables["params"]["input"]}, X.reshape(3, -1))
+    np.testing.assert_allclose(found["cell_state"][-1], first, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(
+        found["block_output"], found["output_gate"] * jax.nn.relu(found["cell_state"]), rtol=1e-6
+    )
+
+
 @pytest.mark.parametrize("parts", [2, 3])
 def test_the_explicit_backward_pass_of_a_stack(parts):
+    block = HIGHWAY if parts == 2 else INDEPENDENT
     x = jax.random.normal(KEY, (3, 4))
     kernel, bias = jax.random.normal(KEY, (5, 4, parts * 4)) / 2, jnp.ones((5, parts * 4)) / 3
-    check_grads(lambda *args: highway_stack(*args, "tanh"), (x, kernel, bias), 1, modes=["rev"], atol=2e-2, rtol=2e-2)
-    states = highway_states(x, kernel, bias, "tanh")
-    np.testing.assert_allclose(states["block_output"][-1], highway_stack(x, kernel, bias, "tanh"), rtol=1e-6)
-    assert (parts == 2) == np.allclose(states["carry_gate"], 1 - states["transform_gate"])
+    check_grads(lambda *args: stack(block, *args, "tanh"), (x, kernel, bias), 1, modes=["rev"], atol=2e-2, rtol=2e-2)
+    found = states(block, x, kernel, bias, "tanh")
+    np.testing.assert_allclose(found["block_output"][-1], stack(block, x, kernel, bias, "tanh"), rtol=1e-6)
+    assert (parts == 2) == np.allclose(found["carry_gate"], 1 - found["transform_gate"])
 
 
 def test_a_traced_activation_is_the_named_one():
@@ -97,7 +197,7 @@ def test_the_program_of_a_thousand_layers_is_no_longer_than_that_of_ten():
     [
         ({"depth": 1}, "depth is 1; it must be at least 2"),
         ({"width": 0}, "width is 0"),
-        ({"block": "residual"}, "block is 'residual'.*'highway', 'plain'"),
+        ({"block": "dense"}, "block is 'dense'.*'highway', 'plain', 'residual', 'fixed', 'lstm', or a Block"),
         ({"carry": "open"}, "carry is 'open'.*'coupled', 'independent'"),
         ({"activation": "elu"}, "activation is 'elu'"),
     ],

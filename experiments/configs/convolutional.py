@@ -13,7 +13,7 @@ def training(dataset: str, stages: Sequence[str], epochs: int, batch_size: int =
     config = base(dataset, num_runs=1, epochs=epochs, batch_size=batch_size)  # num_runs: initializations, at once
     config.evaluate_every = 1
     config.stages = tuple(stages)  # the network; highway_jax/models/stages.py explains the language
-    config.block = "highway"  # "plain": its twin without gates
+    config.block = "highway"  # "plain": its twin without gates; "residual": its twin with y = x + H(x)
     config.activation = "relu"
     config.transform_bias = -1.0
     config.output_std = placeholder(float)  # of the output layer's initial weights; None: as the others

@@ -13,6 +13,9 @@ Hardware: two CPU cores (AMD EPYC). What it gave there, 100 runs of each network
     50      1.7e-4   8.3e-2   7.0e-4   1.9e-1        50 s    44 s
     100     2.4e-4   5.9e-1   9.9e-4   8.6e-1        99 s    88 s
 
+docs/blocks.md says what comes of other kinds of layers (digits_shortcuts10, 50, 100) and of 1000 of them
+(digits_depth1000).
+
 The convolutional network takes 21 s there, and reaches 98.65 % test accuracy. Of 12 convolutional networks of 32
 layers, at 12 learning rates, 8 reach 96 % or more and the best 98.65 %; none of their plain twins gets beyond chance,
 8.42 % (docs/images/conv_depth32.png). Each dozen takes 3 to 4 minutes.
@@ -28,10 +31,12 @@ the mean hint and little else in 5 epochs. The FitNets' authors trained with RMS
 from ml_collections import ConfigDict
 
 from experiments.configs.convolutional import training
-from experiments.configs.figure1 import random_search
+from experiments.configs.figure1 import random_search, very_deep
+from highway_jax.blocks import BLOCKS
 
 DEPTHS = {f"depth{depth}": depth for depth in (10, 20, 50, 100)}
-VARIANTS = (*DEPTHS, "conv", "conv_depth32", "fitnet", "fitnet_teacher")
+SHORTCUTS = {f"shortcuts{depth}": depth for depth in (10, 50, 100)}
+VARIANTS = (*DEPTHS, "depth1000", *SHORTCUTS, "conv", "conv_depth32", "fitnet", "fitnet_teacher")
 
 STAGES = (
     "conv 24 3x3",
@@ -68,6 +73,12 @@ FITNET = (
 def get_config(variant: str = "depth50") -> ConfigDict:
     if variant in DEPTHS:
         return random_search("digits", depth=DEPTHS[variant], batch_size=50, epochs=30)
+    if variant in SHORTCUTS:
+        config = random_search("digits", depth=SHORTCUTS[variant], batch_size=50, epochs=30)
+        config.networks = tuple(BLOCKS)
+        return config
+    if variant == "depth1000":
+        return very_deep("digits", batch_size=50, epochs=30)
     if variant == "conv_depth32":
         config = training("digits", STAGES_DEPTH32, epochs=20, batch_size=50)
         config.num_runs = 12

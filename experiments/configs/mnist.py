@@ -13,17 +13,19 @@ MNIST has to be prepared once: `python -m experiments.prepare_data --dataset=mni
 from ml_collections import ConfigDict
 
 from experiments.configs.convolutional import training
-from experiments.configs.figure1 import random_search
+from experiments.configs.figure1 import random_search, very_deep
 from highway_jax.models import paper
 
 DEPTHS = {f"depth{depth}": depth for depth in (10, 20, 50, 100)}
 WIDTHS = {f"conv{width}": width for width in (16, 32)}
-VARIANTS = (*DEPTHS, *WIDTHS)
+VARIANTS = (*DEPTHS, "depth1000", *WIDTHS)
 
 
 def get_config(variant: str = "depth50") -> ConfigDict:
     if variant in DEPTHS:
         return random_search("mnist", depth=DEPTHS[variant], batch_size=100, epochs=400)
+    if variant == "depth1000":
+        return very_deep("mnist", batch_size=100, epochs=20)
     config = training("mnist", paper.mnist(WIDTHS[variant]), epochs=300)  # 180,000 steps, as the authors have it
     config.boundaries = (100, 200)
     config.output_std = 0.1

@@ -2,6 +2,6 @@
 
 from highway_jax.models.convnet import ConvNet
 from highway_jax.models.mlp import MLP, layer_params
-from highway_jax.models.stages import BLOCKS, parse
+from highway_jax.models.stages import parse
 
-__all__ = ["BLOCKS", "MLP", "ConvNet", "layer_params", "parse"]
+__all__ = ["MLP", "ConvNet", "layer_params", "parse"]

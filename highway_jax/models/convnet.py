@@ -13,6 +13,7 @@ from highway_jax.activations import Activation
 from highway_jax.layers import HighwayConv, PlainConv, PlainDense, centered
 from highway_jax.maxout import Maxout as MaxoutLayer
 from highway_jax.models.stages import BLOCKS, AvgPool, Conv, Dense, Dropout, Highway, Maxout, MaxPool, Stage, parse
+from highway_jax.ops import resize
 from highway_jax.pooling import avg_pool, max_pool
 
 # The authors' initializer: Glorot's in the form that Caffe gives it, which looks at a layer's inputs alone.
@@ -20,13 +21,13 @@ caffe_xavier = variance_scaling(1.0, "fan_in", "uniform")
 
 
 class ConvNet(nn.Module):
-    """A convolutional network, highway or plain, described by a list of stages.
+    """A convolutional network, highway, plain or residual, described by a list of stages.
 
     Maps (batch, height, width, channels) to logits (batch, num_classes): the stages, then a fully connected
     output layer. `highway_jax.models.paper` has the stages of the paper's networks.
 
     Parameters: `layer1`, `layer2`, ... in order, each as in `highway_jax.layers`, and `output`; their number
-    is the network's depth as the paper counts it. A highway network and its plain twin share the names.
+    is the network's depth as the paper counts it. A highway network and its twins share the names.
     Highway layers show their inner states as those of `MLP` do, each under its layer's name.
 
     Dropout is active where a random key named `dropout` is given: `apply(variables, x, rngs={"dropout": key})`.
@@ -34,9 +35,10 @@ class ConvNet(nn.Module):
     Attributes:
       stages: texts such as "2 highway 3x3", or the stages themselves; see `highway_jax.models.stages`.
       num_classes: size of the output.
-      block: "highway", or "plain" to make every highway layer a plain one of the same size.
+      block: "highway", or "plain" to make every highway layer a plain one of the same size, or "residual" to add
+        what passes through to it.
       activation: as in `MLP`; may be traced.
-      transform_bias: initial bias of the transform gates; may be traced. Plain networks ignore it.
+      transform_bias: initial bias of the transform gates; may be traced. Its twins ignore it.
       kernel_init: initializer of the layers' kernels; by default uniform, of variance 1 / fan-in, as the authors'.
       output_std: standard deviation of the output layer's initial weights; None draws them as the others.
       dtype: of the computation; the inputs' and parameters' promoted dtype by default.
@@ -80,7 +82,10 @@ class ConvNet(nn.Module):
                     for index in range(stage.count):
                         number += 1
                         layer = self._layer(stage, index, x.shape[-1], name=f"layer{number}", **common)
-                        x = layer(_flat(x) if _is_dense(stage) else x)
+                        y = layer(_flat(x) if _is_dense(stage) else x)
+                        if isinstance(stage, Highway) and self.block == "residual":
+                            y += resize(x, y.shape[-1], stage.stride if index == 0 else 1)
+                        x = y
                         if number == until:
                             return x
         if until is not None:

@@ -10,37 +10,41 @@ from flax.linen.dtypes import promote_dtype
 from flax.typing import Dtype
 
 from highway_jax.activations import Activation
+from highway_jax.blocks import HIGHWAY, INDEPENDENT, Block, named
 from highway_jax.initializers import column_blocks, layerwise, normalized
 from highway_jax.layers import CARRIES, PlainDense
-from highway_jax.models.stages import BLOCKS
-from highway_jax.stack import highway_stack, highway_states, plain_stack, plain_states
+from highway_jax.stack import stack, states
 
 
 class MLP(nn.Module):
-    """The fully connected networks of Section 3.1, highway or plain, of any depth.
+    """The fully connected networks of Section 3.1, highway, plain or of any other `Block`, of any depth.
 
-    A plain layer to `width`, then `depth - 1` highway (or plain) layers as one scan, then the output layer.
+    A plain layer to `width`, then `depth - 1` layers of one kind as one scan, then the output layer.
     Maps (batch, ...) to logits (batch, num_classes); images are flattened.
 
     Parameters: `input/h`, `output`, and `layers`, which holds all layers' weights stacked: `kernel`
     (depth - 1, width, 2 * width) and `bias` (depth - 1, 2 * width) with H's columns before T's; 3 * width
-    with an independent carry gate, whose columns come last; width for plain layers. `layer_params` hands
-    them out layer by layer as `h`, `t` and `c`.
+    with an independent carry gate, whose columns come last; in general width for each of the block's affine maps.
+    `layer_params` hands them out layer by layer as `h`, `t` and `c`.
 
     Every layer's inner states are sown into the `intermediates` collection, each with a leading layer
     axis: `model.apply(variables, x, mutable="intermediates")` gives `transform_gate`, `carry_gate`,
-    `block_state` and `block_output` under `layers` (`block_output` alone in a plain network).
+    `block_state` and `block_output` under `layers` (`block_output` alone in a plain network); of another block,
+    all that its cell returns.
 
     Attributes:
       depth: layers as the paper counts them: depth 10 is the first plain layer and nine further ones.
-      width: blocks (highway) or units (plain) per layer; the paper has 50 and 71.
+      width: blocks (highway) or units (plain) per layer; the paper has 50 and 71, of about as many parameters.
       num_classes: size of the output.
-      block: "highway" or "plain".
+      block: "highway", "plain", "residual", "fixed", "lstm" (`highway_jax.blocks` has their equations), or a `Block`.
       activation: "relu", "tanh", a function, or a traced index into `highway_jax.activations.ACTIVATIONS`.
-      transform_bias: initial bias of the transform gates; may be traced. Plain networks ignore it.
-      carry: "coupled" or "independent" carry gates, as in `HighwayDense`. Plain networks ignore it.
+      transform_bias: initial bias of the transform gates; may be traced. Other blocks make of it what they say, plain
+        and residual ones nothing.
+      carry: "coupled" or "independent" carry gates, as in `HighwayDense`; of highway blocks alone.
       dtype: of the computation; the inputs' and parameters' promoted dtype by default.
       param_dtype: of the parameters.
+      remat: keep less for the backward pass and compute the layers again there: memory for activations grows with
+        sqrt(depth) instead of depth, and a step takes up to a third longer.
 
     Raises:
       ValueError: for a depth below 2, a width or class count below 1, an unknown block, activation or carry.
@@ -49,64 +53,68 @@ class MLP(nn.Module):
     depth: int = 10
     width: int = 50
     num_classes: int = 10
-    block: str = "highway"
+    block: str | Block = "highway"
     activation: Activation = "relu"
     transform_bias: float | jax.Array = -1.0
     carry: str = "coupled"
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
+    remat: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         for name, least in ("depth", 2), ("width", 1), ("num_classes", 1):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
-        for name, allowed in ("block", BLOCKS), ("carry", CARRIES):
-            if getattr(self, name) not in allowed:
-                options = ", ".join(map(repr, allowed))
-                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {options}")
+        if self.carry not in CARRIES:
+            raise ValueError(f"carry is {self.carry!r}; it must be one of {', '.join(map(repr, CARRIES))}")
+        block = named(self.block)
+        if block is HIGHWAY and self.carry == "independent":
+            block = INDEPENDENT
         dtypes: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         x = x.reshape(x.shape[0], -1)
         x = PlainDense(self.width, self.activation, name="input", **dtypes)(x)
-        biases: list[Any] = [0.0]
-        if self.block == "highway":
-            biases += [self.transform_bias] + [-self.transform_bias] * (self.carry == "independent")
-        x = _Stack(self.depth - 1, self.activation, biases, name="layers", **dtypes)(x)
+        run = self.activation, self.transform_bias
+        x = _Stack(self.depth - 1, block, *run, self.remat, name="layers", **dtypes)(x)
         return nn.Dense(self.num_classes, kernel_init=normalized(self.activation), name="output", **dtypes)(x)
 
 
 class _Stack(nn.Module):
-    """`length` layers with an affine map for each of `biases` side by side: H's, then T's, then C's."""
+    """`length` layers, the kernels of the block's affine maps side by side."""
 
     length: int
+    block: Block
     activation: Activation
-    biases: Sequence[float | jax.Array]
+    transform_bias: float | jax.Array
+    remat: bool
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        width, parts = x.shape[-1], len(self.biases)
+        biases = self.block.biases(self.transform_bias).values()
+        width, parts = x.shape[-1], len(biases)
 
         def bias_init(key, shape, dtype):
-            return jnp.concatenate([jnp.full((self.length, width), b, dtype) for b in self.biases], axis=-1)
+            return jnp.concatenate([jnp.full((self.length, width), b, dtype) for b in biases], axis=-1)
 
         kernel_init = layerwise(column_blocks(normalized(self.activation), parts))
         kernel = self.param("kernel", kernel_init, (self.length, width, parts * width), self.param_dtype)
         bias = self.param("bias", bias_init, (self.length, parts * width), self.param_dtype)
-        args = *promote_dtype(x, kernel, bias, dtype=self.dtype), self.activation
-        apply, states = (plain_stack, plain_states) if parts == 1 else (highway_stack, highway_states)
+        x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
+        args = self.block, x, kernel, bias, self.activation, self.transform_bias
         if self.is_mutable_collection("intermediates") and not self.is_initializing():
             for name, value in states(*args).items():
                 self.sow("intermediates", name, value)
-        return apply(*args)
+        return stack(*args, self.remat)
 
 
-def layer_params(params: Any) -> dict[str, dict[str, jax.Array]]:
+def layer_params(params: Any, names: Sequence[str] = "htc") -> dict[str, dict[str, jax.Array]]:
     """Hand out an MLP's stacked weights as single layers' own parameters.
 
     Args:
       params: the `params` collection of an `MLP`.
+      names: of the block's affine maps, in order; those of highway and plain layers by default.
 
     Returns:
       `{"h": {"kernel", "bias"}, "t": {...}}` (no `t` for a plain network, also `c` with independent carry
@@ -116,4 +124,4 @@ def layer_params(params: Any) -> dict[str, dict[str, jax.Array]]:
     width = kernel.shape[-2]
     parts = kernel.shape[-1] // width
     kernels, biases = jnp.split(kernel, parts, axis=-1), jnp.split(bias, parts, axis=-1)
-    return {name: {"kernel": k, "bias": b} for name, k, b in zip("htc"[:parts], kernels, biases, strict=True)}
+    return {name: {"kernel": k, "bias": b} for name, k, b in zip(names[:parts], kernels, biases, strict=True)}

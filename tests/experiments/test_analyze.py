@@ -165,9 +165,9 @@ MISTAKES = {
     "not there": (["--workdir=nowhere"], "workdir 'nowhere' does not exist"),
     "no search's": (["--workdir={empty}"], "config.json is missing"),
     "unfinished": (["--workdir={unfinished}"], r"best/highway is missing; the workdir holds no parameters"),
-    "no highway run": (["--workdir={plain}"], "holds no highway networks, and plain ones have no gates"),
-    "plain": (["--workdir={work}", "--network=plain"], "--network is 'plain', which has no gates"),
-    "unknown": (["--workdir={work}", "--network=residual"], "--network is 'residual'; it must be one of highway"),
+    "no highway run": (["--workdir={plain}"], "holds no highway networks, and no others have"),
+    "plain": (["--workdir={work}", "--network=plain"], "--network is 'plain', which has no transform gates"),
+    "unknown": (["--workdir={work}", "--network=dense"], "--network is 'dense'; it must be one of highway"),
     "another rank": (
         ["--workdir={work}", "--rank=2"],
         r"holds its best run's parameters alone; for run \d, first train it: python -m experiments.train "

@@ -162,6 +162,17 @@ def test_depths_make_one_page(tmp_path):
     assert not (tmp_path / "d100/report.html").exists()
 
 
+def test_more_than_two_kinds_of_network_make_one_page(tmp_path):
+    kinds = ("highway", "plain", "residual", "fixed", "lstm")
+    for depth in (50, 10):
+        curves = {kind: SMALL["plain"] * np.float32(i + 1) for i, kind in enumerate(kinds)}
+        write_workdir(tmp_path / f"d{depth}", curves, depth=depth, networks=kinds)
+    page = write_report(tmp_path / "d10", tmp_path / "d50")
+    assert "Highway, plain, residual, fixed and lstm networks on digits" in page.text
+    assert "A panel per search" in page.text
+    assert [row[1] for row in page.tables[0][1:]] == [*kinds, *kinds]
+
+
 def test_what_depth_does_not_tell_apart_is_named(tmp_path):
     for name, changes in {"a": {}, "b": {"epochs": 3, "seed": 9}, "c": {"dataset": "mnist"}}.items():
         write_workdir(tmp_path / name, SMALL, **changes)

@@ -138,7 +138,7 @@ def test_cifar100_is_trained_as_the_paper_does(tmp_path, capsys):
     [
         (["--config.stages=('conv 4',)"], "config.stages: stage 'conv 4' must have the form: "),
         (["--config.stages=('maxpool 9x9',)"], "config.stages: stage 'maxpool 9x9' does not fit what it gets"),
-        (["--config.block=residual"], "config.block is 'residual'; it must be one of highway, plain"),
+        (["--config.block=lstm"], "config.block is 'lstm'; it must be one of highway, plain, residual"),
         (["--config.preprocessing=zca"], "config.preprocessing is 'zca'; it must be one of rescale, contrast"),
         (["--config.boundaries=(5, 3)"], r"config.boundaries is \(5, 3\); it must be epochs above 0"),
         (["--config.validation=1500"], "config.validation is 1500; it must be below 1500"),
