@@ -119,11 +119,22 @@ def _check_common(config: ConfigDict, template: ConfigDict, integers: dict[str, 
             raise UserError(f"config.{key} is {config[key]!r}; it must be text")
     if config.data_dir is not None and not _is_directory(config.data_dir):
         raise UserError(f"config.data_dir is {config.data_dir!r}; it must be an existing directory")
+    _check_mesh(config)
     _check_one_of(config, "matmul_precision", PRECISIONS)
     _check_one_of(config, "resume", RESUME)
     _check_bool(config, "tensorboard")
     if config.tensorboard:
         event_files.require()
+
+
+def _check_mesh(config: ConfigDict) -> None:
+    if config.mesh is None:
+        return
+    mesh = _tuple(config.mesh)
+    if len(mesh) != 2 or not all(type(size) is int and size > 0 for size in mesh):
+        raise UserError(f"config.mesh is {mesh}; it must be (runs, data), two numbers of devices")
+    if config.batch_size % mesh[1]:
+        raise UserError(f"config.mesh is {mesh}; {mesh[1]} devices cannot share batches of {config.batch_size} evenly")
 
 
 def _check_one_of(config: ConfigDict, key: str, allowed: tuple[str, ...]) -> None:

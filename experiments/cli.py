@@ -1,5 +1,6 @@
 """What the programs share at their edge: the command line, configs, and how mistakes are reported."""
 
+import contextlib
 import functools
 import importlib
 import importlib.util
@@ -8,17 +9,20 @@ import pkgutil
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
+import jax
 from absl import flags, logging
 from ml_collections import ConfigDict, FrozenConfigDict, config_flags
 
 from experiments import configs
 from highway_jax.data import DataError, first_line
+from highway_jax.parallel import ProcessLost
 
 
 class UserError(Exception):
@@ -38,10 +42,20 @@ class Interrupted(Exception):
         self.signal = signal
 
 
+class Elsewhere(Exception):
+    """Another process of several has failed, and has said why."""
+
+
 class StopRequest:
-    """Whether a signal has asked the program to stop: its number, or 0."""
+    """Whether a signal has asked the program to stop: its number, or 0.
+
+    Attributes:
+      signal: what this process has got.
+      agreed: what all processes of several act on.
+    """
 
     signal = 0
+    agreed = 0
 
 
 @contextmanager
@@ -69,7 +83,8 @@ def warn(text: str) -> None:
 
 
 def run(main: Callable[[list[str]], None], usage: str) -> NoReturn:
-    """Run a program and exit: 0 when done, 2 with one line for a user's mistake, 128 + N after signal N.
+    """Run a program and exit: 0 when done, 2 with one line for a user's mistake, 128 + N after signal N,
+    1 with one line when another process of several is lost.
 
     A file that cannot be read or written counts as the user's to mend. `--help` prints `usage`, the
     program's docstring, instead.
@@ -82,19 +97,34 @@ def run(main: Callable[[list[str]], None], usage: str) -> NoReturn:
         else:
             main(sys.argv[1:])
     except (UserError, DataError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        _fail(2, f"error: {error}")
     except OSError as error:
-        print(f"error: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
-        sys.exit(2)
+        _fail(2, f"error: {error.filename or 'a file'}: {error.strerror or error}")
+    except Elsewhere:
+        _fail(2)
+    except ProcessLost as error:
+        _fail(1, f"error: {error}; the same command goes on from the last checkpoint")
     except Interrupted as stop:
         print(f"interrupted {stop}", file=sys.stderr, flush=True)
+        jax.distributed.shutdown()  # waits for all processes
         os._exit(128 + stop.signal)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
         # At once: XLA's threads may be at work, and the interpreter's end would pull the ground from under them.
         os._exit(130)
     sys.exit(0)
+
+
+def _fail(status: int, *lines: str) -> NoReturn:
+    """Exit with a line on stderr. One of several processes does so at once: an orderly end would wait for all."""
+    for line in lines:
+        print(line, file=sys.stderr, flush=True)
+    if not jax.distributed.is_initialized():
+        sys.exit(status)
+    with contextlib.suppress(RuntimeError):  # there may be no device
+        if jax.process_index() == 0:
+            time.sleep(3)  # with it goes JAX's coordinator, and that aborts those who have not had their say
+    os._exit(status)
 
 
 def _main_thread_only(error: Any) -> None:

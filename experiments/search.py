@@ -7,6 +7,9 @@
 --config=NAME          a config of experiments/configs, or a path to a Python file with get_config()
 --config.KEY=VALUE     changes one of its keys, e.g. --config.search.learning_rate="(0.01, 0.1)"
 --workdir=DIR          where the results go; by default runs/NAME
+--coordinator=HOST:PORT --num_processes=N --process_id=I
+                       this is process I of N that work together, and HOST is process 0's; not needed on clusters
+                       that JAX detects (docs/scaling.md)
 
 The workdir gets config.json, runs.csv, curves.csv, summary.json, provenance.json, figure1.png and
 best/NETWORK, the parameters of each network's best run. On a finished workdir the results are printed again.
@@ -20,7 +23,7 @@ from absl import flags
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
-from experiments import cli, guided, trainer
+from experiments import cli, cluster, guided, trainer
 from experiments.checks import check_search
 from experiments.cli import UserError
 from experiments.progress import Output, print_summary
@@ -32,7 +35,9 @@ def main(argv: list[str]) -> None:
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", None, "where the results go", flag_values=values)
     name, overrides, rest = cli.split_config_flags(argv)
+    cluster.define_flags(values)
     cli.parse_flags(rest, values)
+    cluster.join(values)
     label, config = cli.load_config(name)
     cli.override(config, overrides)
     if "stages" in config:

@@ -13,6 +13,9 @@
 --run=N                its run number N
 --config.KEY=VALUE     changes a key of the config
 --workdir=DIR          where the results go; by default runs/NAME, or runs/NAME_NETWORK_runN
+--coordinator=HOST:PORT --num_processes=N --process_id=I
+                       this is process I of N that work together, and HOST is process 0's; not needed on clusters
+                       that JAX detects (docs/scaling.md)
 
 The workdir gets what a search's has (see experiments.search), with every run's test accuracy after every epoch, and
 its parameters. Of a search's run it is said at the end whether its curve repeats the search's. Stopped, the same
@@ -30,7 +33,7 @@ from absl import flags
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
-from experiments import cli, results, search, teacher, trainer, workdir
+from experiments import cli, cluster, results, search, teacher, trainer, workdir
 from experiments.checks import check_search, check_training
 from experiments.cli import UserError
 from experiments.configs import convolutional
@@ -49,7 +52,9 @@ def main(argv: list[str]) -> None:
     flags.DEFINE_integer("rank", None, "rank, from 1", flag_values=values)
     flags.DEFINE_string("workdir", None, "where the results go", flag_values=values)
     name, overrides, rest = cli.split_config_flags(argv)
+    cluster.define_flags(values)
     cli.parse_flags(rest, values)
+    cluster.join(values)
     if values.from_search is not None and name is not None:
         raise UserError("--config and --from_search are both given; a search's run has the search's config")
     if values.from_search is not None:

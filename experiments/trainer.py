@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -16,7 +17,7 @@ from jax.sharding import Mesh
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
-from experiments import cli, event_files, workdir
+from experiments import cli, cluster, event_files, workdir
 from experiments.cli import UserError
 from experiments.progress import Monitor, Output, Stats
 from experiments.workdir import Outcome
@@ -96,14 +97,14 @@ def do(job: Job, directory: Path, console: Output) -> dict[str, Any]:
     config, count = job.config, len(job.train.labels)
     check_batch_size(config, job.train)
     jax.config.update("jax_default_matmul_precision", config.matmul_precision)
-    mesh = find_devices(config.num_runs)
+    mesh = find_devices(config)
     with workdir.opened(directory, config) as done:
         if done:  # by another process, while this one got ready
             return done
         console.print(
             f"{job.title}: {count} training images, {_count(config.num_runs, 'run')} "
             f"of each network ({', '.join(job.networks)}), {_count(config.epochs, 'epoch')}, "
-            f"on {_count(mesh.size, mesh.devices.flat[0].device_kind + ' device')}"
+            f"on {_devices(mesh)}"
         )
         try:
             outcomes = _train(job, directory, mesh, console)
@@ -114,7 +115,13 @@ def do(job: Job, directory: Path, console: Output) -> dict[str, Any]:
                 f"a device's memory is too small for config.runs_in_memory {config.runs_in_memory} and "
                 f"config.runs_per_batch {config.runs_per_batch}; set one of them lower (None: by the memory there is)"
             ) from error
-        return workdir.finish(directory, outcomes, job.draw(outcomes))
+        summary: dict[str, Any] = {}
+        if jax.process_index() == 0:
+            summary = workdir.finish(directory, outcomes, job.draw(outcomes))
+    parallel.agree()
+    if jax.process_index():
+        sys.exit()  # the first process says what came out
+    return summary
 
 
 def check_batch_size(config: ConfigDict, train: data.Split) -> None:
@@ -126,12 +133,26 @@ def check_batch_size(config: ConfigDict, train: data.Split) -> None:
         )
 
 
-def find_devices(num_runs: int) -> Mesh:
-    """The devices to train on: all of them, or as many as there are runs."""
+def find_devices(config: ConfigDict) -> Mesh:
+    """The devices to train on, as `config.mesh` says or by default."""
     try:
-        return parallel.runs_mesh(jax.devices()[:num_runs])
+        devices = jax.devices()
     except RuntimeError as error:  # such as JAX_PLATFORMS naming what is not there
         raise UserError(f"JAX finds no device: {data.first_line(error)}") from error
+    if config.mesh is None:
+        return parallel.choose_mesh(config.num_runs, config.batch_size)
+    runs, shares = config.mesh
+    if runs * shares > len(devices) or (runs * shares < len(devices) and jax.process_count() > 1):
+        allowed = "all" if jax.process_count() > 1 else "at most"
+        raise UserError(f"config.mesh is {config.mesh}; it must take {allowed} {_count(len(devices), 'device')}")
+    return parallel.runs_mesh(devices[: runs * shares], shares)
+
+
+def _devices(mesh: Mesh) -> str:
+    """Such as "8 cpu devices of 2 processes, 4 to a batch"."""
+    text = _count(mesh.size, mesh.devices.flat[0].device_kind + " device")
+    text += f" of {jax.process_count()} processes" * (jax.process_count() > 1)
+    return text + f", {mesh.shape[parallel.DATA]} to a batch" * (mesh.shape[parallel.DATA] > 1)
 
 
 def _train(job: Job, directory: Path, mesh: Mesh, console: Output) -> dict[str, Outcome]:
@@ -142,11 +163,12 @@ def _train(job: Job, directory: Path, mesh: Mesh, console: Output) -> dict[str, 
     with cli.stop_requests() as stop, monitor:
         for network in job.networks:
             outcomes[network] = train_network(job, network, directory, mesh, monitor, stop)
-            workdir.write_tables(directory, outcomes, bool(config.evaluate_every))
-            with _writing(directory):
-                workdir.write_params(directory, network, outcomes[network])
-            if stop.signal:
-                raise cli.Interrupted(stop.signal, f"after {monitor.place}; the same command goes on from there")
+            if jax.process_index() == 0:
+                workdir.write_tables(directory, outcomes, bool(config.evaluate_every))
+                with _writing(directory):
+                    workdir.write_params(directory, network, outcomes[network])
+            if stop.agreed:
+                raise cli.Interrupted(stop.agreed, f"after {monitor.place}; the same command goes on from there")
     return outcomes
 
 
@@ -170,24 +192,30 @@ def train_network(
         # Of the same number at once as before: on an accelerator it decides the rounding.
         runs_per_batch = config.runs_per_batch or notes.get("runs_per_batch")
         if runs_per_batch is None:
-            runs_per_batch = search.choose_runs_per_batch(recipe, state.population, job.train, config.batch_size, mesh)
+            most = search.choose_runs_per_batch(recipe, state.population, job.train, config.batch_size, mesh)
+            runs_per_batch = int(parallel.agree(most).min())
         notes["runs_per_batch"] = runs_per_batch
         train_epoch = search.population_epoch(recipe, config.batch_size, mesh, runs_per_batch)
         evaluate = jax.jit(
             parallel.map_runs(lambda run, split: training.evaluate(recipe, run, split), mesh, runs_per_batch)
         )
         schedule = CheckpointSchedule(config.checkpoint_every, state)
-        with event_files.writer(directory / "tensorboard" / network, step, config.tensorboard) as log:
+        events = config.tensorboard and jax.process_index() == 0
+        with event_files.writer(directory / "tensorboard" / network, step, events) as log:
             while step < len(plan):
                 epoch = step % config.epochs
                 population, losses = train_epoch(state.population, train, search.epoch_key(config.seed, epoch))
                 _wait(losses)
                 step, epoch = step + 1, epoch + 1
+                with _writing(checkpoints.directory):
+                    due = schedule.due(step, checkpoints)
+                said = parallel.agree(stop.signal, due)  # the first message after an epoch: it tells who is lost
+                stop.agreed, due = int(said[:, 0].max()), bool(said[0, 1])
                 state = _advance(state, population, losses, epoch)
                 stats = Stats.of(state.outcome.train_loss)
                 monitor.move(network, step, stats)
                 log(step, stats)
-                stopping, ending = bool(stop.signal), epoch == config.epochs
+                stopping, ending = bool(stop.agreed), epoch == config.epochs
                 halving = job.halving if job.halving and job.halving.due(epoch) and not ending else None
                 if ending or (config.evaluate_every and epoch % config.evaluate_every == 0):
                     accuracy = {name: evaluate(population, split)["accuracy"] for name, split in evaluated.items()}
@@ -201,7 +229,7 @@ def train_network(
                     state = _begin(job, network, recipe, mesh, state.outcome, first, plan[step])
                 notes["seconds"] = time.monotonic() - started
                 with _writing(checkpoints.directory):
-                    if step < len(plan) and (stopping or schedule.due(step, checkpoints)):
+                    if step < len(plan) and (stopping or due):
                         _check_space(checkpoints.directory, state)
                         checkpoints.save(step, state, notes)
                     if stopping:
@@ -258,23 +286,19 @@ def _last_state(
     config = job.config
     run = run_shapes(job, recipe)
     outcome = _blank(job, run.params)
-    for step in reversed(checkpoints.steps()):
-        if file := checkpoints.damaged_file(step):
-            checkpoints.remove(step)
-            cli.warn(f"{checkpoints.directory}: checkpoint {step} is damaged ({file}); using the one before it")
-            continue
+    if step := cluster.at_first(lambda: _newest_intact(checkpoints)):
         notes = checkpoints.notes(step)
         plan = runs_by_step(config, notes["runs_in_memory"], job.halving)
         if step == len(plan):
             return checkpoints.restore(step, outcome), step, notes
         rows, sharding = parallel.padded(plan[step], mesh), parallel.over_runs(mesh)
         population = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct((rows, *leaf.shape), leaf.dtype, sharding=sharding),  # noqa: B023
-            run,
+            lambda leaf: jax.ShapeDtypeStruct((rows, *leaf.shape), leaf.dtype, sharding=sharding), run
         )
         return checkpoints.restore(step, State(population, np.empty(plan[step], int), outcome)), step, notes
-    at_once = config.runs_in_memory or search.choose_runs_in_memory(
-        run, config.num_runs, mesh.size, parallel.free_memory(mesh)
+    rows, memory = mesh.shape[parallel.RUNS], parallel.free_memory(mesh)
+    at_once = config.runs_in_memory or int(
+        parallel.agree(search.choose_runs_in_memory(run, config.num_runs, rows, memory)).min()
     )
     if job.halving is not None and not config.runs_in_memory and at_once < config.num_runs:
         raise UserError(
@@ -283,6 +307,16 @@ def _last_state(
         )
     notes = {"seconds": 0.0, "runs_in_memory": at_once}
     return _begin(job, network, recipe, mesh, outcome, 0, min(at_once, config.num_runs)), 0, notes
+
+
+def _newest_intact(checkpoints: Checkpoints) -> int | None:
+    """The newest checkpoint's step; damaged ones are removed."""
+    for step in reversed(checkpoints.steps()):
+        if not (file := checkpoints.damaged_file(step)):
+            return step
+        checkpoints.remove(step)
+        cli.warn(f"{checkpoints.directory}: checkpoint {step} is damaged ({file}); using the one before it")
+    return None
 
 
 def run_shapes(job: Job, recipe: training.Recipe) -> training.Run:
@@ -330,7 +364,7 @@ def _advance(state: State, population: training.Run, losses: jax.Array, epoch: i
     best = after.order[0]
     best_params = outcome.best_params
     if not before.epochs.any() or best != before.order[0] or after.best_loss[best] < before.best_loss[best]:
-        best_params = search.take_run(population.params, np.searchsorted(members, best))
+        best_params = parallel.gather(search.take_run(population.params, np.searchsorted(members, best)))
     outcome = dataclasses.replace(outcome, train_loss=train_loss, best_params=best_params)
     return State(population, members, outcome)
 
@@ -368,10 +402,13 @@ def _with(table: np.ndarray, where: Any, values: Any) -> np.ndarray:
 
 
 def _check_space(directory: Path, state: State) -> None:
-    needed, free = _size(state), shutil.disk_usage(directory).free
-    if free < needed:
-        needs, has = f"{needed / 2**20:,.1f} MiB", f"{free / 2**20:,.1f} MiB"
-        raise UserError(f"{directory}: the disk is full; a checkpoint needs {needs}, and {has} are free")
+    def check() -> None:
+        needed, free = _size(state), shutil.disk_usage(directory).free
+        if free < needed:
+            needs, has = f"{needed / 2**20:,.1f} MiB", f"{free / 2**20:,.1f} MiB"
+            raise UserError(f"{directory}: the disk is full; a checkpoint needs {needs}, and {has} are free")
+
+    cluster.at_first(check)
 
 
 def _size(state: State) -> int:
@@ -383,9 +420,11 @@ def _size(state: State) -> int:
 def _writing(directory: Path) -> Iterator[None]:
     try:
         yield
-    except UserError:
+    except (UserError, cli.Elsewhere, parallel.ProcessLost):
         raise
     except Exception as error:  # Orbax and TensorStore have many
+        if parallel.blames_another(error):
+            raise parallel.ProcessLost from error
         raise UserError(f"{directory}: a checkpoint cannot be written: {data.first_line(error)}") from error
 
 
@@ -397,7 +436,7 @@ def _wait(array: Any) -> None:
 
 def _host(tree: Any, num_runs: int) -> Any:
     """Copy to the host, without the runs that only fill up the devices."""
-    return jax.tree.map(lambda leaf: np.array(leaf)[:num_runs], tree)
+    return jax.tree.map(lambda leaf: np.array(leaf)[:num_runs], parallel.gather(tree))
 
 
 def _count(number: int, noun: str) -> str:

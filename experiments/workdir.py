@@ -21,6 +21,7 @@ from flax import struct
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
+from experiments import cluster
 from experiments.cli import UserError, leaves
 from highway_jax import checkpoint, parallel, search, training
 from highway_jax.activations import ACTIVATIONS
@@ -31,7 +32,7 @@ CHECKPOINTS = "checkpoints"  # the folder of each network's checkpoints, until t
 RESULTS = ("config.json", "runs.csv", "curves.csv", "summary.json", "provenance.json")
 
 # What a result does not depend on.
-ANYWHERE = ("data_dir", "runs_per_batch", "resume", "checkpoint_every", "log_every", "tensorboard")
+ANYWHERE = ("data_dir", "mesh", "runs_per_batch", "resume", "checkpoint_every", "log_every", "tensorboard")
 
 
 @struct.dataclass
@@ -81,6 +82,10 @@ def finished(workdir: Path, config: ConfigDict) -> dict[str, Any] | None:
       UserError: if the workdir is a file, is damaged, holds work of another config or of an older version,
         or holds any at all where `config.resume` is "never".
     """
+    return _read_object(workdir / "summary.json") if cluster.at_first(lambda: _is_finished(workdir, config)) else None
+
+
+def _is_finished(workdir: Path, config: ConfigDict) -> bool:
     try:
         if workdir.exists() and not workdir.is_dir():
             raise UserError(f"--workdir is {str(workdir)!r}, which is a file; it must be a directory or not exist yet")
@@ -88,22 +93,22 @@ def finished(workdir: Path, config: ConfigDict) -> dict[str, Any] | None:
         if not (workdir / "config.json").exists():
             if work:
                 raise damaged(workdir / "config.json")
-            return None
+            return False
         if config.resume == "never":
             raise UserError(f"config.resume is 'never', but {workdir} holds earlier work; choose another --workdir")
         earlier = ConfigDict(_read_object(workdir / "config.json"))
         if not work:
-            return None  # stopped before there was anything to keep
+            return False  # stopped before there was anything to keep
         read_provenance(workdir)
         _check_same(earlier, config, workdir)
         if not (workdir / checkpoint.SUMS).exists():
-            return None
+            return False
         if name := checkpoint.damaged_file(workdir, [workdir / name for name in RESULTS]):
             raise damaged(workdir / name)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"--workdir is {str(workdir)!r}, which cannot be used: {reason}") from error
-    return _read_object(workdir / "summary.json")
+    return True
 
 
 def read_provenance(workdir: Path) -> dict[str, Any]:
@@ -121,33 +126,36 @@ def read_provenance(workdir: Path) -> dict[str, Any]:
 
 @contextmanager
 def opened(workdir: Path, config: ConfigDict) -> Iterator[dict[str, Any] | None]:
-    """Make the workdir, keep other processes out of it, and write what is known at the start.
+    """Make the workdir, keep other programs out of it, and write what is known at the start.
 
     Yields what `finished` says of it then.
 
     Raises:
-      UserError: if it cannot be written, or another process is at work in it.
+      UserError: if it cannot be written, or another program is at work in it.
     """
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(workdir / ".lock", timeout=0).acquire()
-    except filelock.Timeout as error:
-        raise UserError(
-            f"--workdir is {str(workdir)!r}, in which another process is at work; choose another --workdir"
-        ) from error
-    except OSError as error:
-        raise UserError(f"--workdir is {str(workdir)!r}, which cannot be written: {error.strerror}") from error
-    with lock:
-        if done := finished(workdir, config):
-            yield done
-            return
+    lock = filelock.FileLock(workdir / ".lock", timeout=0)
+
+    def begin() -> bool:
         try:
+            workdir.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+            if _is_finished(workdir, config):
+                return True
             # In this order: a workdir with a config also says its format.
             write_json(workdir / "provenance.json", provenance())
             write_text(workdir / "config.json", config.to_json(indent=2) + "\n")
+        except filelock.Timeout as error:
+            raise UserError(
+                f"--workdir is {str(workdir)!r}, in which another process is at work; choose another --workdir"
+            ) from error
         except OSError as error:
             raise UserError(f"--workdir is {str(workdir)!r}, which cannot be written: {error.strerror}") from error
-        yield None
+        return False
+
+    try:
+        yield _read_object(workdir / "summary.json") if cluster.at_first(begin) else None
+    finally:
+        lock.release()
 
 
 def finish(workdir: Path, outcomes: Mapping[str, Outcome], figures: Mapping[str, Figure]) -> dict[str, Any]:
@@ -226,6 +234,7 @@ def provenance() -> dict[str, Any]:
         "platform": devices[0].platform,
         "device": devices[0].device_kind,
         "devices": len(devices),
+        "processes": jax.process_count(),
         "cpu_cores": parallel.cpu_cores(),
     }
 

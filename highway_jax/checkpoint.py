@@ -14,15 +14,20 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from highway_jax import parallel
+
 SUMS = "SHA256SUMS"
 
 
 def save_params(path: str | os.PathLike, params: Any) -> None:
     """Write a tree of arrays to the directory `path`, atomically, in place of what was there.
 
-    They are written as host arrays, so that they can be read on a machine with other devices.
+    They are written as host arrays, so that they can be read on a machine with other devices, and by the calling
+    process alone.
     """
-    with ocp.StandardCheckpointer() as checkpointer:
+    this = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(primary_host=this, active_processes={this})
+    with ocp.StandardCheckpointer(multiprocessing_options=alone) as checkpointer:
         checkpointer.save(Path(path).absolute(), jax.device_get(params), force=True)
 
 
@@ -38,6 +43,9 @@ class Checkpoints:
     `directory/STEP` is an Orbax checkpoint, complete once it holds the checksums of its files. What a
     killed process left half-written is removed when the next one opens the directory.
 
+    Where there are several processes, all of them must make it, `save` and `restore`, on a file system that they
+    share. Each writes the shards that it holds; the first does the rest.
+
     Args:
       directory: made if it does not exist.
       keep: how many complete checkpoints stay.
@@ -48,10 +56,13 @@ class Checkpoints:
 
     def __init__(self, directory: str | os.PathLike, keep: int = 3):
         self.directory, self.keep = Path(directory).absolute(), keep
-        self.directory.mkdir(parents=True, exist_ok=True)
-        for entry in self.directory.iterdir():
-            if re.fullmatch(r"\d{6,}(\.orbax-checkpoint-tmp.*)?", entry.name) and not (entry / SUMS).is_file():
-                shutil.rmtree(entry)
+        self._first = jax.process_index() == 0
+        if self._first:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            for entry in self.directory.iterdir():
+                if re.fullmatch(r"\d{6,}(\.orbax-checkpoint-tmp.*)?", entry.name) and not (entry / SUMS).is_file():
+                    shutil.rmtree(entry)
+        parallel.agree()
         # Weights do not compress; without trying, writing is four times as fast.
         self._orbax = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler(use_compression=False))
         self._thread = ThreadPoolExecutor(1)
@@ -70,15 +81,17 @@ class Checkpoints:
         self.wait()
         started = time.monotonic()
         path = self._path(step)
-        shutil.rmtree(path, ignore_errors=True)  # a damaged one
+        if self._first:
+            shutil.rmtree(path, ignore_errors=True)  # a damaged one
         self._orbax.save(path, args=ocp.args.PyTreeSave(tree), custom_metadata=dict(notes))
         self._pending = self._thread.submit(self._complete, path, started)
 
     def _complete(self, path: Path, started: float) -> None:
-        self._orbax.wait_until_finished()
-        write_sums(path, files_in(path))
-        for step in self.steps()[: -self.keep]:
-            shutil.rmtree(self._path(step))
+        self._orbax.wait_until_finished()  # for all processes
+        if self._first:
+            write_sums(path, files_in(path))
+            for step in self.steps()[: -self.keep]:
+                shutil.rmtree(self._path(step))
         self.seconds = time.monotonic() - started
 
     def busy(self) -> bool:

@@ -1,15 +1,30 @@
-"""Where runs live: devices, and how a function of one run is mapped over them."""
+"""Where runs live: devices and processes, and how a function of one run is mapped over them."""
 
+import contextlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax import lax
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-RUNS = "runs"
+RUNS, DATA = "runs", "data"
+
+
+class ProcessLost(Exception):
+    """Another process of several has ended, or cannot be reached."""
+
+    def __init__(self) -> None:
+        super().__init__("another process has ended or cannot be reached")
+
+
+def blames_another(error: Exception) -> bool:
+    """Whether an error comes from how processes reach each other: it has the type of the code that it has stopped."""
+    names = "Gloo", "NCCL", "CoordinationService"
+    return jax.process_count() > 1 and any(name in str(error) for name in names)
 
 
 def split_cpu(devices: int | None = None) -> None:
@@ -26,34 +41,103 @@ def cpu_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def runs_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh with the single axis `runs` over the given devices, all by default."""
-    return Mesh(np.asarray(jax.devices() if devices is None else devices), (RUNS,))
+def runs_mesh(devices: Sequence[jax.Device] | None = None, data: int = 1) -> Mesh:
+    """A mesh with the axes `runs` and `data`: runs are split over the first, batches over the second.
+
+    Args:
+      devices: those of all processes by default.
+      data: how many of them share every batch; it must divide their number.
+    """
+    return Mesh(np.asarray(jax.devices() if devices is None else devices).reshape(-1, data), (RUNS, DATA))
+
+
+def choose_mesh(num_runs: int, batch_size: int) -> Mesh:
+    """The mesh for a population: runs over all devices or, where there are more devices than runs, batches too.
+
+    Not on CPUs, whose cores share one run's work as well without it. Devices for which there are no runs are left
+    out, unless there are several processes: each must take part.
+    """
+    devices = jax.devices()
+    data = 1 if devices[0].platform == "cpu" else devices_to_a_batch(num_runs, batch_size, len(devices))
+    return runs_mesh(devices if jax.process_count() > 1 else devices[: num_runs * data], data)
+
+
+def devices_to_a_batch(num_runs: int, batch_size: int, devices: int) -> int:
+    """How many devices should share a batch: the most that divide it and them all and leave one for every run."""
+    sizes = range(1, max(1, devices // num_runs) + 1)
+    return max(size for size in sizes if devices % size == batch_size % size == 0)
 
 
 def split_runs(mesh: Mesh, population: Any) -> Any:
-    """Put a population on the mesh, its leading axis split over the devices."""
-    return jax.device_put(population, over_runs(mesh))
+    """Put a population of host arrays on the mesh, its leading axis split over `runs`."""
+    return _put(population, over_runs(mesh))
 
 
 def over_runs(mesh: Mesh) -> NamedSharding:
-    """How a population's arrays lie on the mesh: their leading axis split over the devices."""
+    """How a population's arrays lie on the mesh: their leading axis split over `runs`."""
     return NamedSharding(mesh, PartitionSpec(RUNS))
 
 
 def replicate(mesh: Mesh, tree: Any) -> Any:
-    """Put arrays whole on every device of the mesh."""
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+    """Put host arrays, the same ones in every process, whole on every device of the mesh."""
+    return _put(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+def _put(tree: Any, sharding: NamedSharding) -> Any:
+    if sharding.is_fully_addressable:
+        return jax.device_put(tree, sharding)
+    # `device_put` would send every process's copy to all others, to compare them.
+    return jax.tree.map(
+        lambda leaf: jax.make_array_from_callback(leaf.shape, sharding, np.asarray(leaf).__getitem__), tree
+    )
+
+
+def split_batches(mesh: Mesh, batches: Any) -> Any:
+    """Inside `jax.jit`: split arrays of shape (steps, batch, ...) over `data`."""
+    return lax.with_sharding_constraint(batches, NamedSharding(mesh, PartitionSpec(None, DATA)))
 
 
 def padded(num_runs: int, mesh: Mesh) -> int:
-    """The smallest number of runs, at least `num_runs`, that the mesh's devices can share evenly."""
-    return -(-num_runs // mesh.size) * mesh.size
+    """The smallest number of runs, at least `num_runs`, that the mesh's `runs` axis can share evenly."""
+    return -(-num_runs // mesh.shape[RUNS]) * mesh.shape[RUNS]
+
+
+def gather(tree: Any) -> Any:
+    """Arrays that live on any devices of any processes, as host arrays in every process.
+
+    All processes must call it.
+
+    Raises:
+      ProcessLost: if one of them has ended.
+    """
+    if jax.process_count() == 1:
+        return jax.device_get(tree)
+    jax.block_until_ready(tree)  # what has failed here is not the others' fault
+    with _others():
+        return multihost_utils.process_allgather(tree, tiled=True)
+
+
+def agree(*values: int) -> np.ndarray:
+    """Tell every process what each one says: (processes, values) int32. It waits for all of them.
+
+    Raises:
+      ProcessLost: if one of them has ended.
+    """
+    with _others():
+        return multihost_utils.process_allgather(np.array(values, np.int32))
+
+
+@contextlib.contextmanager
+def _others() -> Iterator[None]:
+    try:
+        yield
+    except (jax.errors.JaxRuntimeError, ValueError) as error:  # each transport has its own
+        raise ProcessLost from error
 
 
 def free_memory(mesh: Mesh) -> int | None:
-    """Bytes still free on a device of the mesh, or None where the device does not say (a CPU)."""
-    stats = mesh.devices.flat[0].memory_stats() or {}
+    """Bytes still free on a device of this process, or None where the device does not say (a CPU)."""
+    stats = mesh.local_devices[0].memory_stats() or {}
     return stats["bytes_limit"] - stats["bytes_in_use"] if "bytes_limit" in stats else None
 
 
@@ -68,7 +152,8 @@ def map_runs(function: Callable[..., Any], mesh: Mesh, runs_per_batch: int) -> C
 
     Returns:
       `mapped(population, *shared)`: every leaf of the population and of the result has a leading axis
-      of runs, divisible by the number of devices. Devices do not communicate.
+      of runs, divisible by the mesh's `runs`. Along it devices do not communicate; along `data` the compiler
+      makes them, where shared arrays are split over it.
     """
 
     def on_device(population, *shared):
@@ -84,7 +169,12 @@ def map_runs(function: Callable[..., Any], mesh: Mesh, runs_per_batch: int) -> C
     def mapped(population, *shared):
         runs, whole = PartitionSpec(RUNS), PartitionSpec()
         specs = (runs, *(whole for _ in shared))
-        # Without collectives there is nothing for the replication check to check.
-        return jax.shard_map(on_device, mesh=mesh, in_specs=specs, out_specs=runs, check_vma=False)(population, *shared)
+        # The program is divided by hand over `runs` alone. What a step's mean over the batch, or its random bits, ask
+        # of devices that share a batch is the compiler's business. Without collectives of ours there is
+        # nothing for the replication check to check.
+        results = jax.shard_map(
+            on_device, mesh=mesh, in_specs=specs, out_specs=runs, axis_names={RUNS}, check_vma=False
+        )(population, *shared)
+        return lax.with_sharding_constraint(results, NamedSharding(mesh, runs))
 
     return mapped

@@ -129,7 +129,7 @@ def init_population(
     count = len(hyperparameters.learning_rate)
     total = parallel.padded(count, mesh)
     padded = jax.tree.map(lambda leaf: np.pad(np.asarray(leaf), (0, total - count), "edge"), hyperparameters)
-    numbered = parallel.split_runs(mesh, (np.arange(first_run, first_run + total), padded))
+    numbered = parallel.split_runs(mesh, (np.arange(first_run, first_run + total, dtype=np.int32), padded))
     # One after another: all at once would need the memory of every initializer's alternatives.
     return jax.jit(parallel.map_runs(start, mesh, runs_per_batch=1))(numbered)
 
@@ -203,7 +203,7 @@ def choose_runs_per_batch(
       recipe, population, train, batch_size, mesh: what will be trained, on what and where.
       memory: bytes free on each device; asked of the device by default.
     """
-    here = len(jax.tree.leaves(population)[0]) // mesh.size
+    here = len(jax.tree.leaves(population)[0]) // mesh.shape[parallel.RUNS]
     memory = parallel.free_memory(mesh) if memory is None else memory
     if memory is None:
         return 1 if mesh.devices.flat[0].platform == "cpu" else here
@@ -229,7 +229,7 @@ def population_epoch(
 
     Args:
       recipe: what is trained.
-      batch_size: examples per step.
+      batch_size: examples per step; the mesh's `data` must divide it.
       mesh: where the population lives.
       runs_per_batch: how many runs a device trains in lockstep; see `choose_runs_per_batch`.
 
@@ -242,7 +242,8 @@ def population_epoch(
     )
 
     def epoch(population: Run, train: Split, key: jax.Array) -> tuple[Run, jax.Array]:
-        population, losses = train_runs(population, shuffled_batches(train, key, batch_size))
+        batches = parallel.split_batches(mesh, shuffled_batches(train, key, batch_size))
+        population, losses = train_runs(population, batches)
         return population, jnp.where(jnp.isnan(losses), jnp.inf, losses)
 
     return jax.jit(epoch, donate_argnums=0)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from highway_jax import MLP, data, optim, parallel, search, training
 from highway_jax.data import shuffled_batches
@@ -39,7 +39,9 @@ def assert_close(a, b, rtol=1e-4):
 ALONE = [jax.jit(EPOCH)(search.take_run(population(), i), BATCHES) for i in range(4)]
 
 
-@pytest.mark.parametrize("transform", ["vmap", "jit(vmap)", "lax.map", "pmap", "shard_map", "map_runs"])
+@pytest.mark.parametrize(
+    "transform", ["vmap", "jit(vmap)", "lax.map", "pmap", "shard_map", "jit(shardings)", "map_runs"]
+)
 def test_a_run_in_a_population_is_the_run_alone_under_every_transformation(transform, request):
     runs = population()
     if transform == "pmap":  # one run a device
@@ -47,15 +49,16 @@ def test_a_run_in_a_population_is_the_run_alone_under_every_transformation(trans
         new, losses = jax.pmap(EPOCH, in_axes=(0, None))(jax.tree.map(lambda leaf: leaf[:2], runs), BATCHES)
     else:
         spec = PartitionSpec("runs")
+        mesh = parallel.runs_mesh()
+        split, whole, batch = (NamedSharding(mesh, s) for s in (spec, PartitionSpec(), PartitionSpec(None, "data")))
         mapped = jax.vmap(EPOCH, in_axes=(0, None))
         new, losses = {
             "vmap": mapped,
             "jit(vmap)": jax.jit(mapped),
             "lax.map": lambda runs, batches: jax.lax.map(lambda run: EPOCH(run, batches), runs, batch_size=3),
-            "shard_map": jax.shard_map(
-                mapped, mesh=parallel.runs_mesh(), in_specs=(spec, PartitionSpec()), out_specs=spec
-            ),
-            "map_runs": jax.jit(parallel.map_runs(EPOCH, parallel.runs_mesh(), runs_per_batch=1)),
+            "shard_map": jax.shard_map(mapped, mesh=mesh, in_specs=(spec, PartitionSpec()), out_specs=spec),
+            "jit(shardings)": jax.jit(mapped, in_shardings=(split, batch), out_shardings=(split, whole)),
+            "map_runs": jax.jit(parallel.map_runs(EPOCH, mesh, runs_per_batch=1)),
         }[transform](runs, BATCHES)
     for index in range(len(losses)):
         assert_close((search.take_run(new.params, index), losses[index]), (ALONE[index][0].params, ALONE[index][1]))

@@ -22,6 +22,7 @@ def base(dataset: str, num_runs: int, epochs: int, batch_size: int) -> ConfigDic
     config.log_every = placeholder(int)  # epochs between lines of progress; None: about ten lines
     config.tensorboard = False  # write event files to WORKDIR/tensorboard
 
+    config.mesh = placeholder(tuple)  # (runs, data): how many devices share the runs, and each batch; None: chosen
     config.runs_in_memory = placeholder(int)  # runs trained side by side, the others after them; None: by the memory
     config.runs_per_batch = placeholder(int)  # runs a device trains in lockstep; None: chosen for the device
     config.matmul_precision = "float32"  # what an accelerator multiplies in; "tensorfloat32", "bfloat16" are faster

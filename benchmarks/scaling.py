@@ -1,0 +1,82 @@
+"""How much faster a search's epoch is on all CPU devices than on one, runs split over them.
+
+    python -m benchmarks.scaling --config=digits_depth50
+
+Takes a search's --config flags. Times the epoch of its first network's population, on one device and on one for every
+core, interleaved; the median counts. Also counts what the devices send each other in it.
+Writes benchmarks/results/devices_PLATFORM_NAME.json.
+"""
+
+import json
+import re
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+
+from benchmarks.population import hardware
+from experiments import cli, search
+from experiments.checks import check_search
+from highway_jax import data, parallel
+from highway_jax import search as library
+
+REPETITIONS = 9
+
+
+def main(argv: list[str]) -> None:
+    """Time and report."""
+    name, overrides, rest = cli.split_config_flags(argv)
+    if rest:
+        raise cli.UserError(f"unexpected argument {rest[0]!r}")
+    _, config = cli.load_config(name)
+    cli.override(config, overrides)
+    counts = (1, len(jax.devices()))
+    epochs = {count: epoch_on(config, count) for count in counts}
+    seconds: dict[int, list[float]] = {count: [] for count in counts}
+    for _ in range(REPETITIONS):
+        for count, (epoch, _) in epochs.items():
+            started = time.perf_counter()
+            epoch()
+            seconds[count].append(time.perf_counter() - started)
+    medians = {count: statistics.median(times) for count, times in seconds.items()}
+    speedup = medians[counts[0]] / medians[counts[-1]]
+    result = {
+        "config": name,
+        "num_runs": config.num_runs,
+        "seconds_per_epoch": {str(count): times for count, times in seconds.items()},
+        "median_seconds_per_epoch": {str(count): median for count, median in medians.items()},
+        "collectives": {str(count): collectives for count, (_, collectives) in epochs.items()},
+        "speedup": speedup,
+        "hardware": hardware(),
+    }
+    print(f"{counts[-1]} devices instead of 1: {speedup:.2f} times as fast ({medians[1]:.3g} s an epoch on 1)")
+    path = Path(__file__).parent / "results" / f"devices_{jax.default_backend()}_{name}.json"
+    path.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def epoch_on(config: ConfigDict, count: int) -> tuple[Callable[[], None], int]:
+    """A function that trains an epoch on so many devices and waits, compiled, and the collectives in it."""
+    (space, _), dataset = check_search(config), data.load(config.dataset, config.data_dir)
+    recipe = search.recipe(config, dataset, config.networks[0])
+    mesh = parallel.runs_mesh(jax.devices()[:count])
+    draws = library.sample_population(space, config.seed, config.num_runs)
+    population = library.init_population(recipe, draws, config.seed, dataset.train.images, mesh)
+    args = parallel.replicate(mesh, dataset.train), library.epoch_key(config.seed, 0)
+    compiled = library.population_epoch(recipe, config.batch_size, mesh, 1).lower(population, *args).compile()
+
+    def epoch() -> None:
+        nonlocal population
+        population, losses = compiled(population, *args)
+        losses.block_until_ready()
+
+    epoch()
+    names = "all-gather|all-reduce|all-to-all|collective-permute|collective-broadcast|reduce-scatter"
+    return epoch, len(re.findall(rf" (?:{names})(?:-start)?\(", compiled.as_text()))
+
+
+if __name__ == "__main__":
+    parallel.split_cpu()
+    cli.run(main, __doc__)

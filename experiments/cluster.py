@@ -1,0 +1,92 @@
+"""Take part in work that several processes share, on one machine or many (docs/scaling.md)."""
+
+import re
+import warnings
+from collections import Counter
+from collections.abc import Callable
+
+import jax
+from absl import flags
+
+from experiments import cli
+from experiments.cli import UserError
+from highway_jax import data, parallel
+
+# A host that is silent for so long is lost, and all others stop.
+HEARTBEAT_SECONDS = 30
+# What JAX says where it detects none, and where it has been in use, as in a notebook.
+NO_CLUSTER = "coordinator_address should be defined", "must be called before"
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """Define `--coordinator`, `--num_processes` and `--process_id`."""
+    flags.DEFINE_string("coordinator", None, "host:port of process 0", flag_values=values)
+    flags.DEFINE_integer("num_processes", None, "how many processes", lower_bound=1, flag_values=values)
+    flags.DEFINE_integer("process_id", None, "this one's number, from 0", lower_bound=0, flag_values=values)
+
+
+def join(values: flags.FlagValues) -> None:
+    """Meet the other processes: those the flags say, or those of a cluster that JAX detects, if there is one.
+
+    `--num_processes=1` keeps this process alone wherever it is. Of several, the first alone prints results.
+
+    Raises:
+      UserError: for flags that do not fit together, or a cluster that cannot be joined.
+    """
+    names = ("coordinator", "num_processes", "process_id")
+    coordinator, count, number = (values[name].value for name in names)
+    if count == 1:
+        return
+    missing = [name for name in names if values[name].value is None]
+    if 0 < len(missing) < len(names):
+        raise UserError(f"--{missing[0]} is missing; --{', --'.join(names)} go together")
+    if count and number >= count:
+        raise UserError(f"--process_id is {number}; it must be below --num_processes, {count}")
+    if coordinator is not None and not re.fullmatch(r".+:\d+", coordinator):
+        raise UserError(f"--coordinator is {coordinator!r}; it must be HOST:PORT, of process 0")
+    # It would take SIGTERM, which here ends the work after an epoch.
+    jax.config.update("jax_enable_preemption_service", False)
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of a lone pod of Kubernetes
+            jax.distributed.initialize(
+                coordinator,
+                count,
+                number,
+                heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+                shutdown_timeout_seconds=HEARTBEAT_SECONDS,
+            )
+        first = jax.process_index() == 0
+        counts = Counter(device.process_index for device in jax.devices())
+    except (ValueError, RuntimeError) as error:
+        if missing and any(reason in str(error) for reason in NO_CLUSTER):
+            return
+        raise UserError(
+            f"the other processes cannot be joined: {data.first_line(error)}; --num_processes=1 does without them"
+        ) from error
+    if len(set(counts.values())) > 1:
+        raise UserError(
+            f"process {min(counts, key=counts.__getitem__)} has {min(counts.values())} devices and "
+            f"process {max(counts, key=counts.__getitem__)} {max(counts.values())}; all must have as many"
+        )
+    if not first:
+        cli.ignore_output()
+
+
+def at_first(function: Callable[[], int | None]) -> int:
+    """Call a function in the first process; what it returns there, in all of them, 0 for None.
+
+    Raises:
+      cli.Elsewhere: in the others, when it raised an error in the first.
+    """
+    value, failure = 0, None
+    if jax.process_index() == 0:
+        try:
+            value = function() or 0
+        except Exception as error:
+            failure = error
+    failed, value = parallel.agree(failure is not None, value)[0].tolist()
+    if failure:
+        raise failure
+    if failed:
+        raise cli.Elsewhere
+    return value

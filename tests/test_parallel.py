@@ -1,0 +1,85 @@
+"""Runs and batches over devices; tests/hosts.py has searches of several processes."""
+
+import functools
+import re
+import signal
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from experiments import search as program
+from highway_jax import ConvNet, data, parallel, search, training
+from tests import hosts
+
+DIGITS = data.load("digits")
+TRAIN = jax.tree.map(lambda leaf: leaf[:200], DIGITS.train)
+CONVOLUTIONAL = training.Recipe(  # with all that is drawn at random in a step
+    lambda hp: ConvNet(("conv 4 3x3", "highway 4 3x3", "dropout 0.5"), activation=hp.activation),
+    preprocess=functools.partial(data.rescale, max_value=16),
+    augment=functools.partial(data.random_crop, padding=1),
+)
+SPACE = search.SearchSpace(learning_rate=(0.01, 0.05))
+COLLECTIVE = re.compile(r"= (.*?) (?:all-\w+|reduce-scatter|collective-\w+|ragged-all-to-all)(?:-start)?\(")
+
+
+def compile_epoch(runs, shares):
+    mesh = parallel.runs_mesh(jax.devices()[: runs * shares], shares)
+    population = search.init_population(CONVOLUTIONAL, search.sample_population(SPACE, 0, 2), 0, TRAIN.images, mesh)
+    train = parallel.replicate(mesh, TRAIN)
+    epoch = search.population_epoch(CONVOLUTIONAL, 20, mesh, runs_per_batch=1)
+    return epoch.lower(population, train, search.epoch_key(0, 0)).compile(), population, train
+
+
+def test_devices_that_share_a_batch_train_the_same_runs_and_those_that_share_runs_send_nothing(two_devices):
+    losses, sent = {}, {}
+    for shape in (1, 1), (2, 1), (1, 2):
+        epoch, population, train = compile_epoch(*shape)
+        sent[shape] = COLLECTIVE.findall(epoch.as_text())
+        population, first = epoch(population, train, search.epoch_key(0, 0))
+        _, second = epoch(population, train, search.epoch_key(0, 1))
+        losses[shape] = np.stack([first, second])
+    assert sent[1, 1] == sent[2, 1] == []  # zero bytes in an epoch
+    assert len(sent[1, 2]) == 1  # a step's gradients and loss, at once
+    np.testing.assert_allclose(losses[2, 1], losses[1, 1], rtol=1e-5)
+    np.testing.assert_allclose(losses[1, 2], losses[1, 1], rtol=1e-4)
+
+
+@given(num_runs=st.integers(1, 300), batch_size=st.integers(1, 300), devices=st.integers(1, 300))
+def test_devices_share_a_batch_where_there_are_more_of_them_than_runs(num_runs, batch_size, devices):
+    shares = parallel.devices_to_a_batch(num_runs, batch_size, devices)
+    assert devices % shares == batch_size % shares == 0
+    assert shares == 1 if num_runs >= devices else num_runs * shares <= devices
+
+
+def test_a_search_of_two_processes_goes_on_in_one_with_eight_devices_and_is_the_search_of_one(tmp_path):
+    args = ["--config.networks=highway", "--config.epochs=30", "--config.search.learning_rate=(0.01, 0.02)"]
+    running = hosts.start(tmp_path / "moved", 2, 1, *args)
+    hosts.wait_for_checkpoints(tmp_path / "moved", 1, running)
+    running[1].send_signal(signal.SIGTERM)  # one is told, both stop
+    first, second = hosts.end(running)
+    assert first[0] == second[0] == 128 + signal.SIGTERM, (first, second)
+    assert first[2] == second[2].split("\n", 1)[1] != ""  # after the same epoch
+    assert second[1] == ""
+    seldom = "--config.checkpoint_every=1000"
+    hosts.search(tmp_path / "moved", 1, 8, "--config.mesh=(2, 4)", *args, seldom)
+    program.main([*hosts.SEARCH, *args, seldom, f"--workdir={tmp_path / 'alone'}"])
+    hosts.assert_same(tmp_path / "moved", tmp_path / "alone")
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--config.mesh=(1, 3)"], r"config.mesh is \(1, 3\); 3 devices cannot share batches of 50 evenly"),
+        (["--config.mesh=(1000, 1)"], r"config.mesh is \(1000, 1\); it must take at most \d+ device"),
+        (["--config.mesh=2"], r"config.mesh is \(2,\); it must be \(runs, data\)"),
+        (["--num_processes=2"], "--coordinator is missing; --coordinator, --num_processes, --process_id go together"),
+        (["--coordinator=h:1", "--num_processes=2", "--process_id=2"], "--process_id is 2; it must be below"),
+        (["--coordinator=h", "--num_processes=2", "--process_id=1"], "--coordinator is 'h'; it must be HOST:PORT"),
+    ],
+)
+def test_mistakes_are_explained(args, message, tmp_path):
+    with pytest.raises(program.UserError, match=message):
+        program.main(["--config=digits_depth10", f"--workdir={tmp_path}", *args])
