@@ -6,7 +6,7 @@ BIN := .venv/bin
 help:
 	@echo "make search  install, then run 100 highway and 100 plain networks of depth 50 on the digits"
 	@echo "make test    install, then run the tests"
-	@echo "make stress  install, then kill searches 25 times and damage every file of theirs"
+	@echo "make stress  install, then kill searches and processes of searches, and damage their files"
 	@echo "make notebooks  install, then run the notebooks and keep their outputs"
 	@echo "make lint    install, then check style and types"
 	@echo "make format  rewrite the code in the project's style"
@@ -19,6 +19,7 @@ test: .venv/installed-test
 
 stress: .venv/installed-test
 	$(BIN)/python -m tests.faults
+	$(BIN)/python -m tests.hosts
 
 notebooks: .venv/installed-test
 	$(BIN)/python -m notebooks.execute
