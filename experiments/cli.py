@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from logging import getLogger
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
@@ -91,6 +92,7 @@ def run(main: Callable[[list[str]], None], usage: str) -> NoReturn:
     """
     logging.set_verbosity(logging.FATAL)  # TFDS warns of what is reported here in words of our own
     sys.unraisablehook = _main_thread_only
+    getLogger("asyncio").disabled = True  # Orbax's tasks: what failed in one is reported where a save is waited for
     try:
         if any(arg in ("-h", "--help") for arg in sys.argv[1:]):
             say(usage.strip())

@@ -25,9 +25,15 @@ from highway_jax import checkpoint
 
 ROOT = Path(__file__).parents[1]
 SEARCH = (
-    "--config=digits_depth10", "--config.num_runs=5", "--config.epochs=5", "--config.batch_size=300",
-    "--config.checkpoint_every=1", "--config.runs_in_memory=3", "--config.search.halving.every=2",
+    "--config=digits_depth10", "--config.depth=4", "--config.num_runs=5", "--config.epochs=5",
+    "--config.batch_size=300", "--config.checkpoint_every=1",
+    "--config.runs_in_memory=3", "--config.search.halving.every=2",
 )  # fmt: skip
+
+
+def optimized() -> dict[str, str]:
+    """An environment in which JAX compiles as it does for users."""
+    return {**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}
 
 
 def start(workdir: Path, *args: str, shell: str = "") -> subprocess.Popen:
@@ -35,7 +41,9 @@ def start(workdir: Path, *args: str, shell: str = "") -> subprocess.Popen:
     command = [sys.executable, "-m", "experiments.search", *SEARCH, f"--workdir={workdir}", *args]
     if shell:
         command = ["bash", "-c", shell + shlex.join(command)]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, cwd=ROOT, env=optimized(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def finish(workdir: Path, *args: str) -> tuple[int, str, str]:

@@ -7,7 +7,7 @@ from flax import nnx
 from highway_jax import MLP, layers, models
 from highway_jax import nnx as native
 from highway_jax import stack as stacks
-from highway_jax.blocks import HIGHWAY
+from highway_jax.blocks import INDEPENDENT
 from highway_jax.initializers import normalized
 
 KEY = jax.random.key(0)
@@ -117,7 +117,7 @@ def test_a_searchs_network_goes_on_as_a_scan_of_native_layers():
 
     grads = nnx.jit(nnx.grad(lambda stack: (apply(x, stack) ** 2).sum()))(stack)
     kernel, bias = (jnp.concatenate([gates[g][leaf] for g in gates], axis=-1) for leaf in ("kernel", "bias"))
-    wanted = jax.grad(lambda weights: (stacks.stack(HIGHWAY, x, *weights, "relu") ** 2).sum())((kernel, bias))
+    wanted = jax.grad(lambda weights: (stacks.stack(INDEPENDENT, x, *weights, "relu") ** 2).sum())((kernel, bias))
     wanted = models.layer_params({"layers": dict(zip(("kernel", "bias"), wanted, strict=True))})
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), pure(grads), wanted)
 

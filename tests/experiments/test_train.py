@@ -12,13 +12,14 @@ import pytest
 
 from experiments import cli, results, train
 from highway_jax import MLP, checkpoint, data
+from tests import faults
 
 ROOT = Path(__file__).parents[2]
 
 
 def program(name, *args):
     command = [sys.executable, "-m", f"experiments.{name}", *args]
-    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    process = subprocess.run(command, cwd=ROOT, env=faults.optimized(), capture_output=True, text=True, timeout=300)
     assert (process.returncode, process.stderr) == (0, "")
     return process.stdout
 
