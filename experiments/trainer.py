@@ -225,8 +225,9 @@ def train_network(
                 if halving:
                     state = _halve(state, halving, mesh)
                 if ending and step < len(plan):
-                    first = step // config.epochs * notes["runs_in_memory"]
-                    state = _begin(job, network, recipe, mesh, state.outcome, first, plan[step])
+                    first, outcome = step // config.epochs * notes["runs_in_memory"], state.outcome
+                    del population, state  # makes room
+                    state = _begin(job, network, recipe, mesh, outcome, first, plan[step])
                 notes["seconds"] = time.monotonic() - started
                 with _writing(checkpoints.directory):
                     if step < len(plan) and (stopping or due):

@@ -1,11 +1,13 @@
 """Where runs live: devices and processes, and how a function of one run is mapped over them."""
 
 import contextlib
+import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.experimental import multihost_utils
@@ -166,15 +168,60 @@ def map_runs(function: Callable[..., Any], mesh: Mesh, runs_per_batch: int) -> C
             return jax.vmap(one)(population)
         return lax.map(one, population, batch_size=runs_per_batch)
 
-    def mapped(population, *shared):
+    return _on_each_device(on_device, mesh)
+
+
+def update_runs(function: Callable[..., Any], mesh: Mesh, runs_per_batch: int) -> Callable[..., Any]:
+    """Map a function that changes a run over a population, in the population's own memory if it is donated.
+
+    Args:
+      function: `function(run, *shared) -> (run, result)`, pure; the run keeps its shapes and dtypes.
+      mesh, runs_per_batch: as for `map_runs`.
+
+    Returns:
+      `updated(population, *shared) -> (population, results)`, otherwise as `map_runs` has it.
+    """
+
+    def on_device(population, *shared):
+        def some(start, population, size):
+            """Update rows `start` to `start` + `size`."""
+            if size == 1:  # cheaper without a batch axis
+                run = jax.tree.map(lambda leaf: lax.dynamic_index_in_dim(leaf, start, keepdims=False), population)
+                run, result = function(run, *shared)
+                new, results = jax.tree.map(lambda leaf: leaf[None], (run, result))
+            else:
+                runs = jax.tree.map(lambda leaf: lax.dynamic_slice_in_dim(leaf, start, size), population)
+                new, results = jax.vmap(lambda run: function(run, *shared))(runs)
+            put = functools.partial(lax.dynamic_update_slice_in_dim, start_index=start, axis=0)
+            return jax.tree.map(put, population, new), results
+
+        rows = len(jax.tree.leaves(population)[0])
+        if 1 < runs_per_batch >= rows:
+            return jax.vmap(lambda run: function(run, *shared))(population)
+        over = rows % runs_per_batch
+        starts = jnp.arange(0, rows - over, runs_per_batch)
+        population, results = lax.scan(lambda p, start: some(start, p, runs_per_batch), population, starts)
+        results = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), results)
+        if over:
+            population, last = some(rows - over, population, over)
+            results = jax.tree.map(lambda *parts: jnp.concatenate(parts), results, last)
+        return population, results
+
+    return _on_each_device(on_device, mesh)
+
+
+def _on_each_device(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
+    """A function of a device's part of a population, and of what all share, on every device."""
+
+    def everywhere(population, *shared):
         runs, whole = PartitionSpec(RUNS), PartitionSpec()
         specs = (runs, *(whole for _ in shared))
         # The program is divided by hand over `runs` alone. What a step's mean over the batch, or its random bits, ask
         # of devices that share a batch is the compiler's business. Without collectives of ours there is
         # nothing for the replication check to check.
         results = jax.shard_map(
-            on_device, mesh=mesh, in_specs=specs, out_specs=runs, axis_names={RUNS}, check_vma=False
+            function, mesh=mesh, in_specs=specs, out_specs=runs, axis_names={RUNS}, check_vma=False
         )(population, *shared)
         return lax.with_sharding_constraint(results, NamedSharding(mesh, runs))
 
-    return mapped
+    return everywhere

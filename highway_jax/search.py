@@ -138,7 +138,7 @@ def choose_runs_in_memory(run: Run, num_runs: int, devices: int, memory: int | N
     """How many of a search's runs should be trained side by side, the others after them.
 
     On a CPU, where more at a time are no faster, as many as half a gigabyte holds; on an accelerator as many
-    as a third of its memory does, since an epoch needs them twice, and room to work.
+    as half of its memory does: the rest is to work in.
 
     Args:
       run: one run, or its leaves' shapes and dtypes.
@@ -146,7 +146,7 @@ def choose_runs_in_memory(run: Run, num_runs: int, devices: int, memory: int | N
       devices: that will share them.
       memory: bytes free on each device, as `parallel.free_memory` says: None for a CPU.
     """
-    room = CPU_MEMORY if memory is None else devices * memory // 3
+    room = CPU_MEMORY if memory is None else devices * memory // 2
     return min(num_runs, max(1, room // _bytes(run) // devices) * devices)
 
 
@@ -213,11 +213,7 @@ def choose_runs_per_batch(
 
 def fitting_runs_per_batch(run: RunMemory, runs: int, memory: int) -> int:
     """How many of a device's runs can train in lockstep in the `memory` (bytes) free beside them; at least one."""
-    free = 0.8 * memory - run.batches
-    if runs * run.working <= free:
-        return runs
-    # In several batches, the population that comes out of an epoch stands beside the one that went in.
-    return int(max(1, (free - runs * run.state) // run.working))
+    return int(min(runs, max(1, (0.8 * memory - run.batches) // run.working)))
 
 
 def population_epoch(
@@ -237,7 +233,7 @@ def population_epoch(
       `epoch(population, train, key) -> (population, losses)`, with the epoch's mean training loss of
       every run, (runs,), inf where it has diverged. The given population is donated: use the returned one.
     """
-    train_runs = parallel.map_runs(
+    train_runs = parallel.update_runs(
         lambda run, batches: training.train_epoch(recipe, run, batches), mesh, runs_per_batch
     )
 

@@ -147,7 +147,7 @@ def test_as_many_runs_side_by_side_as_memory_holds():
     run = search.take_run(population_of(1, mesh), 0)
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(run))
     assert search.choose_runs_in_memory(run, 10**9, 1, None) == search.CPU_MEMORY // size
-    chosen = [search.choose_runs_in_memory(run, 100, 2, memory=3 * size * runs) for runs in (0, 1, 7, 1000)]
+    chosen = [search.choose_runs_in_memory(run, 100, 2, memory=2 * size * runs) for runs in (0, 1, 7, 1000)]
     assert chosen == [2, 2, 14, 100]
 
 
