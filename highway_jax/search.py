@@ -121,17 +121,22 @@ def init_population(
     """
     # Its own array: the images may live on another mesh, or be a whole dataset.
     example = np.zeros((1, *images.shape[1:]), images.dtype)
-
-    def start(numbered: tuple[jax.Array, Hyperparameters]) -> Run:
-        run, hp = numbered
-        return training.init(recipe, hp, jax.random.split(_run_key(seed, run))[1], example)
-
     count = len(hyperparameters.learning_rate)
     total = parallel.padded(count, mesh)
     padded = jax.tree.map(lambda leaf: np.pad(np.asarray(leaf), (0, total - count), "edge"), hyperparameters)
     numbered = parallel.split_runs(mesh, (np.arange(first_run, first_run + total, dtype=np.int32), padded))
+    return _start(recipe, mesh, numbered, jax.random.key_data(_keys(seed)[0]), example)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _start(recipe: Recipe, mesh: Mesh, numbered: tuple[Any, Hyperparameters], key: jax.Array, example: Array) -> Run:
+    def start(numbered: tuple[jax.Array, Hyperparameters], key: jax.Array, example: Array) -> Run:
+        run, hp = numbered
+        weights = jax.random.split(jax.random.fold_in(jax.random.wrap_key_data(key), run))[1]
+        return training.init(recipe, hp, weights, example)
+
     # One after another: all at once would need the memory of every initializer's alternatives.
-    return jax.jit(parallel.map_runs(start, mesh, runs_per_batch=1))(numbered)
+    return parallel.map_runs(start, mesh, runs_per_batch=1)(numbered, key, example)
 
 
 def choose_runs_in_memory(run: Run, num_runs: int, devices: int, memory: int | None) -> int:
@@ -271,8 +276,13 @@ def take_runs(population: Run, runs: np.ndarray, mesh: Mesh) -> Run:
     It is rounded up to what the devices can share evenly, by repeating the last one.
     """
     rows = np.pad(runs, (0, parallel.padded(len(runs), mesh) - len(runs)), "edge")
-    take = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf[rows], tree), out_shardings=parallel.over_runs(mesh))
-    return take(population)
+    return _take_rows(mesh, population, rows)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _take_rows(mesh: Mesh, population: Run, rows: Array) -> Run:
+    some = jax.tree.map(lambda leaf: leaf[rows], population)
+    return jax.lax.with_sharding_constraint(some, parallel.over_runs(mesh))
 
 
 @dataclasses.dataclass(frozen=True)
