@@ -31,7 +31,7 @@ def test_every_way_to_map_runs_gives_the_same_losses():
 
 @pytest.mark.parametrize("page", ["README.md", "docs/scaling.md"])
 def test_what_a_page_names_exists(page):
-    for path in re.findall(r"\]\((?!http|#)([^)]+)\)", (ROOT / page).read_text()):
+    for path in re.findall(r"\]\((?!http|#)([^)#]+)", (ROOT / page).read_text()):
         assert (ROOT / page).parent.joinpath(path).exists(), path
 
 
