@@ -14,8 +14,8 @@ from pathlib import Path
 
 import jax
 
-from benchmarks.population import hardware
 from experiments import cli, search, trainer
+from experiments.hardware import hardware
 from highway_jax import checkpoint, parallel
 
 

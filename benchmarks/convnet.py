@@ -24,9 +24,9 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from benchmarks.population import hardware
 from experiments import cli
 from experiments.cli import UserError
+from experiments.hardware import hardware
 
 SIZES = {"mnist_conv16": (28, 1), "mnist_conv32": (28, 1), "cifar10_gap": (32, 3)}
 RATE, MOMENTUM, DECAY, BIAS = 0.01, 0.9, 0.001, -2.0

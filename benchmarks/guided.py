@@ -19,8 +19,8 @@ from absl import flags
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from benchmarks.population import hardware
 from experiments import cli, results, search
+from experiments.hardware import hardware
 from highway_jax import parallel
 from highway_jax.plotting import COLORS, FAINT, TEXT
 

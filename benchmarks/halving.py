@@ -19,8 +19,8 @@ import jax
 import numpy as np
 from absl import flags
 
-from benchmarks.population import hardware
 from experiments import cli, results
+from experiments.hardware import hardware
 
 
 def main(argv: list[str]) -> None:

@@ -18,12 +18,10 @@ import dataclasses
 import importlib
 import json
 import multiprocessing
-import platform
 import resource
 import statistics
 import sys
 import time
-from importlib.metadata import PackageNotFoundError, version
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -36,6 +34,7 @@ from rich.table import Table
 from benchmarks.work import Work
 from experiments import cli
 from experiments.cli import UserError
+from experiments.hardware import hardware
 from highway_jax import parallel
 
 CONTENDERS = {
@@ -151,26 +150,6 @@ def limit_ms(work: Work, rates: dict[str, float], backend: str) -> float:
     """Milliseconds per run and step that the rates allow: a CPU's caches hide the traffic, a GPU's do not."""
     products = work.flops() / rates["gemm_flops"]
     return 1e3 * (products if backend == "cpu" else max(products, work.bytes() / rates["copy_bytes"]))
-
-
-def hardware() -> dict[str, Any]:
-    """The machine and the versions of what was timed."""
-    cpu = platform.processor()
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), cpu)
-    versions: dict[str, str | None] = {}
-    for name in ("jax", "jaxlib", "flax", "optax", "numpy", "torch"):
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            versions[name] = None
-    return {
-        "cpu": cpu,
-        "cores": parallel.cpu_cores(),
-        "python": platform.python_version(),
-        "versions": versions,
-    }
 
 
 def print_table(result: dict[str, Any], console: Console) -> None:

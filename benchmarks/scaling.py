@@ -17,9 +17,9 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from benchmarks.population import hardware
 from experiments import cli, search
 from experiments.checks import check_search
+from experiments.hardware import hardware
 from highway_jax import data, parallel
 from highway_jax import search as library
 

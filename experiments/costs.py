@@ -16,7 +16,7 @@ from jax.experimental import topologies
 from jax.interpreters.partial_eval import dce_jaxpr
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from benchmarks.population import hardware
+from experiments.hardware import hardware
 from experiments.trainer import Job, run_shapes, runs_by_step
 from highway_jax import parallel, search, training
 
