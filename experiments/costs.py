@@ -132,7 +132,7 @@ def make_plan(job: Job, network: str, device: Device, devices: int) -> Plan:
         run = run_shapes(job, recipe)
         need = search.memory_of_a_run(recipe, run, job.train, config.batch_size, target)
 
-        runs, splits = -(-config.num_runs // devices), _bytes((job.train, *job.evaluate.values()))
+        runs, splits = -(-config.num_runs // devices), search.num_bytes((job.train, *job.evaluate.values()))
         memory = None if device.kind == "cpu" else device.memory - splits
         side_by_side = config.runs_in_memory or search.choose_runs_in_memory(run, config.num_runs, devices, memory)
         resident = min(runs, -(-side_by_side // devices))
@@ -152,7 +152,7 @@ def make_plan(job: Job, network: str, device: Device, devices: int) -> Plan:
         evaluate = parallel.map_runs(lambda run, split: training.evaluate(recipe, run, split), mesh, runs_per_batch)
         for split in job.evaluate.values():
             programs.append((jax.jit(evaluate).lower(population, _placed(split, mesh, PartitionSpec())), split))
-        peak = max(_memory(program) - _bytes(split) for program, split in programs)
+        peak = max(_memory(program) - search.num_bytes(split) for program, split in programs)
 
         batch = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct((config.batch_size, *leaf.shape[1:]), leaf.dtype), job.train
@@ -194,10 +194,6 @@ def _memory(program: jax.stages.Lowered) -> int:
     # Results that take the place of a donated argument count once.
     results = usage.output_size_in_bytes - usage.alias_size_in_bytes
     return usage.argument_size_in_bytes + results + usage.temp_size_in_bytes
-
-
-def _bytes(tree: Any) -> int:
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def matmul_flops(jaxpr: Any) -> int:

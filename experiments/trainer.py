@@ -264,7 +264,7 @@ class CheckpointSchedule:
 
     def __init__(self, every: int | None, state: State):
         self.every, self.last = every, time.monotonic()
-        self.cost = 0.1 + _size(state) / self.bytes_per_second
+        self.cost = 0.1 + search.num_bytes(state) / self.bytes_per_second
 
     def due(self, step: int, checkpoints: Checkpoints) -> bool:
         """Whether to save after this step; raises the error of a save that failed."""
@@ -286,7 +286,7 @@ def _last_state(
     """
     config = job.config
     run = run_shapes(job, recipe)
-    outcome = _blank(job, run.params)
+    outcome = _blank(job, run)
     if step := cluster.at_first(lambda: _newest_intact(checkpoints)):
         notes = checkpoints.notes(step)
         plan = runs_by_step(config, notes["runs_in_memory"], job.halving)
@@ -327,13 +327,12 @@ def run_shapes(job: Job, recipe: training.Recipe) -> training.Run:
     return jax.eval_shape(lambda hp: training.init(recipe, hp, key, job.train.images[:1]), hyperparameters)
 
 
-def _blank(job: Job, params: Any) -> Outcome:
-    """The outcome of runs that have not begun."""
-    config = job.config
+def _blank(job: Job, run: training.Run) -> Outcome:
+    """The outcome of runs that have not begun; all are of the given one's shapes and dtypes."""
+    config, params = job.config, run.params
     runs, table = config.num_runs, np.full((config.num_runs, config.epochs), np.nan, np.float32)
-    draws = jax.eval_shape(functools.partial(search.sample, search.SearchSpace()), jax.random.key(0))
     return Outcome(
-        hyperparameters=jax.tree.map(lambda leaf: np.zeros(runs, leaf.dtype), draws),
+        hyperparameters=jax.tree.map(lambda leaf: np.zeros(runs, leaf.dtype), run.hyperparameters),
         train_loss=table,
         accuracy=dict.fromkeys(job.evaluate, table),
         best_params=jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), params),
@@ -404,17 +403,12 @@ def _with(table: np.ndarray, where: Any, values: Any) -> np.ndarray:
 
 def _check_space(directory: Path, state: State) -> None:
     def check() -> None:
-        needed, free = _size(state), shutil.disk_usage(directory).free
+        needed, free = search.num_bytes(state), shutil.disk_usage(directory).free
         if free < needed:
             needs, has = f"{needed / 2**20:,.1f} MiB", f"{free / 2**20:,.1f} MiB"
             raise UserError(f"{directory}: the disk is full; a checkpoint needs {needs}, and {has} are free")
 
     cluster.at_first(check)
-
-
-def _size(state: State) -> int:
-    """In bytes."""
-    return sum(leaf.nbytes for leaf in jax.tree.leaves(state))
 
 
 @contextlib.contextmanager

@@ -93,9 +93,10 @@ def sample_population(space: SearchSpace, seed: int, num_runs: int, first_run: i
     Run i's depend on the seed and on i alone: a larger search begins with the smaller one's runs, and searches
     over several kinds of network draw the same values for what they have in common.
     """
+    key, _ = _keys(seed)
 
     def draw(run: jax.Array) -> Hyperparameters:
-        return sample(space, jax.random.split(_run_key(seed, run))[0])
+        return sample(space, jax.random.split(jax.random.fold_in(key, run))[0])
 
     return jax.jit(functools.partial(lax.map, draw))(first_run + jnp.arange(num_runs))
 
@@ -125,14 +126,14 @@ def init_population(
     total = parallel.padded(count, mesh)
     padded = jax.tree.map(lambda leaf: np.pad(np.asarray(leaf), (0, total - count), "edge"), hyperparameters)
     numbered = parallel.split_runs(mesh, (np.arange(first_run, first_run + total, dtype=np.int32), padded))
-    return _start(recipe, mesh, numbered, jax.random.key_data(_keys(seed)[0]), example)
+    return _start(recipe, mesh, numbered, _keys(seed)[0], example)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _start(recipe: Recipe, mesh: Mesh, numbered: tuple[Any, Hyperparameters], key: jax.Array, example: Array) -> Run:
     def start(numbered: tuple[jax.Array, Hyperparameters], key: jax.Array, example: Array) -> Run:
         run, hp = numbered
-        weights = jax.random.split(jax.random.fold_in(jax.random.wrap_key_data(key), run))[1]
+        weights = jax.random.split(jax.random.fold_in(key, run))[1]
         return training.init(recipe, hp, weights, example)
 
     # One after another: all at once would need the memory of every initializer's alternatives.
@@ -152,7 +153,7 @@ def choose_runs_in_memory(run: Run, num_runs: int, devices: int, memory: int | N
       memory: bytes free on each device, as `parallel.free_memory` says: None for a CPU.
     """
     room = CPU_MEMORY if memory is None else devices * memory // 2
-    return min(num_runs, max(1, room // _bytes(run) // devices) * devices)
+    return min(num_runs, max(1, room // num_bytes(run) // devices) * devices)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,10 +190,11 @@ def memory_of_a_run(
     usage = epoch.lower(placed(run), placed(batches)).compile().memory_analysis()
     assert usage is not None
     working = usage.temp_size_in_bytes + 2 * usage.output_size_in_bytes
-    return RunMemory(_bytes(run), working, _bytes(batches))
+    return RunMemory(num_bytes(run), working, num_bytes(batches))
 
 
-def _bytes(tree: Any) -> int:
+def num_bytes(tree: Any) -> int:
+    """Bytes of a tree of arrays, or of their shapes and dtypes."""
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
@@ -255,10 +257,6 @@ def epoch_key(seed: int, epoch: int) -> jax.Array:
     return jax.random.fold_in(_keys(seed)[1], epoch)
 
 
-def _run_key(seed: int, run: int | jax.Array) -> jax.Array:
-    return jax.random.fold_in(_keys(seed)[0], run)
-
-
 def _keys(seed: int) -> jax.Array:
     """The two keys of a search: the runs' and the data's."""
     return jax.random.split(jax.random.key(seed))
@@ -282,7 +280,7 @@ def take_runs(population: Run, runs: np.ndarray, mesh: Mesh) -> Run:
 @functools.partial(jax.jit, static_argnums=0)
 def _take_rows(mesh: Mesh, population: Run, rows: Array) -> Run:
     some = jax.tree.map(lambda leaf: leaf[rows], population)
-    return jax.lax.with_sharding_constraint(some, parallel.over_runs(mesh))
+    return lax.with_sharding_constraint(some, parallel.over_runs(mesh))
 
 
 @dataclasses.dataclass(frozen=True)
