@@ -117,11 +117,17 @@ def do(job: Job, directory: Path, console: Output) -> dict[str, Any]:
             ) from error
         summary: dict[str, Any] = {}
         if jax.process_index() == 0:
-            summary = workdir.finish(directory, outcomes, job.draw(outcomes))
+            summary = workdir.finish(directory, outcomes, job.draw(outcomes), identity_of(job))
     parallel.agree()
     if jax.process_index():
         sys.exit()  # the first process says what came out
     return summary
+
+
+def identity_of(job: Job) -> dict[str, str]:
+    """The MD5 of each split that the work is done on, by the split's name."""
+    splits = {"train": job.train, **job.evaluate}
+    return {name.removesuffix("_accuracy"): data.md5(split) for name, split in splits.items()}
 
 
 def check_batch_size(config: ConfigDict, train: data.Split) -> None:

@@ -158,7 +158,9 @@ def opened(workdir: Path, config: ConfigDict) -> Iterator[dict[str, Any] | None]
         lock.release()
 
 
-def finish(workdir: Path, outcomes: Mapping[str, Outcome], figures: Mapping[str, Figure]) -> dict[str, Any]:
+def finish(
+    workdir: Path, outcomes: Mapping[str, Outcome], figures: Mapping[str, Figure], data_md5: Mapping[str, str]
+) -> dict[str, Any]:
     """Write what there is to say at the end, mark the workdir as finished, drop the checkpoints.
 
     Returns:
@@ -167,7 +169,7 @@ def finish(workdir: Path, outcomes: Mapping[str, Outcome], figures: Mapping[str,
     for name, figure in figures.items():
         figure.savefig(workdir / name, dpi=150)
     seconds = {network: round(o.seconds, 1) for network, o in outcomes.items()}
-    write_json(workdir / "provenance.json", {**provenance(), "seconds": seconds})
+    write_json(workdir / "provenance.json", {**provenance(), "seconds": seconds, "data_md5": dict(data_md5)})
     summary = {network: summarize(o) for network, o in outcomes.items()}
     write_json(workdir / "summary.json", summary)
     params = (file for folder in ("best", "params") for file in checkpoint.files_in(workdir / folder))

@@ -339,6 +339,7 @@ class Halving:
     Attributes:
       every: epochs after which a share of the runs stops, again and again.
       keep: the share of the runs that goes on, rounded up.
+      at_least: how many go on in any case, such as ten for the mean of the best ten.
 
     Raises:
       ValueError: for a number that is out of range.
@@ -346,12 +347,15 @@ class Halving:
 
     every: int
     keep: float = 0.5
+    at_least: int = 1
 
     def __post_init__(self) -> None:
         if self.every < 1:
             raise ValueError(f"every is {self.every}; it must be at least 1")
         if not 0 < self.keep < 1:
             raise ValueError(f"keep is {self.keep}; it must be between 0 and 1")
+        if self.at_least < 1:
+            raise ValueError(f"at_least is {self.at_least}; it must be at least 1")
 
     def due(self, epoch: int) -> bool:
         """Whether runs stop after this epoch (from 1)."""
@@ -359,7 +363,8 @@ class Halving:
 
     def num_kept(self, num_runs: int) -> int:
         """How many of so many runs go on."""
-        return math.ceil(round(self.keep * num_runs, 6))  # 0.1 * 30 is above 3
+        kept = math.ceil(round(self.keep * num_runs, 6))  # 0.1 * 30 is above 3
+        return max(kept, min(self.at_least, num_runs))
 
     def kept(self, curves: np.ndarray) -> np.ndarray:
         """Which runs go on, ascending: those with the lowest losses so far, before any that has diverged.

@@ -121,10 +121,11 @@ def test_ranking(curves, draw):
     np.testing.assert_allclose(ranking.mean_of_best(3), np.sort(ranking.best_loss)[:3].mean(), rtol=1e-6)
 
 
-@given(losses, st.floats(0.01, 0.99))
-def test_halving_keeps_the_best_that_have_not_diverged(curves, keep):
-    kept = search.Halving(every=1, keep=keep).kept(curves)
-    assert 0 < keep * len(curves) - 1e-6 <= len(kept) <= keep * len(curves) + 1
+@given(losses, st.floats(0.01, 0.99), st.integers(1, 10))
+def test_halving_keeps_the_best_that_have_not_diverged(curves, keep, at_least):
+    kept = search.Halving(every=1, keep=keep, at_least=at_least).kept(curves)
+    least = min(at_least, len(curves))
+    assert max(keep * len(curves) - 1e-6, least) <= len(kept) <= max(keep * len(curves) + 1, least)
     gone = np.delete(np.arange(len(curves)), kept)
     diverged, best = np.isinf(curves).any(axis=1), search.rank(curves).best_loss
     assert all((diverged[i], best[i]) <= (diverged[j], best[j]) for i in kept for j in gone)

@@ -26,6 +26,7 @@ def random_search(dataset: str, depth: int, batch_size: int, epochs: int) -> Con
     config.search.halving = ConfigDict()  # successive halving
     config.search.halving.every = placeholder(int)  # epochs after which the worst runs stop, each time; None: never
     config.search.halving.keep = 0.5  # share of the runs that go on each time
+    config.search.halving.at_least = 1  # runs that go on in any case
     return config
 
 

@@ -1,7 +1,7 @@
 """Datasets in memory, the batches of an epoch, and what happens to images on their way to a network."""
 
 from highway_jax.data.augmentation import random_crop, random_mirror
-from highway_jax.data.dataset import Array, DataError, Dataset, NotPreparedError, Split, shuffled_batches
+from highway_jax.data.dataset import Array, DataError, Dataset, NotPreparedError, Split, md5, shuffled_batches
 from highway_jax.data.digits import digits
 from highway_jax.data.preprocessing import global_contrast_normalize, mean_image, rescale
 from highway_jax.data.tfds import first_line, load_tfds, outline_tfds
@@ -17,6 +17,7 @@ __all__ = [
     "global_contrast_normalize",
     "load",
     "load_tfds",
+    "md5",
     "mean_image",
     "outline",
     "outline_tfds",

@@ -291,6 +291,10 @@ MISTAKES = [
         [*SMALL, "--config.search.halving.every=1", "--config.search.halving.keep=1.0"],
         "config.search.halving.keep is 1.0; it must be between 0 and 1",
     ),
+    (
+        [*SMALL, "--config.search.halving.every=1", "--config.search.halving.at_least=0"],
+        "config.search.halving.at_least is 0; it must be at least 1",
+    ),
     ([*SMALL, "--config.checkpoint_every=0"], "config.checkpoint_every is 0; it must be an integer of at least 1"),
     ([*SMALL, "--config.first_run=-1"], "config.first_run is -1; it must be an integer of at least 0"),
     ([*SMALL, "--config.resume=always"], "config.resume is 'always'; it must be one of auto, never"),
