@@ -50,7 +50,7 @@ class Dataset:
 
 
 def md5(split: Split) -> str:
-    """What tells one version of a split from another: MD5 of its images' bytes, then its labels', as they are stored."""
+    """What tells versions of a split apart: the MD5 of its images' bytes, then its labels', in the order stored."""
     digest = hashlib.md5(usedforsecurity=False)
     for array in (split.images, split.labels):
         digest.update(np.ascontiguousarray(array))
