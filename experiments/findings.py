@@ -152,7 +152,7 @@ def run_table(
 def diverged_table(found: NetworkResult) -> tuple[list[str], list[list[str]]]:
     """The diverged runs, with the epoch of their first loss that was not finite."""
     columns, rows = run_table(found, np.flatnonzero(found.diverged), ("run", "best_loss", "best_epoch"))
-    epochs = np.argmin(np.isfinite(found.curves), axis=1)[found.diverged] + 1
+    epochs = np.argmax(np.isinf(found.curves), axis=1)[found.diverged] + 1
     return ["diverged_in_epoch", *columns], [[str(epoch), *row] for epoch, row in zip(epochs, rows, strict=True)]
 
 

@@ -222,15 +222,10 @@ def write_json(path: Path, value: Any) -> None:
 
 def provenance() -> dict[str, Any]:
     """What a result came from: commit, versions, hardware."""
-    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    try:
-        commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        commit = None
     devices = jax.devices()
     return {
         "format": FORMAT,
-        "commit": commit,
+        "commit": _commit(),
         "python": platform.python_version(),
         "versions": {name: version(name) for name in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")},
         "platform": devices[0].platform,
@@ -239,6 +234,20 @@ def provenance() -> dict[str, Any]:
         "processes": jax.process_count(),
         "cpu_cores": parallel.cpu_cores(),
     }
+
+
+def _commit() -> str | None:
+    """The code's commit, marked if the code has changed since; None outside a clone."""
+    root = Path(__file__).parents[1]
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True).stdout
+
+    try:
+        changed = git("status", "--porcelain", "--", "highway_jax", "experiments")
+        return git("describe", "--always").strip() + "-dirty" * bool(changed)
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 def write_tables(directory: Path, outcomes: Mapping[str, Outcome], accuracy_curves: bool) -> None:

@@ -316,12 +316,13 @@ def rank(curves: np.ndarray) -> Ranking:
     """Rank runs by the lowest of their epochs' mean training losses.
 
     Args:
-      curves: (runs, epochs) mean training losses, from every run's first epoch on: inf once it has diverged,
-        NaN where it has not been trained.
+      curves: (runs, epochs) mean training losses, inf once a run has diverged. A run was trained until its last
+        number; NaN is a loss that is not there, or not kept.
     """
     losses = np.where(np.isfinite(curves), curves, np.inf)
     best_loss = losses.min(axis=1)
-    epochs = np.count_nonzero(~np.isnan(curves), axis=1)
+    known = ~np.isnan(curves)
+    epochs = np.where(known.any(axis=1), curves.shape[1] - known[:, ::-1].argmax(axis=1), 0)
     return Ranking(
         best_loss=best_loss,
         best_epoch=np.where(np.isfinite(best_loss), losses.argmin(axis=1) + 1, 0),

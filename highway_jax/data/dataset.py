@@ -53,7 +53,7 @@ def md5(split: Split) -> str:
     """What tells versions of a split apart: the MD5 of its images' bytes, then its labels', in the order stored."""
     digest = hashlib.md5(usedforsecurity=False)
     for array in (split.images, split.labels):
-        digest.update(np.ascontiguousarray(array))
+        digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
 
 

@@ -1,0 +1,246 @@
+"""The paper's experiments, in pieces of any length, and the page that has its numbers beside ours.
+
+    python -m experiments.reproduce
+    python -m experiments.reproduce --what=figure1 --depths=10,20 --budget_minutes=30
+    python -m experiments.reproduce --what=table1,gates,very_deep
+
+Without --what nothing is trained: docs/reproduction.md, its figure and the README's first screen are written again,
+from results/ alone.
+
+--what=NAME,...        what to run or to go on with, in this order: figure1 (Section 3.1), table1, table2, table3, gates
+                       (Figures 2 to 4, of the searches at depth 50), very_deep (more than 1000 layers)
+--depths=N,...         of figure1, in this order; 10,20,50,100 by default
+--scale=SCALE          "paper": runs and epochs as in the paper, which wants an accelerator; "small": as many as two CPU
+                       cores manage in hours; by default what the devices here are for
+--budget_minutes=M     stop after so long, after the epoch; the same command goes on
+--workdirs=DIR         where searches and trainings work; runs/reproduction by default
+
+What comes out goes to results/NAME: config.json, runs.csv, curves.csv (thinned if large), summary.json,
+provenance.json, figures, and what experiments.analyze found.
+"""
+
+import contextlib
+import csv
+import json
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import flags
+from PIL import Image
+
+from experiments import analyze, cli, reproduction_page, search, train, workdir
+from experiments.cli import UserError
+from highway_jax import parallel
+
+ROOT = Path(__file__).parents[1]
+LARGE = 20_000  # rows of curves.csv; more are thinned
+WHOLE_CURVES = 10  # of the best runs of each network, which figures show, every epoch is kept
+THIN = 20  # of the other runs' epochs every so many, beside the best, the last and the first that is not finite
+# Of a depth's search on a CPU: the worse half of the runs stops every five epochs, until ten are left.
+HALVED = ("search.halving.every=5", "search.halving.at_least=10")
+SMALL_SEARCH = {
+    10: ("epochs=100", *HALVED),
+    20: ("epochs=100", *HALVED),
+    50: ("epochs=60", *HALVED),
+    100: ("epochs=60", "num_runs=50", *HALVED),
+}
+SMALL_MNIST = ("epochs=12", "learning_rate=0.05", "boundaries=(8, 11)")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A directory of results/ and what fills it.
+
+    Attributes:
+      name: the directory's.
+      what: the part of the paper that it belongs to.
+      config: of `experiments.search` or `experiments.train`.
+      paper: changes to the config for what the paper did.
+      small: further changes for what a CPU can do in an hour or so; None: nothing that is worth it.
+      title: what Figures 2 to 4 call it, where they are drawn.
+    """
+
+    name: str
+    what: str
+    config: str
+    paper: tuple[str, ...] = ()
+    small: tuple[str, ...] | None = None
+    title: str = ""
+
+
+EXPERIMENTS = (
+    *(Experiment(f"figure1_depth{d}", "figure1", f"mnist_depth{d}", small=small) for d, small in SMALL_SEARCH.items()),
+    *(Experiment(f"mnist_conv{w}", "table1", f"mnist_conv{w}", ("num_runs=5",), SMALL_MNIST) for w in (16, 32)),
+    *(Experiment(f"cifar10_highway_{x}", "table2", f"cifar10_highway_{x}", ("num_runs=5",)) for x in "bac"),
+    *(Experiment(f"{name}_gap", "table3", f"{name}_gap", ("num_runs=5",)) for name in ("cifar10", "cifar100")),
+    Experiment("figure1_depth50", "gates", "mnist_depth50", small=SMALL_SEARCH[50], title="MNIST"),
+    Experiment("cifar100_depth50", "gates", "cifar100_depth50", ("networks=highway",), title="CIFAR-100"),
+    Experiment(
+        "very_deep",
+        "very_deep",
+        "mnist_depth1000",
+        ("depth=1100", "networks=highway"),
+        ("num_runs=4", "epochs=10"),
+    ),
+)
+PARTS = tuple(dict.fromkeys(experiment.what for experiment in EXPERIMENTS))
+
+
+def main(argv: list[str]) -> None:
+    values = flags.FlagValues()
+    flags.DEFINE_list("what", [], "parts of the paper", flag_values=values)
+    flags.DEFINE_list("depths", ["10", "20", "50", "100"], "of figure1", flag_values=values)
+    flags.DEFINE_enum("scale", None, ["paper", "small"], "how much of it", flag_values=values)
+    flags.DEFINE_float("budget_minutes", None, "when to stop", lower_bound=0.0, flag_values=values)
+    flags.DEFINE_string("workdirs", "runs/reproduction", "where the work is done", flag_values=values)
+    cli.parse_flags(argv, values)
+    chosen = choose(values.what, values.depths)
+    workdirs, results = Path(values.workdirs), ROOT / "results"
+    try:
+        with budget(values.budget_minutes) as is_over:
+            for experiment in chosen:
+                if is_over():
+                    break
+                run(experiment, values.scale or default_scale(), workdirs, results)
+    finally:
+        for path in reproduction_page.write(ROOT):
+            cli.say(f"written: {path}")
+
+
+def choose(parts: list[str], depths: list[str]) -> list[Experiment]:
+    """The experiments that are meant, in the order in which they are named.
+
+    Raises:
+      UserError: for a name or a depth that there is none of.
+    """
+    figure1 = {e.name.removeprefix("figure1_depth"): e for e in EXPERIMENTS if e.what == "figure1"}
+    for depth in depths:
+        if depth not in figure1:
+            raise UserError(f"--depths has {depth!r}; it must be of {', '.join(figure1)}")
+    chosen: list[Experiment] = []
+    for part in parts:
+        if part not in PARTS:
+            raise UserError(f"--what has {part!r}; it must be of {', '.join(PARTS)}")
+        if part == "figure1":
+            chosen += [figure1[depth] for depth in depths]
+        else:
+            chosen += [experiment for experiment in EXPERIMENTS if experiment.what == part]
+    return chosen
+
+
+def default_scale() -> str:
+    """What the devices here are for."""
+    return "small" if jax.default_backend() == "cpu" else "paper"
+
+
+@contextlib.contextmanager
+def budget(minutes: float | None) -> Iterator[Any]:
+    """Ask the work within to stop, as Ctrl-C does, once the time is up; yields whether it is.
+
+    A stop that was asked for in this way is no interruption.
+    """
+    end = time.monotonic() + 60 * minutes if minutes is not None else float("inf")
+
+    def is_over() -> bool:
+        return time.monotonic() >= end
+
+    timer = None
+    if minutes is not None:
+        timer = threading.Timer(60 * minutes, os.kill, (os.getpid(), signal.SIGINT))
+        timer.daemon = True
+        timer.start()
+    try:
+        yield is_over
+    except (cli.Interrupted, KeyboardInterrupt) as stop:
+        if not is_over():
+            raise
+        cli.say(f"stopped after {minutes:g} minutes, {stop or 'the same command goes on from there'}")
+    finally:
+        if timer is not None:
+            timer.cancel()
+
+
+def run(experiment: Experiment, scale: str, workdirs: Path, results: Path) -> None:
+    """Do an experiment, or go on with it, and keep what came out, also if it was stopped."""
+    if scale == "small" and experiment.small is None:
+        cli.warn(f"{experiment.name} is nothing for a CPU; --scale=paper runs it all the same")
+        return
+    changes = experiment.paper + (experiment.small or ()) * (scale == "small")
+    directory = workdirs / experiment.name
+    program = train if experiment.what.startswith("table") else search
+    cli.say(f"{experiment.name}: {experiment.config} with {', '.join(changes) or 'nothing changed'}, in {directory}")
+    try:
+        program.main(
+            [f"--config={experiment.config}", *(f"--config.{change}" for change in changes), f"--workdir={directory}"]
+        )
+        if experiment.title:
+            analyze.main([f"--workdir={directory}", f"--title={experiment.title}"])
+    finally:
+        if (directory / "runs.csv").exists():
+            collect(directory, results / experiment.name)
+
+
+def collect(directory: Path, destination: Path) -> None:
+    """Copy a workdir's results, finished or not, in a form fit for a repository."""
+    destination.mkdir(parents=True, exist_ok=True)
+    for name in workdir.RESULTS:
+        if name != "curves.csv" and (directory / name).exists():
+            shutil.copyfile(directory / name, destination / name)
+    if (directory / "analysis.json").exists():
+        found = json.loads((directory / "analysis.json").read_text())
+        del found["gates"]["class_mean"]  # the routing and the mean
+        workdir.write_text(destination / "analysis.json", json.dumps(_rounded(found)) + "\n")
+    for path in directory.glob("*.png"):
+        if not path.name.startswith("report_"):
+            Image.open(path).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(destination / path.name)
+    with (directory / "curves.csv").open(newline="") as file:
+        header, *rows = csv.reader(file)
+    with (directory / "runs.csv").open(newline="") as file:
+        runs = {(run["network"], run["run"]): run for run in csv.DictReader(file)}
+    with (destination / "curves.csv").open("w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([header, *thinned(header, rows, runs)])
+
+
+def thinned(header: list[str], rows: list[list[str]], runs: dict[tuple[str, str], dict[str, str]]) -> list[list[str]]:
+    """Fewer rows of a large `curves.csv`: as many as its figures and its `runs.csv` follow from.
+
+    Args:
+      header, rows: of `curves.csv`.
+      runs: the rows of `runs.csv`, by network and run.
+    """
+    if len(rows) <= LARGE:
+        return rows
+    kept, lost = [], set()
+    for row in rows:
+        fields = dict(zip(header, row, strict=True))
+        key, epoch = (fields["network"], fields["run"]), int(fields["epoch"])
+        run = runs[key]
+        first_lost = fields["train_loss"] == "inf" and key not in lost
+        if first_lost:
+            lost.add(key)
+        landmark = epoch in (1, int(run["best_epoch"]), int(run["epochs"])) or first_lost
+        if int(run["rank"]) <= WHOLE_CURVES or epoch % THIN == 0 or landmark:
+            kept.append(row)
+    return kept
+
+
+def _rounded(value: Any) -> Any:
+    """JSON with four significant digits."""
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_rounded(item) for item in value]
+    return float(f"{value:.4g}") if isinstance(value, float) else value
+
+
+if __name__ == "__main__":
+    parallel.split_cpu()
+    cli.run(main, __doc__)

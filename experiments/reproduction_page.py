@@ -1,0 +1,172 @@
+"""docs/reproduction.md, its Figure 1, and the README's table of claims: what `results/` says, and nothing else."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+
+from experiments import claims, findings, report, results, tables
+from experiments.results import Result
+from highway_jax import plotting
+
+DEPTHS = (10, 20, 50, 100)
+BETWEEN = re.compile(r"(?<=<!-- claims -->\n).*(?=<!-- /claims -->)", re.DOTALL)  # of the README
+DATA = {  # MD5 of the training set, as `data.md5` has it
+    "a54d59b5fad9aa93751c3618b95cad3d": "MNIST (TFDS 3.0.1, lossless)",
+    "817c1b100417923c4895341820bc578c": "CIFAR-10 (TFDS 3.0.2, a copy re-encoded as JPEG: slightly off)",
+}
+
+
+def write(root: Path) -> list[Path]:
+    """Write the page, its figure and the README's table; returns what was written."""
+    found = load(root / "results")
+    searches = figure1_searches(found)
+    written = []
+    if searches:
+        picture = root / "results" / "figure1.png"
+        picture.write_bytes(report.png(figure1(searches)))
+        written.append(picture)
+    for path, text in texts(root, found).items():
+        path.write_text(text)
+        written.append(path)
+    return written
+
+
+def texts(root: Path, found: Mapping[str, Result]) -> dict[Path, str]:
+    """What the page and the README are to say."""
+    readme = root / "README.md"
+    judged = judge(root / "results", found)
+    return {
+        root / "docs" / "reproduction.md": page(root / "results", found, judged),
+        readme: BETWEEN.sub(lambda _: f"\n{claims_table(judged)}\n", readme.read_text()),
+    }
+
+
+def load(directory: Path) -> dict[str, Result]:
+    """All results, by the names of their directories."""
+    return {path.parent.name: results.load(path.parent) for path in sorted(directory.glob("*/config.json"))}
+
+
+def figure1_searches(found: Mapping[str, Result]) -> dict[int, Result]:
+    """The searches of Figure 1 by depth, those that have not come to their end included."""
+    return {depth: found[name] for depth in DEPTHS if (name := f"figure1_depth{depth}") in found}
+
+
+def judge(directory: Path, found: Mapping[str, Result]) -> list[claims.Claim]:
+    """Every claim of the paper."""
+    return [
+        claims.very_deep(found.get("very_deep")),
+        *claims.figure1({depth: search for depth, search in figure1_searches(found).items() if search.summary}),
+        *claims.accuracies(list(found.values())),
+        *claims.gates(analysis(directory / "figure1_depth50")),
+        *claims.gates_of_cifar100(analysis(directory / "cifar100_depth50")),
+    ]
+
+
+def analysis(directory: Path) -> dict[str, Any] | None:
+    """What `experiments.analyze` found, if it was run."""
+    path = directory / "analysis.json"
+    return results.read_json(path) if path.exists() else None
+
+
+def page(directory: Path, found: Mapping[str, Result], judged: list[claims.Claim]) -> str:
+    """The text of docs/reproduction.md, from `reproduction.md.jinja`."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    return environment.get_template("reproduction.md.jinja").render(
+        claims=claims,
+        claims_table=claims_table(judged),
+        judged=judged,
+        searches=figure1_searches(found),
+        figure1_table=figure1_table(figure1_searches(found)),
+        tables=tables.tables([result for result in found.values() if "stages" in result.config]),
+        found=found,
+        analysis=analysis(directory / "figure1_depth50"),
+        origins=origins(found),
+        number=plotting.number,
+        duration=findings.duration,
+    )
+
+
+def claims_table(judged: list[claims.Claim]) -> str:
+    """The claims as a Markdown table."""
+    return _table(
+        ("section", "the paper", "here", "measured"),
+        [(claim.section, claim.words, f"**{claim.verdict}**", claim.evidence) for claim in judged],
+    )
+
+
+def figure1_table(searches: Mapping[int, Result]) -> str:
+    """The numbers of Figure 1, a row per depth and network."""
+    rows = []
+    for depth in DEPTHS:
+        for network in ("highway", "plain"):
+            search = searches.get(depth)
+            if search is None or network not in search.networks:
+                rows.append((depth, network, *["not run"] * 2, *[""] * 6))
+                continue
+            runs = search.networks[network]
+            best, seconds = runs.order[0], (search.summary or {}).get(network, {}).get("seconds")
+            rows.append(
+                (
+                    depth,
+                    network,
+                    plotting.number(runs.best_loss[best]),
+                    plotting.number(runs.best_loss[runs.order[:10]].mean(dtype=float)),
+                    plotting.number(np.median(runs.best_loss)),
+                    *(_epochs(claims.epochs_to(loss, runs)) for loss in (0.1, claims.CONVERGED, 0.001)),
+                    f"{runs.diverged.sum()} of {len(runs.run)}",
+                    findings.duration(seconds) if seconds is not None else findings.state(search),
+                )
+            )
+    header = ("depth", "network", "best loss", "mean of best 10", "median", "to 0.1", "to 0.01", "to 0.001")
+    return _table((*header, "diverged", "time"), rows)
+
+
+def figure1(searches: Mapping[int, Result]) -> Any:
+    """Figure 1 of all depths."""
+    return plotting.figure1_depths(
+        [{network: runs.curves for network, runs in search.networks.items()} for search in searches.values()],
+        list(searches),
+        [f"depth {depth}" for depth in searches],
+        ["mnist"] * len(searches),
+        f"Figure 1: {findings.describe(list(searches.values()))}",
+    )
+
+
+def origins(found: Mapping[str, Result]) -> str:
+    """Where every result comes from, as a Markdown table."""
+    rows = []
+    for name, result in found.items():
+        about = result.provenance
+        seconds = sum(about.get("seconds", {}).values())
+        versions = about.get("versions", {})
+        rows.append(
+            (
+                f"[{name}](../results/{name})",
+                about.get("commit") or "",
+                f"{about.get('devices', '')} x {about.get('device', '')}, {about.get('cpu_cores', '')} cores",
+                f"jax {versions.get('jax', '')}, flax {versions.get('flax', '')}",
+                findings.duration(seconds) if seconds else "",
+                DATA.get(about.get("data_md5", {}).get("train", ""), result.config.dataset),
+                findings.state(result) or "finished",
+            )
+        )
+    return _table(("result", "commit", "device", "versions", "training", "data", "state"), rows)
+
+
+def _epochs(epochs: float) -> str:
+    return f"{epochs:.0f}" if np.isfinite(epochs) else ""
+
+
+def _table(header: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
