@@ -19,28 +19,28 @@ What comes out goes to results/NAME: config.json, runs.csv, curves.csv (thinned 
 provenance.json, figures, and what experiments.analyze found.
 """
 
-import contextlib
 import csv
 import json
-import os
+import math
+import shlex
 import shutil
 import signal
-import threading
+import subprocess
+import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
 from absl import flags
 from PIL import Image
 
-from experiments import analyze, cli, reproduction_page, search, train, workdir
+from experiments import cli, reproduction_page, results, workdir
 from experiments.cli import UserError
-from highway_jax import parallel
+from experiments.results import Result
 
 ROOT = Path(__file__).parents[1]
+STOPPED = 128 + signal.SIGINT  # the exit status of a program that was asked to stop
 LARGE = 20_000  # rows of curves.csv; more are thinned
 WHOLE_CURVES = 10  # of the best runs of each network, which figures show, every epoch is kept
 THIN = 20  # of the other runs' epochs every so many, beside the best, the last and the first that is not finite
@@ -103,16 +103,29 @@ def main(argv: list[str]) -> None:
     flags.DEFINE_string("workdirs", "runs/reproduction", "where the work is done", flag_values=values)
     cli.parse_flags(argv, values)
     chosen = choose(values.what, values.depths)
-    workdirs, results = Path(values.workdirs), ROOT / "results"
-    try:
-        with budget(values.budget_minutes) as is_over:
-            for experiment in chosen:
-                if is_over():
-                    break
-                run(experiment, values.scale or default_scale(), workdirs, results)
-    finally:
-        for path in reproduction_page.write(ROOT):
-            cli.say(f"written: {path}")
+    scale = values.scale or (default_scale() if chosen else "")
+    end = math.inf if values.budget_minutes is None else time.monotonic() + 60 * values.budget_minutes
+    status = 0
+    with cli.stop_requests() as stop:
+        for experiment in chosen:
+            if scale == "small" and experiment.small is None:
+                cli.warn(f"{experiment.name} is nothing for a CPU; --scale=paper runs it all the same")
+                continue
+            directory = Path(values.workdirs) / experiment.name
+            for command in commands(experiment, scale, directory):
+                status = status or do(command, end, stop)
+            if (directory / "runs.csv").exists():
+                keep(directory, ROOT / "results" / experiment.name)
+            if status:
+                break
+    for path in reproduction_page.write(ROOT):
+        cli.say(f"written: {path}")
+    if stop.signal:
+        raise cli.Interrupted(stop.signal, "in order")
+    if status == STOPPED:
+        cli.say(f"stopped after {values.budget_minutes:g} minutes; the same command goes on from there")
+    elif status:
+        sys.exit(status)
 
 
 def choose(parts: list[str], depths: list[str]) -> list[Experiment]:
@@ -137,55 +150,57 @@ def choose(parts: list[str], depths: list[str]) -> list[Experiment]:
 
 
 def default_scale() -> str:
-    """What the devices here are for."""
-    return "small" if jax.default_backend() == "cpu" else "paper"
+    """What the devices here are for; asked in a process of its own, since to ask takes an accelerator's memory."""
+    ask = [sys.executable, "-c", "import jax; print(jax.default_backend())"]
+    answer = subprocess.run(ask, capture_output=True, text=True)
+    if answer.returncode:
+        raise UserError(f"JAX finds no device: {answer.stderr.strip().splitlines()[-1]}")
+    return "small" if answer.stdout.strip() == "cpu" else "paper"
 
 
-@contextlib.contextmanager
-def budget(minutes: float | None) -> Iterator[Any]:
-    """Ask the work within to stop, as Ctrl-C does, once the time is up; yields whether it is.
-
-    A stop that was asked for in this way is no interruption.
-    """
-    end = time.monotonic() + 60 * minutes if minutes is not None else float("inf")
-
-    def is_over() -> bool:
-        return time.monotonic() >= end
-
-    timer = None
-    if minutes is not None:
-        timer = threading.Timer(60 * minutes, os.kill, (os.getpid(), signal.SIGINT))
-        timer.daemon = True
-        timer.start()
-    try:
-        yield is_over
-    except (cli.Interrupted, KeyboardInterrupt) as stop:
-        if not is_over():
-            raise
-        cli.say(f"stopped after {minutes:g} minutes, {stop or 'the same command goes on from there'}")
-    finally:
-        if timer is not None:
-            timer.cancel()
-
-
-def run(experiment: Experiment, scale: str, workdirs: Path, results: Path) -> None:
-    """Do an experiment, or go on with it, and keep what came out, also if it was stopped."""
-    if scale == "small" and experiment.small is None:
-        cli.warn(f"{experiment.name} is nothing for a CPU; --scale=paper runs it all the same")
-        return
+def commands(experiment: Experiment, scale: str, directory: Path) -> list[list[str]]:
+    """What to run for an experiment, one command after the other."""
     changes = experiment.paper + (experiment.small or ()) * (scale == "small")
-    directory = workdirs / experiment.name
-    program = train if experiment.what.startswith("table") else search
-    cli.say(f"{experiment.name}: {experiment.config} with {', '.join(changes) or 'nothing changed'}, in {directory}")
-    try:
-        program.main(
-            [f"--config={experiment.config}", *(f"--config.{change}" for change in changes), f"--workdir={directory}"]
-        )
-        if experiment.title:
-            analyze.main([f"--workdir={directory}", f"--title={experiment.title}"])
-    finally:
-        if (directory / "runs.csv").exists():
-            collect(directory, results / experiment.name)
+    program = "train" if experiment.what.startswith("table") else "search"
+    train = [program, f"--config={experiment.config}", *(f"--config.{change}" for change in changes)]
+    analyze = ["analyze", f"--title={experiment.title}"]
+    return [[*command, f"--workdir={directory}"] for command in [train, analyze][: 1 + bool(experiment.title)]]
+
+
+def do(command: list[str], end: float, stop: cli.StopRequest) -> int:
+    """Run a program of ours until it ends, or until a time or a signal, after which it stops in order.
+
+    Returns:
+      Its exit status: 0, `STOPPED`, or another if it failed, of which it has told the user.
+    """
+    program, *arguments = command
+    cli.say(shlex.join(["python", "-m", f"experiments.{program}", *arguments]))
+    # In a session of its own: a terminal's Ctrl-C is for this process to pass on.
+    argv = [sys.executable, "-m", f"experiments.{program}", *arguments]
+    with subprocess.Popen(argv, start_new_session=True) as process:
+        asked = False
+        while process.poll() is None:
+            if not asked and (stop.signal or time.monotonic() >= end):
+                process.send_signal(signal.SIGINT)
+                asked = True
+            time.sleep(0.1)
+    return STOPPED if asked and process.returncode else process.returncode
+
+
+def keep(directory: Path, destination: Path) -> None:
+    """Collect a workdir's results, unless there are results of more work already."""
+    before, now = (
+        _amount(results.load(path)) if (path / "runs.csv").exists() else (False, 0) for path in (destination, directory)
+    )
+    if now < before:
+        cli.say(f"{destination} stays as it is: it is of {before[1]:,} runs' epochs, {directory} of {now[1]:,}")
+    else:
+        collect(directory, destination)
+
+
+def _amount(result: Result) -> tuple[bool, int]:
+    """Whether a result is finished, and how many epochs all its runs have had."""
+    return result.summary is not None, sum(int(runs.epochs.sum()) for runs in result.networks.values())
 
 
 def collect(directory: Path, destination: Path) -> None:
@@ -242,5 +257,4 @@ def _rounded(value: Any) -> Any:
 
 
 if __name__ == "__main__":
-    parallel.split_cpu()
     cli.run(main, __doc__)

@@ -41,7 +41,7 @@ def texts(root: Path, found: Mapping[str, Result]) -> dict[Path, str]:
     judged = judge(root / "results", found)
     return {
         root / "docs" / "reproduction.md": page(root / "results", found, judged),
-        readme: BETWEEN.sub(lambda _: f"\n{claims_table(judged)}\n", readme.read_text()),
+        readme: BETWEEN.sub(lambda _: f"\n{summary(judged)}\n", readme.read_text()),
     }
 
 
@@ -102,6 +102,12 @@ def claims_table(judged: list[claims.Claim]) -> str:
         ("section", "the paper", "here", "measured"),
         [(claim.section, claim.words, f"**{claim.verdict}**", claim.evidence) for claim in judged],
     )
+
+
+def summary(judged: list[claims.Claim]) -> str:
+    """The claims for the README: what they were judged to be, and how many were not."""
+    ran = [claim for claim in judged if claim.verdict != claims.NOT_RUN]
+    return f"{claims_table(ran)}\n\n{len(judged) - len(ran)} further claims have not been run."
 
 
 def figure1_table(searches: Mapping[int, Result]) -> str:

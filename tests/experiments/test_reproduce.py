@@ -1,0 +1,185 @@
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from experiments import claims, reproduce, reproduction_page, results
+from tests.tfds_files import MNIST, write_tfds
+from tests.workdirs import write_workdir
+
+ROOT = Path(__file__).parents[2]
+GO = """
+import dataclasses, pathlib, sys
+from experiments import cli, reproduce
+reproduce.ROOT = pathlib.Path(sys.argv.pop(1))
+few = reproduce.EXPERIMENTS[0]
+reproduce.EXPERIMENTS += (dataclasses.replace(few, what="few", small=("epochs=3", "num_runs=4")),)
+reproduce.PARTS += ("few",)
+cli.run(reproduce.main, reproduce.__doc__)
+"""
+
+
+def test_the_page_and_the_readme_say_what_the_results_do():
+    for path, text in reproduction_page.texts(ROOT, reproduction_page.load(ROOT / "results")).items():
+        assert path.read_text() == text, f"{path.name}: write it again with: python -m experiments.reproduce"
+
+
+def test_the_results_are_small_and_name_no_machine():
+    files = [path for path in (ROOT / "results").rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 10**7
+    for path in files:
+        assert path.suffix == ".png" or not {"/tmp/", "/home/", "/root/"} & set(path.read_text().split('"')), path
+
+
+def searches(folder, **losses):
+    """Figure 1's searches, of the given best losses of both networks at every depth after four epochs."""
+    found = {}
+    for place, depth in enumerate((10, 20, 50, 100)):
+        curves = {}
+        for network in ("highway", "plain"):
+            last = losses[network][place]
+            curves[network] = np.float32([[2.3, 1.0, 0.2 if network == "plain" else last, last], [2.3, 2.3, 2.2, 2.1]])
+        directory = folder / f"figure1_depth{depth}"
+        shutil.rmtree(directory, ignore_errors=True)
+        found[depth] = results.load(write_workdir(directory, curves, depth=depth, dataset="mnist"))
+    return found
+
+
+PAPER = {"highway": (5e-5, 4e-5, 5e-5, 7e-5), "plain": (9e-5, 8e-5, 7e-2, 0.5)}
+
+
+@pytest.mark.parametrize(
+    ("changed", "fails"),
+    [
+        ({}, None),
+        ({"plain": (9e-5, 2e-4, 7e-2, 0.5)}, 0),
+        ({"plain": (9e-5, 8e-5, 7e-4, 0.5)}, 1),
+        ({"plain": (9e-5, 8e-5, 0.6, 0.5)}, 1),
+        ({"highway": (5e-5, 4e-5, 5e-5, 6e-4)}, 2),
+        ({"highway": (5e-5, 4e-5, 5e-5, 6e-3)}, (2, 3)),
+        ({"highway": (5e-5, 2e-2, 5e-5, 7e-5)}, 4),
+    ],
+)
+def test_each_claim_of_figure_1_is_judged_by_its_own_numbers(changed, fails, tmp_path):
+    judged = claims.figure1(searches(tmp_path, **PAPER | changed))
+    failed = [i for i, claim in enumerate(judged) if claim.verdict == claims.FAILS]
+    assert failed == ([] if fails is None else list(np.atleast_1d(fails)))
+    assert all(claim.verdict != claims.NOT_RUN for claim in judged)
+
+
+def test_depths_are_compared_after_as_many_epochs(tmp_path):
+    found = searches(tmp_path, **PAPER)
+    two = np.float32([[2.3, 1e-3]])
+    found[100] = results.load(write_workdir(tmp_path / "short", {"highway": two, "plain": two}, depth=100))
+    like = claims.figure1(found)[2]
+    assert like.evidence.endswith("2 epochs") and "1.0, 1.0, 1.0 and 1.0e-3" in like.evidence
+
+
+def test_what_has_not_been_run_is_not_judged(tmp_path):
+    found = searches(tmp_path, **PAPER)
+    del found[50]
+    verdicts = [claim.verdict for claim in claims.figure1(found)]
+    assert verdicts == [claims.HOLDS, claims.NOT_RUN, claims.NOT_RUN, claims.HOLDS, claims.NOT_RUN]
+    nothing = reproduction_page.judge(tmp_path / "none", {})
+    assert len(nothing) == 23 and {claim.verdict for claim in nothing} == {claims.NOT_RUN}
+    assert claims.very_deep(found[100]).verdict == claims.NOT_RUN  # it is no deeper than 1000
+
+
+@pytest.mark.parametrize("loss", [0.01, 0.2])
+def test_a_thousand_layers_stall_or_not(loss, tmp_path):
+    curves = {"highway": np.float32([[2.3, loss], [2.3, 2.3]])}
+    found = results.load(write_workdir(tmp_path / "x", curves, depth=1100, networks=("highway",)))
+    assert claims.very_deep(found).verdict == (claims.HOLDS if loss < 0.1 else claims.FAILS)
+
+
+curves = arrays(
+    np.float32,
+    st.tuples(st.integers(1, 14), st.just(70)),
+    elements=st.one_of(st.floats(2**-20, 10, width=32), st.just(np.float32("inf"))),
+)
+
+
+@settings(max_examples=20)
+@given(curves, st.data())
+def test_thinned_curves_are_those_of_their_runs(tmp_path_factory, losses, draw):
+    for i, row in enumerate(losses):
+        row[draw.draw(st.integers(1, 70)) if i else 70 :] = np.nan
+    folder = tmp_path_factory.mktemp("thin")
+    work = write_workdir(folder / "work", {"highway": losses}, networks=("highway",))
+    before = results.load(work).networks["highway"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reproduce, "LARGE", 0)
+        reproduce.collect(work, folder / "kept")
+    after = results.load(folder / "kept").networks["highway"]  # which holds them against runs.csv
+    best = before.order[: reproduce.WHOLE_CURVES]
+    np.testing.assert_array_equal(after.curves[best], before.curves[best])
+    others = after.curves[before.rank > reproduce.WHOLE_CURVES]
+    assert (np.count_nonzero(~np.isnan(others), axis=1) <= 70 // reproduce.THIN + 4).all()
+
+
+def test_less_work_does_not_replace_more(tmp_path, capsys):
+    long, short = np.float32([[2.0, 1.0, 0.5]]), np.float32([[2.0, 0.1]])
+    more = write_workdir(tmp_path / "more", {"highway": long}, networks=("highway",))
+    less = write_workdir(tmp_path / "less", {"highway": short}, networks=("highway",))
+    stopped = write_workdir(tmp_path / "stopped", {"highway": long}, networks=("highway",), epochs=9, finished=False)
+    kept = tmp_path / "kept"
+    for work in more, less, stopped:
+        reproduce.keep(work, kept)
+    assert results.load(kept).networks["highway"].curves.tolist() == long.tolist()
+    assert capsys.readouterr().out.count("stays as it is") == 2
+
+
+def reproduce_in(folder, *args, **environment):
+    """Run the program with `folder` in place of the repository."""
+    (folder / "docs").mkdir(parents=True, exist_ok=True)
+    (folder / "README.md").write_text("# X\n<!-- claims -->\n<!-- /claims -->\nmore\n")
+    return subprocess.run(
+        [sys.executable, "-c", GO, str(folder), *args],
+        cwd=ROOT,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_stops_in_time_goes_on_and_writes_the_page(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (200, 8, 8, 1), np.uint8)
+    labels = np.arange(200) % 10
+    write_tfds(tmp_path / "tfds", MNIST, (images, labels), (images[:50], labels[:50]))
+    root, work = tmp_path / "root", f"--workdirs={tmp_path / 'work'}"
+    few = ["--what=few", "--scale=small", work]
+    stopped = reproduce_in(root, *few, "--budget_minutes=0", TFDS_DATA_DIR=str(tmp_path / "tfds"))
+    assert (stopped.returncode, stopped.stderr) == (0, stopped.stderr)
+    assert "stopped after 0 minutes; the same command goes on" in stopped.stdout
+    done = reproduce_in(root, *few, TFDS_DATA_DIR=str(tmp_path / "tfds"))
+    assert done.returncode == 0, done.stderr
+    found = results.load(root / "results" / "figure1_depth10")
+    assert found.summary is not None and found.networks["plain"].epochs.tolist() == [3] * 4
+    about = json.loads((root / "results/figure1_depth10/provenance.json").read_text())
+    assert set(about["data_md5"]) == {"train", "test"} and about["seconds"]["plain"] > 0
+    page = (root / "docs/reproduction.md").read_text()
+    assert "| 10 | highway |" in page and "depth 20: not run to the end" in page
+    assert (root / "README.md").read_text().endswith("<!-- /claims -->\nmore\n")
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--what=figure5"], "--what has 'figure5'; it must be of figure1, table1, table2, table3, gates, very_deep"),
+        (["--what=figure1", "--depths=10,30"], "--depths has '30'; it must be of 10, 20, 50, 100"),
+        (["--what=figure1", "--scale=large"], "flag --scale=large: value should be one of <paper|small>"),
+        (["figure1"], "unexpected argument 'figure1'; every argument is a --flag=value"),
+        (["--what=table1", "--scale=small"], "'mnist' is not prepared"),
+    ],
+)
+def test_mistakes_are_one_line(args, message, tmp_path):
+    tried = reproduce_in(tmp_path / "root", *args, f"--workdirs={tmp_path}", TFDS_DATA_DIR=str(tmp_path / "none"))
+    assert tried.returncode == 2 and message in tried.stderr and tried.stderr.count("\n") == 1, tried.stderr
