@@ -8,7 +8,8 @@ Without --what nothing is trained: docs/reproduction.md, its figure and the READ
 from results/ alone.
 
 --what=NAME,...        what to run or to go on with, in this order: figure1 (Section 3.1), table1, table2, table3, gates
-                       (Figures 2 to 4, of the searches at depth 50), very_deep (more than 1000 layers)
+                       (Figures 2 to 4, of the searches at depth 50), very_deep (more than 1000 layers), slow_decay
+                       (why plain networks do not get as low as the paper's)
 --depths=N,...         of figure1, in this order; 10,20,50,100 by default
 --scale=SCALE          "paper": runs and epochs as in the paper, which wants an accelerator; "small": as many as two CPU
                        cores manage in hours; by default what the devices here are for
@@ -54,6 +55,9 @@ SMALL_SEARCH = {
 }
 SMALL_MNIST = ("epochs=12", "learning_rate=0.05", "boundaries=(8, 11)")
 
+# Plain networks again, whose learning rates stay high for longer: do they get lower in the end?
+SLOW = ("num_runs=8", "epochs=200", "search.decay=(0.98, 0.995)", "search.learning_rate=(0.005, 0.05)")
+
 
 @dataclass(frozen=True)
 class Experiment:
@@ -88,8 +92,9 @@ EXPERIMENTS = (
         "very_deep",
         "mnist_depth1000",
         ("depth=1100", "networks=highway"),
-        ("num_runs=4", "epochs=10"),
+        ("num_runs=4", "epochs=5", "search.learning_rate=(0.01, 0.3)"),
     ),
+    *(Experiment(f"slow_decay_depth{d}", "slow_decay", f"mnist_depth{d}", ("networks=plain",), SLOW) for d in (10, 20)),
 )
 PARTS = tuple(dict.fromkeys(experiment.what for experiment in EXPERIMENTS))
 

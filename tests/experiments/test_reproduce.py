@@ -173,7 +173,10 @@ def test_stops_in_time_goes_on_and_writes_the_page(tmp_path):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--what=figure5"], "--what has 'figure5'; it must be of figure1, table1, table2, table3, gates, very_deep"),
+        (
+            ["--what=figure5"],
+            "--what has 'figure5'; it must be of figure1, table1, table2, table3, gates, very_deep, slow_decay",
+        ),
         (["--what=figure1", "--depths=10,30"], "--depths has '30'; it must be of 10, 20, 50, 100"),
         (["--what=figure1", "--scale=large"], "flag --scale=large: value should be one of <paper|small>"),
         (["figure1"], "unexpected argument 'figure1'; every argument is a --flag=value"),
