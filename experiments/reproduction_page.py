@@ -90,6 +90,7 @@ def page(directory: Path, found: Mapping[str, Result], judged: list[claims.Claim
         tables=tables.tables([result for result in found.values() if "stages" in result.config]),
         found=found,
         analysis=analysis(directory / "figure1_depth50"),
+        slower=slower_table(found),
         origins=origins(found),
         number=plotting.number,
         duration=findings.duration,
@@ -135,6 +136,32 @@ def figure1_table(searches: Mapping[int, Result]) -> str:
             )
     header = ("depth", "network", "best loss", "mean of best 10", "median", "to 0.1", "to 0.01", "to 0.001")
     return _table((*header, "diverged", "time"), rows)
+
+
+def slower_table(found: Mapping[str, Result]) -> str:
+    """Plain networks whose learning rate decays slowly, beside those of Figure 1; empty if they were not run."""
+    rows = []
+    for depth in DEPTHS:
+        slow, usual = (found.get(f"{name}_depth{depth}") for name in ("slow_decay", "figure1"))
+        for search in (usual, slow) if slow else ():
+            if search is None or "plain" not in search.networks:
+                continue
+            runs, (low, high) = search.networks["plain"], search.config.search.decay
+            best = runs.order[0]
+            rows.append(
+                (
+                    depth,
+                    f"{low:g} to {high:g}",
+                    len(runs.run),
+                    search.config.epochs,
+                    plotting.number(runs.best_loss[best]),
+                    f"{runs.hyperparameters['decay'][best]:.3f}",
+                    runs.hyperparameters["activation"][best],
+                )
+            )
+    if not rows:
+        return ""
+    return _table(("depth", "decay drawn from", "runs", "epochs", "best loss", "its decay", "its activation"), rows)
 
 
 def figure1(searches: Mapping[int, Result]) -> Any:

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import shutil
@@ -93,11 +94,62 @@ def test_what_has_not_been_run_is_not_judged(tmp_path):
     assert claims.very_deep(found[100]).verdict == claims.NOT_RUN  # it is no deeper than 1000
 
 
+@pytest.mark.parametrize(
+    ("accuracy", "epochs", "verdict"),
+    [(0.9934, 12, claims.HOLDS), (0.991, 12, claims.NOT_RUN), (0.991, 300, claims.FAILS), (0.9943, 300, claims.HOLDS)],
+)
+def test_an_accuracy_is_judged_once_the_training_is_long_enough(accuracy, epochs, verdict):
+    found = results.load(ROOT / "results" / "mnist_conv16")
+    found.config.epochs = epochs
+    runs = dataclasses.replace(found.networks["highway"], test_accuracy=np.float32([0.9, accuracy]))
+    judged = claims.accuracies([dataclasses.replace(found, networks={"highway": runs})])
+    assert [claim.verdict for claim in judged] == [verdict] + [claims.NOT_RUN] * 6
+
+
 @pytest.mark.parametrize("loss", [0.01, 0.2])
 def test_a_thousand_layers_stall_or_not(loss, tmp_path):
     curves = {"highway": np.float32([[2.3, loss], [2.3, 2.3]])}
     found = results.load(write_workdir(tmp_path / "x", curves, depth=1100, networks=("highway",)))
     assert claims.very_deep(found).verdict == (claims.HOLDS if loss < 0.1 else claims.FAILS)
+
+
+def paper_like(**changes):
+    """An analysis of a network that is as Section 4 has it, but for some numbers."""
+    early = np.arange(49) < 14
+    numbers = {"biases_lowered": 0.8, "open_in_sample": 0.02, "steady_outputs": 0.9, "minor_layers": 29}
+    numbers |= {"change_depth": 16, "routing_depth": 20, "intact_error": 0.0, "droppable_layers": 30}
+    parts = {
+        "change": np.where(early, 1.0, 0.01),
+        "routing": np.where(early, 0.1, 0.001),
+        "error": np.where(early, 0.01, 1e-5),
+    }
+    numbers, parts = ({k: changes.get(k, v) for k, v in table.items()} for table in (numbers, parts))
+    return {
+        "summary": numbers,
+        "hyperparameters": {"transform_bias": -2.0},
+        "sample": {"block_output": np.cumsum(parts["change"])[:, None] * np.ones(50)},
+        "routing": np.ones((10, 1, 50)) * parts["routing"][:, None],
+        "lesions": {"error": parts["error"]},
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "fails"),
+    [
+        ({}, []),
+        ({"biases_lowered": 0.4}, [0]),
+        ({"open_in_sample": 0.2}, [1]),
+        ({"steady_outputs": 0.4}, [2]),
+        ({"change": np.ones(49)}, [3]),
+        ({"routing": np.ones(49)}, [4]),
+        ({"error": np.where(np.arange(49) == 5, 0, np.where(np.arange(49) < 14, 0.01, 1e-5))}, [5]),
+        ({"error": np.full(49, 0.01)}, [6]),
+        ({"minor_layers": 20}, [7]),
+    ],
+)
+def test_each_claim_of_section_4_is_judged_by_its_own_numbers(changes, fails):
+    judged = claims.gates(paper_like(**changes))
+    assert [i for i, claim in enumerate(judged) if claim.verdict == claims.FAILS] == fails
 
 
 curves = arrays(
