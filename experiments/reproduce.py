@@ -14,7 +14,7 @@ from results/ alone.
 --scale=SCALE          "paper": runs and epochs as in the paper, which wants an accelerator; "small": as many as two CPU
                        cores manage in hours; by default what the devices here are for
 --budget_minutes=M     stop after so long, after the epoch; the same command goes on
---workdirs=DIR         where searches and trainings work; runs/reproduction by default
+--workdirs=DIR         where searches and trainings work, in DIR/SCALE/NAME; runs/reproduction by default
 
 What comes out goes to results/NAME: config.json, runs.csv, curves.csv (thinned if large), summary.json,
 provenance.json, figures, and what experiments.analyze found.
@@ -38,13 +38,13 @@ from PIL import Image
 
 from experiments import cli, reproduction_page, results, workdir
 from experiments.cli import UserError
-from experiments.results import Result
 
 ROOT = Path(__file__).parents[1]
-STOPPED = 128 + signal.SIGINT  # the exit status of a program that was asked to stop
+# How a program of ours ends that was asked to stop; negative: before it could do so in order.
+STOPPED = {128 + signal.SIGINT, 128 + signal.SIGTERM, -signal.SIGINT, -signal.SIGTERM}
 LARGE = 20_000  # rows of curves.csv; more are thinned
 WHOLE_CURVES = 10  # of the best runs of each network, which figures show, every epoch is kept
-THIN = 20  # of the other runs' epochs every so many, beside the best, the last and the first that is not finite
+THIN = 20  # of the other runs every so many epochs, and the first, the best, the last and the first not finite
 # Of a depth's search on a CPU: the worse half of the runs stops every five epochs, until ten are left.
 HALVED = ("search.halving.every=5", "search.halving.at_least=10")
 SMALL_SEARCH = {
@@ -56,7 +56,8 @@ SMALL_SEARCH = {
 SMALL_MNIST = ("epochs=12", "learning_rate=0.05", "boundaries=(8, 11)")
 
 # Plain networks again, whose learning rates stay high for longer: do they get lower in the end?
-SLOW = ("num_runs=8", "epochs=200", "search.decay=(0.98, 0.995)", "search.learning_rate=(0.005, 0.05)")
+SLOW = ("networks=plain", "search.decay=(0.98, 0.995)", "search.learning_rate=(0.005, 0.05)")
+SMALL_SLOW = ("num_runs=8", "epochs=200")
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ EXPERIMENTS = (
         ("depth=1100", "networks=highway"),
         ("num_runs=4", "epochs=5", "search.learning_rate=(0.01, 0.3)"),
     ),
-    *(Experiment(f"slow_decay_depth{d}", "slow_decay", f"mnist_depth{d}", ("networks=plain",), SLOW) for d in (10, 20)),
+    *(Experiment(f"slow_decay_depth{d}", "slow_decay", f"mnist_depth{d}", SLOW, SMALL_SLOW) for d in (10, 20)),
 )
 PARTS = tuple(dict.fromkeys(experiment.what for experiment in EXPERIMENTS))
 
@@ -107,30 +108,32 @@ def main(argv: list[str]) -> None:
     flags.DEFINE_float("budget_minutes", None, "when to stop", lower_bound=0.0, flag_values=values)
     flags.DEFINE_string("workdirs", "runs/reproduction", "where the work is done", flag_values=values)
     cli.parse_flags(argv, values)
+    if values["depths"].present and "figure1" not in values.what:
+        raise UserError(f"--depths is {','.join(values.depths)!r}, which is for --what=figure1")
     chosen = choose(values.what, values.depths)
     scale = values.scale or (default_scale() if chosen else "")
     end = math.inf if values.budget_minutes is None else time.monotonic() + 60 * values.budget_minutes
     status = 0
-    with cli.stop_requests() as stop:
-        for experiment in chosen:
-            if scale == "small" and experiment.small is None:
-                cli.warn(f"{experiment.name} is nothing for a CPU; --scale=paper runs it all the same")
-                continue
-            directory = Path(values.workdirs) / experiment.name
-            for command in commands(experiment, scale, directory):
-                status = status or do(command, end, stop)
-            if (directory / "runs.csv").exists():
-                keep(directory, ROOT / "results" / experiment.name)
-            if status:
-                break
+    for experiment in chosen:
+        if scale == "small" and experiment.small is None:
+            cli.warn(f"{experiment.name} is nothing for a CPU; --scale=paper runs it all the same")
+            continue
+        directory = Path(values.workdirs) / scale / experiment.name
+        for command in commands(experiment, scale, directory):
+            status = status or run_program(command, end)
+        if status in {0, *STOPPED} and (directory / "runs.csv").exists():
+            keep(directory, ROOT / "results" / experiment.name)
+        if status:
+            break
     for path in reproduction_page.write(ROOT):
         cli.say(f"written: {path}")
-    if stop.signal:
-        raise cli.Interrupted(stop.signal, "in order")
-    if status == STOPPED:
+    if status in STOPPED and time.monotonic() >= end:
         cli.say(f"stopped after {values.budget_minutes:g} minutes; the same command goes on from there")
+    elif status in STOPPED:
+        raise cli.Interrupted(abs(status) % 128, "in order; the same command goes on from there")
     elif status:
-        sys.exit(status)
+        cli.warn(f"experiments.{command[0]} has failed with status {status}")
+        sys.exit(status if status > 0 else 1)
 
 
 def choose(parts: list[str], depths: list[str]) -> list[Experiment]:
@@ -140,7 +143,7 @@ def choose(parts: list[str], depths: list[str]) -> list[Experiment]:
       UserError: for a name or a depth that there is none of.
     """
     figure1 = {e.name.removeprefix("figure1_depth"): e for e in EXPERIMENTS if e.what == "figure1"}
-    for depth in depths:
+    for depth in depths or [""]:
         if depth not in figure1:
             raise UserError(f"--depths has {depth!r}; it must be of {', '.join(figure1)}")
     chosen: list[Experiment] = []
@@ -159,7 +162,7 @@ def default_scale() -> str:
     ask = [sys.executable, "-c", "import jax; print(jax.default_backend())"]
     answer = subprocess.run(ask, capture_output=True, text=True)
     if answer.returncode:
-        raise UserError(f"JAX finds no device: {answer.stderr.strip().splitlines()[-1]}")
+        raise UserError(f"JAX finds no device: {(answer.stderr.strip() or 'it says nothing').splitlines()[-1]}")
     return "small" if answer.stdout.strip() == "cpu" else "paper"
 
 
@@ -172,50 +175,62 @@ def commands(experiment: Experiment, scale: str, directory: Path) -> list[list[s
     return [[*command, f"--workdir={directory}"] for command in [train, analyze][: 1 + bool(experiment.title)]]
 
 
-def do(command: list[str], end: float, stop: cli.StopRequest) -> int:
-    """Run a program of ours until it ends, or until a time or a signal, after which it stops in order.
+def run_program(command: list[str], end: float) -> int:
+    """Run a program of ours until it ends, or until a time, after which it stops in order; signals are passed on to it.
 
     Returns:
-      Its exit status: 0, `STOPPED`, or another if it failed, of which it has told the user.
+      Its exit status.
     """
+    if time.monotonic() >= end:
+        return 128 + signal.SIGINT
     program, *arguments = command
     cli.say(shlex.join(["python", "-m", f"experiments.{program}", *arguments]))
-    # In a session of its own: a terminal's Ctrl-C is for this process to pass on.
     argv = [sys.executable, "-m", f"experiments.{program}", *arguments]
-    with subprocess.Popen(argv, start_new_session=True) as process:
-        asked = False
-        while process.poll() is None:
-            if not asked and (stop.signal or time.monotonic() >= end):
-                process.send_signal(signal.SIGINT)
-                asked = True
-            time.sleep(0.1)
-    return STOPPED if asked and process.returncode else process.returncode
+    with subprocess.Popen(argv, start_new_session=True) as process:  # so a terminal's Ctrl-C comes from here alone
+        before = {
+            number: signal.signal(number, lambda number, _: process.send_signal(number))
+            for number in (signal.SIGINT, signal.SIGTERM)
+        }
+        try:
+            return process.wait(None if end == math.inf else end - time.monotonic())
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGINT)
+            return process.wait()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 def keep(directory: Path, destination: Path) -> None:
-    """Collect a workdir's results, unless there are results of more work already."""
-    before, now = (
-        _amount(results.load(path)) if (path / "runs.csv").exists() else (False, 0) for path in (destination, directory)
-    )
+    """Put a workdir's results in the place of earlier ones, unless those are of more work."""
+    before, now = map(_progress, (destination, directory))
     if now < before:
         cli.say(f"{destination} stays as it is: it is of {before[1]:,} runs' epochs, {directory} of {now[1]:,}")
-    else:
-        collect(directory, destination)
+        return
+    fresh = destination.with_name(f".{destination.name}")
+    shutil.rmtree(fresh, ignore_errors=True)
+    collect(directory, fresh)
+    shutil.rmtree(destination, ignore_errors=True)
+    fresh.rename(destination)
 
 
-def _amount(result: Result) -> tuple[bool, int]:
-    """Whether a result is finished, and how many epochs all its runs have had."""
-    return result.summary is not None, sum(int(runs.epochs.sum()) for runs in result.networks.values())
+def _progress(directory: Path) -> tuple[bool, int, bool]:
+    """Whether results are finished, how many epochs their runs have had, and whether they were looked into."""
+    if not (directory / "runs.csv").exists():
+        return False, 0, False
+    found = results.load(directory)
+    epochs = sum(int(runs.epochs.sum()) for runs in found.networks.values())
+    return found.summary is not None, epochs, (directory / "analysis.json").exists()
 
 
 def collect(directory: Path, destination: Path) -> None:
     """Copy a workdir's results, finished or not, in a form fit for a repository."""
-    destination.mkdir(parents=True, exist_ok=True)
+    destination.mkdir(parents=True)
     for name in workdir.RESULTS:
         if name != "curves.csv" and (directory / name).exists():
             shutil.copyfile(directory / name, destination / name)
     if (directory / "analysis.json").exists():
-        found = json.loads((directory / "analysis.json").read_text())
+        found = results.read_json(directory / "analysis.json")
         del found["gates"]["class_mean"]  # the routing and the mean
         workdir.write_text(destination / "analysis.json", json.dumps(_rounded(found)) + "\n")
     for path in directory.glob("*.png"):

@@ -8,7 +8,7 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from experiments import claims, findings, report, results, tables
+from experiments import claims, findings, report, results, tables, workdir
 from experiments.results import Result
 from highway_jax import plotting
 
@@ -23,14 +23,14 @@ DATA = {  # MD5 of the training set, as `data.md5` has it
 def write(root: Path) -> list[Path]:
     """Write the page, its figure and the README's table; returns what was written."""
     found = load(root / "results")
-    searches = figure1_searches(found)
+    searches = by_depth(found, "figure1")
     written = []
     if searches:
         picture = root / "results" / "figure1.png"
         picture.write_bytes(report.png(figure1(searches)))
         written.append(picture)
     for path, text in texts(root, found).items():
-        path.write_text(text)
+        workdir.write_text(path, text)
         written.append(path)
     return written
 
@@ -41,7 +41,7 @@ def texts(root: Path, found: Mapping[str, Result]) -> dict[Path, str]:
     judged = judge(root / "results", found)
     return {
         root / "docs" / "reproduction.md": page(root / "results", found, judged),
-        readme: BETWEEN.sub(lambda _: f"\n{summary(judged)}\n", readme.read_text()),
+        readme: BETWEEN.sub(lambda _: f"\n{summary(found, judged)}\n", readme.read_text()),
     }
 
 
@@ -50,16 +50,20 @@ def load(directory: Path) -> dict[str, Result]:
     return {path.parent.name: results.load(path.parent) for path in sorted(directory.glob("*/config.json"))}
 
 
-def figure1_searches(found: Mapping[str, Result]) -> dict[int, Result]:
-    """The searches of Figure 1 by depth, those that have not come to their end included."""
-    return {depth: found[name] for depth in DEPTHS if (name := f"figure1_depth{depth}") in found}
+def by_depth(found: Mapping[str, Result], name: str) -> dict[int, Result]:
+    """Searches that differ in depth, those that have not come to their end included."""
+    return {depth: found[f"{name}_depth{depth}"] for depth in DEPTHS if f"{name}_depth{depth}" in found}
+
+
+def _finished(searches: Mapping[int, Result]) -> dict[int, Result]:
+    return {depth: search for depth, search in searches.items() if search.summary is not None}
 
 
 def judge(directory: Path, found: Mapping[str, Result]) -> list[claims.Claim]:
     """Every claim of the paper."""
     return [
         claims.very_deep(found.get("very_deep")),
-        *claims.figure1({depth: search for depth, search in figure1_searches(found).items() if search.summary}),
+        *claims.figure1(_finished(by_depth(found, "figure1")), _finished(by_depth(found, "slow_decay"))),
         *claims.accuracies(list(found.values())),
         *claims.gates(analysis(directory / "figure1_depth50")),
         *claims.gates_of_cifar100(analysis(directory / "cifar100_depth50")),
@@ -84,16 +88,13 @@ def page(directory: Path, found: Mapping[str, Result], judged: list[claims.Claim
     return environment.get_template("reproduction.md.jinja").render(
         claims=claims,
         claims_table=claims_table(judged),
-        judged=judged,
-        searches=figure1_searches(found),
-        figure1_table=figure1_table(figure1_searches(found)),
+        searches=by_depth(found, "figure1"),
+        figure1_table=figure1_table(by_depth(found, "figure1")),
         tables=tables.tables([result for result in found.values() if "stages" in result.config]),
-        found=found,
         analysis=analysis(directory / "figure1_depth50"),
         slower=slower_table(found),
         origins=origins(found),
-        number=plotting.number,
-        duration=findings.duration,
+        state=findings.state,
     )
 
 
@@ -105,10 +106,18 @@ def claims_table(judged: list[claims.Claim]) -> str:
     )
 
 
-def summary(judged: list[claims.Claim]) -> str:
-    """The claims for the README: what they were judged to be, and how many were not."""
+def summary(found: Mapping[str, Result], judged: list[claims.Claim]) -> str:
+    """The README's first screen: Figure 1, what was judged of the claims, and how many were not."""
     ran = [claim for claim in judged if claim.verdict != claims.NOT_RUN]
-    return f"{claims_table(ran)}\n\n{len(judged) - len(ran)} further claims have not been run."
+    more = f"{len(judged) - len(ran)} further claims have not been run, or not for long enough."
+    searches = list(_finished(by_depth(found, "figure1")).values())
+    if not searches:
+        return more
+    early = ", the worse half of the runs stopped early" * any(s.config.search.halving.every for s in searches)
+    device = _device(searches[0].provenance)
+    caption = f"Figure 1 of the paper, run again: {findings.describe(searches)}{early}; on {device}."
+    picture = "![Best training curves at every depth, and the mean of the best ten against depth](results/figure1.png)"
+    return f"{picture}\n\n*{caption}*\n\n{claims_table(ran)}\n\n{more}"
 
 
 def figure1_table(searches: Mapping[int, Result]) -> str:
@@ -129,7 +138,7 @@ def figure1_table(searches: Mapping[int, Result]) -> str:
                     plotting.number(runs.best_loss[best]),
                     plotting.number(runs.best_loss[runs.order[:10]].mean(dtype=float)),
                     plotting.number(np.median(runs.best_loss)),
-                    *(_epochs(claims.epochs_to(loss, runs)) for loss in (0.1, claims.CONVERGED, 0.001)),
+                    *(_epochs(claims.epochs_to(loss, runs.curve(runs.run[best]))) for loss in (0.1, 0.01, 0.001)),
                     f"{runs.diverged.sum()} of {len(runs.run)}",
                     findings.duration(seconds) if seconds is not None else findings.state(search),
                 )
@@ -186,7 +195,7 @@ def origins(found: Mapping[str, Result]) -> str:
             (
                 f"[{name}](../results/{name})",
                 about.get("commit") or "",
-                f"{about.get('devices', '')} x {about.get('device', '')}, {about.get('cpu_cores', '')} cores",
+                _device(about),
                 f"jax {versions.get('jax', '')}, flax {versions.get('flax', '')}",
                 findings.duration(seconds) if seconds else "",
                 DATA.get(about.get("data_md5", {}).get("train", ""), result.config.dataset),
@@ -194,6 +203,13 @@ def origins(found: Mapping[str, Result]) -> str:
             )
         )
     return _table(("result", "commit", "device", "versions", "training", "data", "state"), rows)
+
+
+def _device(about: Mapping[str, Any]) -> str:
+    """What a provenance says that work was done on."""
+    if about.get("platform") == "cpu":
+        return f"{about.get('cpu_cores', '?')} CPU cores"
+    return f"{about.get('devices', '?')} x {about.get('device', '?')}"
 
 
 def _epochs(epochs: float) -> str:

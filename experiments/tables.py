@@ -92,6 +92,11 @@ def is_in(result: Result, row: Row) -> bool:
     return row.stages is not None and config.dataset == row.dataset and tuple(config.get("stages", ())) == row.stages
 
 
+def is_as_in_the_paper(result: Result) -> bool:
+    """Whether a workdir's networks are highway networks that were trained without a teacher."""
+    return "highway" in result.networks and result.config.get("teacher") is None
+
+
 def _name(row: Row, result: Result) -> str:
     """The row's network, and what is not as in the paper."""
     if "plain" in result.kinds and any(isinstance(stages.parse(stage), stages.Highway) for stage in row.stages or ()):
@@ -115,7 +120,9 @@ def _cells(result: Result) -> list[tuple[str, str, str, str]]:
 
 
 def _parameters(result: Result, network: str) -> str:
-    job = plan.read(train.as_program_has_it(result.config))
+    config = train.as_program_has_it(result.config)
+    config.data_dir = None  # what is there counts no more than what was
+    job = plan.read(config)
     params = trainer.run_shapes(job, job.recipe(network)).params
     return f"{sum(leaf.size for leaf in jax.tree.leaves(params)):,}"
 

@@ -1,7 +1,8 @@
 import dataclasses
 import json
 import os
-import shutil
+import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,17 +13,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from experiments import claims, reproduce, reproduction_page, results
+from experiments import checks, claims, cli, reproduce, reproduction_page, results
 from tests.tfds_files import MNIST, write_tfds
 from tests.workdirs import write_workdir
 
 ROOT = Path(__file__).parents[2]
+EPOCHS = 40
 GO = """
 import dataclasses, pathlib, sys
 from experiments import cli, reproduce
 reproduce.ROOT = pathlib.Path(sys.argv.pop(1))
-few = reproduce.EXPERIMENTS[0]
-reproduce.EXPERIMENTS += (dataclasses.replace(few, what="few", small=("epochs=3", "num_runs=4")),)
+few = dataclasses.replace(reproduce.EXPERIMENTS[0], what="few", small=("epochs=40", "num_runs=4"))
+reproduce.EXPERIMENTS += (few,)
 reproduce.PARTS += ("few",)
 cli.run(reproduce.main, reproduce.__doc__)
 """
@@ -37,7 +39,7 @@ def test_the_results_are_small_and_name_no_machine():
     files = [path for path in (ROOT / "results").rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 10**7
     for path in files:
-        assert path.suffix == ".png" or not {"/tmp/", "/home/", "/root/"} & set(path.read_text().split('"')), path
+        assert path.suffix == ".png" or not re.search("/(tmp|home|root|work|Users)/", path.read_text()), path
 
 
 def searches(folder, **losses):
@@ -47,9 +49,9 @@ def searches(folder, **losses):
         curves = {}
         for network in ("highway", "plain"):
             last = losses[network][place]
-            curves[network] = np.float32([[2.3, 1.0, 0.2 if network == "plain" else last, last], [2.3, 2.3, 2.2, 2.1]])
+            third = last if network == "highway" else 2 * last
+            curves[network] = np.float32([[2.3, third, third, last], [2.3, 2.3, 2.2, 2 * last], [2.3, 2.3, 2.2, 2.1]])
         directory = folder / f"figure1_depth{depth}"
-        shutil.rmtree(directory, ignore_errors=True)
         found[depth] = results.load(write_workdir(directory, curves, depth=depth, dataset="mnist"))
     return found
 
@@ -60,43 +62,55 @@ PAPER = {"highway": (5e-5, 4e-5, 5e-5, 7e-5), "plain": (9e-5, 8e-5, 7e-2, 0.5)}
 @pytest.mark.parametrize(
     ("changed", "fails"),
     [
-        ({}, None),
-        ({"plain": (9e-5, 2e-4, 7e-2, 0.5)}, 0),
-        ({"plain": (9e-5, 8e-5, 7e-4, 0.5)}, 1),
-        ({"plain": (9e-5, 8e-5, 0.6, 0.5)}, 1),
-        ({"highway": (5e-5, 4e-5, 5e-5, 6e-4)}, 2),
-        ({"highway": (5e-5, 4e-5, 5e-5, 6e-3)}, (2, 3)),
-        ({"highway": (5e-5, 2e-2, 5e-5, 7e-5)}, 4),
+        ({}, []),
+        ({"highway": (5e-5, 4e-5, 5e-5, 6e-3)}, [0, 3, 4]),
+        ({"plain": (9e-5, 2e-4, 7e-2, 0.5)}, [1]),
+        ({"plain": (9e-5, 8e-5, 7e-4, 0.5)}, [2]),
+        ({"plain": (9e-5, 8e-5, 0.6, 8e-4), "highway": (5e-6,) * 4}, [2]),
+        ({"highway": (5e-5, 4e-5, 5e-5, 6e-4)}, [3]),
+        ({"highway": (5e-5, 9e-4, 5e-5, 7e-5)}, [5]),
+        ({"highway": (0.0, 0.0, 0.0, 0.0)}, []),
     ],
 )
-def test_each_claim_of_figure_1_is_judged_by_its_own_numbers(changed, fails, tmp_path):
-    judged = claims.figure1(searches(tmp_path, **PAPER | changed))
-    failed = [i for i, claim in enumerate(judged) if claim.verdict == claims.FAILS]
-    assert failed == ([] if fails is None else list(np.atleast_1d(fails)))
+def test_each_claim_of_figure_1_is_judged_by_its_own_numbers(changed, fails, tmp_path, monkeypatch):
+    monkeypatch.setattr(claims, "EPOCHS", 4)
+    judged = claims.figure1(searches(tmp_path, **PAPER | changed), {})
+    assert [i for i, claim in enumerate(judged) if claim.verdict == claims.FAILS] == fails
     assert all(claim.verdict != claims.NOT_RUN for claim in judged)
+
+
+def test_a_loss_that_is_not_reached_may_need_more_epochs_or_another_search(tmp_path):
+    found = searches(tmp_path / "usual", **PAPER | {"plain": (9e-5, 2e-4, 7e-2, 0.5)})
+    cut_short = claims.figure1(found, {})[1]
+    assert (cut_short.verdict, cut_short.evidence.endswith("2.0e-4 at 20 layers after 4 of 400 epochs")) == (
+        "not run",
+        True,
+    )
+    assert claims.figure1(found, searches(tmp_path / "slower", **PAPER))[1].verdict == claims.HOLDS
 
 
 def test_depths_are_compared_after_as_many_epochs(tmp_path):
     found = searches(tmp_path, **PAPER)
     two = np.float32([[2.3, 1e-3]])
     found[100] = results.load(write_workdir(tmp_path / "short", {"highway": two, "plain": two}, depth=100))
-    like = claims.figure1(found)[2]
-    assert like.evidence.endswith("2 epochs") and "1.0, 1.0, 1.0 and 1.0e-3" in like.evidence
+    like = claims.figure1(found, {})[3]
+    assert like.evidence.endswith("2 epochs") and "5.0e-5, 4.0e-5, 5.0e-5 and 1.0e-3" in like.evidence
 
 
 def test_what_has_not_been_run_is_not_judged(tmp_path):
     found = searches(tmp_path, **PAPER)
     del found[50]
-    verdicts = [claim.verdict for claim in claims.figure1(found)]
-    assert verdicts == [claims.HOLDS, claims.NOT_RUN, claims.NOT_RUN, claims.HOLDS, claims.NOT_RUN]
+    found[100] = dataclasses.replace(found[100], networks={"plain": found[100].networks["plain"]})
+    verdicts = [claim.verdict for claim in claims.figure1(found, {})]
+    assert verdicts == [claims.NOT_RUN, claims.HOLDS, *[claims.NOT_RUN] * 4]  # plain networks of 10 and 20 layers
     nothing = reproduction_page.judge(tmp_path / "none", {})
-    assert len(nothing) == 23 and {claim.verdict for claim in nothing} == {claims.NOT_RUN}
+    assert len(nothing) == 27 and {claim.verdict for claim in nothing} == {claims.NOT_RUN}
     assert claims.very_deep(found[100]).verdict == claims.NOT_RUN  # it is no deeper than 1000
 
 
 @pytest.mark.parametrize(
     ("accuracy", "epochs", "verdict"),
-    [(0.9934, 12, claims.HOLDS), (0.991, 12, claims.NOT_RUN), (0.991, 300, claims.FAILS), (0.9943, 300, claims.HOLDS)],
+    [(0.9933, 12, claims.HOLDS), (0.991, 12, claims.NOT_RUN), (0.9932, 300, claims.FAILS), (np.nan, 300, claims.FAILS)],
 )
 def test_an_accuracy_is_judged_once_the_training_is_long_enough(accuracy, epochs, verdict):
     found = results.load(ROOT / "results" / "mnist_conv16")
@@ -106,11 +120,13 @@ def test_an_accuracy_is_judged_once_the_training_is_long_enough(accuracy, epochs
     assert [claim.verdict for claim in judged] == [verdict] + [claims.NOT_RUN] * 6
 
 
-@pytest.mark.parametrize("loss", [0.01, 0.2])
+@pytest.mark.parametrize("loss", [0.01, 0.3])
 def test_a_thousand_layers_stall_or_not(loss, tmp_path):
     curves = {"highway": np.float32([[2.3, loss], [2.3, 2.3]])}
     found = results.load(write_workdir(tmp_path / "x", curves, depth=1100, networks=("highway",)))
-    assert claims.very_deep(found).verdict == (claims.HOLDS if loss < 0.1 else claims.FAILS)
+    assert claims.very_deep(found).verdict == (claims.HOLDS if loss < 0.2 else claims.FAILS)
+    stopped = claims.very_deep(dataclasses.replace(found, summary=None)).verdict
+    assert stopped == (claims.HOLDS if loss < 0.2 else claims.NOT_RUN)
 
 
 def paper_like(**changes):
@@ -127,6 +143,7 @@ def paper_like(**changes):
     return {
         "summary": numbers,
         "hyperparameters": {"transform_bias": -2.0},
+        "images": 60_000,
         "sample": {"block_output": np.cumsum(parts["change"])[:, None] * np.ones(50)},
         "routing": np.ones((10, 1, 50)) * parts["routing"][:, None],
         "lesions": {"error": parts["error"]},
@@ -142,9 +159,11 @@ def paper_like(**changes):
         ({"steady_outputs": 0.4}, [2]),
         ({"change": np.ones(49)}, [3]),
         ({"routing": np.ones(49)}, [4]),
-        ({"error": np.where(np.arange(49) == 5, 0, np.where(np.arange(49) < 14, 0.01, 1e-5))}, [5]),
+        ({"error": np.where(np.arange(49) == 5, 1e-5, np.where(np.arange(49) < 14, 0.01, 1e-5))}, [5]),
+        ({"error": np.where(np.arange(49) == 5, np.nan, np.where(np.arange(49) < 14, 0.01, 1e-5))}, []),
         ({"error": np.full(49, 0.01)}, [6]),
         ({"minor_layers": 20}, [7]),
+        ({"minor_layers": 49}, [7]),
     ],
 )
 def test_each_claim_of_section_4_is_judged_by_its_own_numbers(changes, fails):
@@ -189,37 +208,63 @@ def test_less_work_does_not_replace_more(tmp_path, capsys):
     assert capsys.readouterr().out.count("stays as it is") == 2
 
 
-def reproduce_in(folder, *args, **environment):
-    """Run the program with `folder` in place of the repository."""
+def begin(folder, *args, **environment):
+    """Start the program with `folder` in place of the repository."""
     (folder / "docs").mkdir(parents=True, exist_ok=True)
     (folder / "README.md").write_text("# X\n<!-- claims -->\n<!-- /claims -->\nmore\n")
-    return subprocess.run(
+    return subprocess.Popen(
         [sys.executable, "-c", GO, str(folder), *args],
         cwd=ROOT,
         env=os.environ | environment,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
     )
 
 
-def test_stops_in_time_goes_on_and_writes_the_page(tmp_path):
-    images = np.random.default_rng(0).integers(0, 256, (200, 8, 8, 1), np.uint8)
-    labels = np.arange(200) % 10
+def test_stops_goes_on_and_writes_the_page(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (1000, 8, 8, 1), np.uint8)
+    labels = np.arange(1000) % 10
     write_tfds(tmp_path / "tfds", MNIST, (images, labels), (images[:50], labels[:50]))
-    root, work = tmp_path / "root", f"--workdirs={tmp_path / 'work'}"
-    few = ["--what=few", "--scale=small", work]
-    stopped = reproduce_in(root, *few, "--budget_minutes=0", TFDS_DATA_DIR=str(tmp_path / "tfds"))
-    assert (stopped.returncode, stopped.stderr) == (0, stopped.stderr)
-    assert "stopped after 0 minutes; the same command goes on" in stopped.stdout
-    done = reproduce_in(root, *few, TFDS_DATA_DIR=str(tmp_path / "tfds"))
-    assert done.returncode == 0, done.stderr
-    found = results.load(root / "results" / "figure1_depth10")
-    assert found.summary is not None and found.networks["plain"].epochs.tolist() == [3] * 4
-    about = json.loads((root / "results/figure1_depth10/provenance.json").read_text())
+    root, kept = tmp_path / "root", tmp_path / "root/results/figure1_depth10"
+    few = ["--what=few", "--scale=small", f"--workdirs={tmp_path / 'work'}"]
+    data = {"TFDS_DATA_DIR": str(tmp_path / "tfds")}
+
+    first = begin(root, *few, **data)
+    assert any(line.startswith("highway: epoch 1/") for line in first.stdout)
+    first.send_signal(signal.SIGINT)
+    output, errors = first.communicate()
+    assert first.returncode == 130 and errors.endswith("interrupted in order; the same command goes on from there\n")
+    assert "written: " in output
+    stopped = results.load(kept)
+    assert stopped.summary is None
+
+    late = begin(root, *few, "--budget_minutes=0", **data)
+    assert "stopped after 0 minutes; the same command goes on" in late.communicate()[0] and late.returncode == 0
+
+    last = begin(root, *few, **data)
+    output, errors = last.communicate()
+    assert last.returncode == 0, errors
+    found = results.load(kept)
+    assert found.summary is not None and found.networks["plain"].epochs.tolist() == [EPOCHS] * 4
+    before = stopped.networks["highway"].curves
+    np.testing.assert_array_equal(found.networks["highway"].curves[:, : before.shape[1]], before)
+    about = json.loads((kept / "provenance.json").read_text())
     assert set(about["data_md5"]) == {"train", "test"} and about["seconds"]["plain"] > 0
     page = (root / "docs/reproduction.md").read_text()
-    assert "| 10 | highway |" in page and "depth 20: not run to the end" in page
+    assert "| 10 | highway |" in page and "- Depth 10: 4 runs" in page and "depth 20, 50 and 100: not run" in page
     assert (root / "README.md").read_text().endswith("<!-- /claims -->\nmore\n")
+
+
+def test_what_is_run_is_what_the_programs_take():
+    for experiment in reproduce.EXPERIMENTS:
+        for scale in "paper", "small":
+            for program, *arguments in reproduce.commands(experiment, scale, Path("x")):
+                if program != "analyze":
+                    name, overrides, _ = cli.split_config_flags(arguments)
+                    config = cli.load_config(name)[1]
+                    cli.override(config, overrides)
+                    (checks.check_search if program == "search" else checks.check_training)(config)
 
 
 @pytest.mark.parametrize(
@@ -232,9 +277,20 @@ def test_stops_in_time_goes_on_and_writes_the_page(tmp_path):
         (["--what=figure1", "--depths=10,30"], "--depths has '30'; it must be of 10, 20, 50, 100"),
         (["--what=figure1", "--scale=large"], "flag --scale=large: value should be one of <paper|small>"),
         (["figure1"], "unexpected argument 'figure1'; every argument is a --flag=value"),
-        (["--what=table1", "--scale=small"], "'mnist' is not prepared"),
+        (["--what=gates", "--depths=10"], "--depths is '10', which is for --what=figure1"),
+        (["--what=figure1", "--depths="], "--depths has ''; it must be of 10, 20, 50, 100"),
     ],
 )
 def test_mistakes_are_one_line(args, message, tmp_path):
-    tried = reproduce_in(tmp_path / "root", *args, f"--workdirs={tmp_path}", TFDS_DATA_DIR=str(tmp_path / "none"))
-    assert tried.returncode == 2 and message in tried.stderr and tried.stderr.count("\n") == 1, tried.stderr
+    tried = begin(tmp_path / "root", *args, f"--workdirs={tmp_path}")
+    errors = tried.communicate()[1]
+    assert tried.returncode == 2 and message in errors and errors.count("\n") == 1, errors
+
+
+def test_a_program_that_fails_has_its_say(tmp_path):
+    tried = begin(
+        tmp_path, "--what=few", "--scale=small", f"--workdirs={tmp_path}", TFDS_DATA_DIR=str(tmp_path / "none")
+    )
+    errors = tried.communicate()[1].splitlines()
+    assert tried.returncode == 2 and "'mnist' is not prepared" in errors[0]
+    assert errors[1:] == ["warning: experiments.search has failed with status 2"]
