@@ -15,7 +15,6 @@ from highway_jax.models import paper
 from tests.tfds_files import CIFAR100, MNIST, write_tfds
 
 STAGES = ("conv 4 3x3", "dropout 0.1", "highway 3x3", "maxpool 2x2")
-STAGES_SIZE = "986"  # parameters: 40 + 2 * 148 + 650
 SMALL = [
     "--config=digits_conv", f"--config.stages={STAGES}", "--config.epochs=2", "--config.num_runs=2",
     "--config.batch_size=100",
@@ -93,18 +92,20 @@ def test_a_trained_network_teaches_another_and_the_curves_are_drawn(tmp_path, tr
 def test_a_table_says_what_is_not_as_in_the_paper(trained):
     found = results.load(trained)
 
-    def names(kind, stages, teacher):
+    def names_and_parameters(kind, stages, teacher):
         config = ConfigDict({**found.config, "dataset": "cifar10", "block": kind, "stages": stages, "teacher": teacher})
         networks = {kind: found.networks["highway"]}
         table = tables.tables([dataclasses.replace(found, config=config, kinds=(kind,), networks=networks)])
         rows = [line for line in table.splitlines() if line.endswith(" | 2 | 2 |")]  # runs and epochs
-        return [row.split(" | ")[0].removeprefix("| ") for row in rows]
+        return [tuple(row.removeprefix("| ").split(" | ")[i] for i in (0, 3)) for row in rows]
 
-    assert names("highway", paper.HIGHWAY_C, None) == ["Highway C, 32 layers"]
-    assert names("plain", paper.HIGHWAY_C, None) == ["its plain twin: Highway C, 32 layers"]
-    assert names("plain", paper.FITNET_B, "runs/teacher") == ["Fitnet B, 19 layers"]
-    assert names("plain", paper.FITNET_B, None) == ["without a teacher: Fitnet B, 19 layers"]
-    assert names("plain", paper.NIN, None) == ["NiN"]
+    assert names_and_parameters("highway", paper.HIGHWAY_C, None) == [("Highway C, 32 layers", "1,264,502")]
+    assert names_and_parameters("plain", paper.HIGHWAY_C, None) == [("its plain twin: Highway C, 32 layers", "674,998")]
+    assert names_and_parameters("plain", paper.FITNET_B, "runs/teacher") == [("Fitnet B, 19 layers", "2,548,602")]
+    assert names_and_parameters("plain", paper.FITNET_B, None) == [
+        ("without a teacher: Fitnet B, 19 layers", "2,548,602")
+    ]
+    assert names_and_parameters("plain", paper.NIN, None) == [("NiN", "966,986")]
 
 
 def test_a_rate_for_every_run(tmp_path):
