@@ -93,6 +93,9 @@ def page(directory: Path, found: Mapping[str, Result], judged: list[claims.Claim
         tables=tables.tables([result for result in found.values() if "stages" in result.config]),
         analysis=analysis(directory / "figure1_depth50"),
         slower=slower_table(found),
+        tanh=tanh_table(directory),
+        tanh_search=found.get("gates_tanh"),
+        number=plotting.number,
         origins=origins(found),
         state=findings.state,
     )
@@ -145,6 +148,19 @@ def figure1_table(searches: Mapping[int, Result]) -> str:
             )
     header = ("depth", "network", "best loss", "mean of best 10", "median", "to 0.1", "to 0.01", "to 0.001")
     return _table((*header, "diverged", "time"), rows)
+
+
+def tanh_table(directory: Path) -> str:
+    """Section 4's claims of the best network, and of one more like the paper's; empty if that was not run."""
+    ours, alike = (analysis(directory / name) for name in ("figure1_depth50", "gates_tanh"))
+    if alike is None:
+        return ""
+    judged = zip(claims.gates(ours), claims.gates(alike), strict=True)
+    rows = [
+        (best.words, f"**{best.verdict}**: {best.evidence}", f"**{tanh.verdict}**: {tanh.evidence}")
+        for best, tanh in judged
+    ]
+    return _table(("the paper", "our best", "tanh, gates from -2"), rows)
 
 
 def slower_table(found: Mapping[str, Result]) -> str:

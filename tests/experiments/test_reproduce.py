@@ -272,7 +272,7 @@ def test_what_is_run_is_what_the_programs_take():
     [
         (
             ["--what=figure5"],
-            "--what has 'figure5'; it must be of figure1, table1, table2, table3, gates, very_deep, slow_decay",
+            "--what has 'figure5'; it must be of figure1, table1, table2, table3, gates, gates_tanh, very_deep, ",
         ),
         (["--what=figure1", "--depths=10,30"], "--depths has '30'; it must be of 10, 20, 50, 100"),
         (["--what=figure1", "--scale=large"], "flag --scale=large: value should be one of <paper|small>"),
