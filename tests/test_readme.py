@@ -29,7 +29,7 @@ def test_every_way_to_map_runs_gives_the_same_losses():
     assert results["with_jit"].shape == results["with_shard_map"].shape == (2 * results["devices"],)
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/scaling.md"])
+@pytest.mark.parametrize("page", ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))])
 def test_what_a_page_names_exists(page):
     for path in re.findall(r"\]\((?!http|#)([^)#]+)", (ROOT / page).read_text()):
         assert (ROOT / page).parent.joinpath(path).exists(), path
