@@ -142,8 +142,7 @@ def _proceeds(best: Best) -> tuple[bool, str]:
 
 
 def _degrades(best: Best) -> tuple[bool, str]:
-    shallow, deep = best.losses("plain", 10, 20), best.losses("plain", 50, 100)
-    return min(deep) > SIMILAR * max(shallow), best.said("plain")
+    return min(best.losses("plain", 50, 100)) > SIMILAR * best.loss("plain", 10), best.said("plain")
 
 
 def _unharmed(best: Best) -> tuple[bool, str]:
