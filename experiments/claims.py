@@ -5,13 +5,14 @@ the constants below say what counts.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from experiments import tables
+from experiments.findings import listed
 from experiments.results import NetworkResult, Result, best_mean_std
 from highway_jax.plotting import number
 
@@ -71,7 +72,7 @@ def figure1(searches: Mapping[int, Result], slower: Mapping[int, Result]) -> lis
         words: str, depths: Sequence[int], judge: Callable[[Best], tuple[bool, str]], section: str = "3.1"
     ) -> Claim:
         if missing := [depth for depth in depths if depth not in complete]:
-            return Claim(section, words, NOT_RUN, f"depth {_listed(missing)}: not run to the end")
+            return Claim(section, words, NOT_RUN, f"depth {listed(missing)}: not run to the end")
         epochs = min(complete[depth].config.epochs for depth in depths)
         holds, evidence = judge(Best({depth: complete[depth].networks for depth in depths}, epochs))
         return Claim.judged(section, words, holds, f"{evidence}; {epochs} epochs")
@@ -111,7 +112,7 @@ class Best:
     def said(self, network: str) -> str:
         """Such as "plain 5.4e-4 and 8.3e-4 at 10 and 20 layers"."""
         return (
-            f"{network} {_listed(map(number, self.losses(network, *self.networks)))} at {_listed(self.networks)} layers"
+            f"{network} {listed(map(number, self.losses(network, *self.networks)))} at {listed(self.networks)} layers"
         )
 
 
@@ -124,7 +125,7 @@ def _very_good(searches: Mapping[int, Result], slower: Mapping[int, Result]) -> 
     for depth, candidates in found.items():
         losses = [float(search.networks["plain"].best_loss.min()) for search in candidates]
         best[depth] = min(zip(losses, (search.config.epochs for search in candidates), strict=True))
-    evidence = _listed(f"{number(loss)} at {depth} layers after {epochs}" for depth, (loss, epochs) in best.items())
+    evidence = listed(f"{number(loss)} at {depth} layers after {epochs}" for depth, (loss, epochs) in best.items())
     reached = all(loss < VERY_GOOD for loss, _ in best.values())
     if not reached and any(epochs < EPOCHS for _, epochs in best.values()):
         return Claim("3.1", words, NOT_RUN, f"{evidence} of {EPOCHS} epochs")
@@ -137,7 +138,7 @@ def _proceeds(best: Best) -> tuple[bool, str]:
         name: float(found.best_loss[found.hyperparameters["activation"] == name].min(initial=np.inf))
         for name in ("relu", "tanh")
     }
-    said = _listed(f"{name} {number(loss)}" for name, loss in losses.items())
+    said = listed(f"{name} {number(loss)}" for name, loss in losses.items())
     return max(losses.values()) <= CONVERGED, f"best runs of 100 layers: {said}"
 
 
@@ -336,11 +337,6 @@ def _risen(error: np.ndarray, analysis: Mapping[str, Any]) -> np.ndarray:
 def _array(values: Any) -> np.ndarray:
     """Of JSON's numbers; NaN for null."""
     return np.array(values, float)
-
-
-def _listed(items: Iterable[Any]) -> str:
-    *most, last = map(str, items)
-    return f"{', '.join(most)} and {last}" if most else last
 
 
 def _count(epochs: float) -> str:

@@ -35,14 +35,14 @@ def labels(searches: Sequence[Result]) -> list[str]:
 def title(searches: Sequence[Result]) -> str:
     """Such as "Highway and plain networks on digits"."""
     networks = dict.fromkeys(network for search in searches for network in search.kinds)
-    text = f"{_enumerate(networks)} networks on {_enumerate(search.config.dataset for search in searches)}"
+    text = f"{listed(networks)} networks on {listed(dict.fromkeys(search.config.dataset for search in searches))}"
     return text[0].upper() + text[1:]
 
 
 def describe(searches: Sequence[Result]) -> str:
     """What was searched, such as "digits, depth 10 and 20; 100 runs of each network; 30 epochs"."""
-    each = {key: _enumerate(str(search.config[key]) for search in searches) for key in DESCRIBED}
-    each["depth"] = _enumerate(str(search.depth) for search in searches)
+    each = {key: listed(dict.fromkeys(search.config[key] for search in searches)) for key in DESCRIBED}
+    each["depth"] = listed(dict.fromkeys(search.depth for search in searches))
     return f"{each['dataset']}, depth {each['depth']}; {each['num_runs']} runs of each network; {each['epochs']} epochs"
 
 
@@ -51,8 +51,9 @@ def kind(searches: Sequence[Result]) -> str:
     return "guided" if any(search.config.get("sampler", "random") != "random" for search in searches) else "random"
 
 
-def _enumerate(texts: Iterable[str]) -> str:
-    *most, last = dict.fromkeys(texts)
+def listed(items: Iterable[Any]) -> str:
+    """Such as "a, b and c"."""
+    *most, last = map(str, items)
     return f"{', '.join(most)} and {last}" if most else last
 
 
@@ -83,7 +84,7 @@ def trend(searches: Sequence[Result]) -> str:
         return ""
     best = {n: [number(s.networks[n].best_loss.min()) for s in (first, last)] for n in shared}
     parts = [f"from {shallow} to {deep} for {network} networks" for network, (shallow, deep) in best.items()]
-    return f"From depth {first.depth} to {last.depth}, the best loss goes {_enumerate(parts)}."
+    return f"From depth {first.depth} to {last.depth}, the best loss goes {listed(parts)}."
 
 
 def state(search: Result) -> str:
