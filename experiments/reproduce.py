@@ -58,8 +58,11 @@ SMALL_MNIST = ("epochs=12", "learning_rate=0.05", "boundaries=(8, 11)")
 # The network that the paper looks into is a tanh network whose gates began at -2; ours need not be.
 TANH = ("networks=highway", "search.activation=tanh", "search.transform_bias=(-2.0, -2.0)")
 SMALL_TANH = ("num_runs=8", "epochs=40", "search.learning_rate=(0.03, 0.3)", "search.momentum=(0.8, 0.9)")
-# Plain networks again, whose learning rates stay high for longer: do they get lower in the end?
-SLOW = ("networks=plain", "search.decay=(0.98, 0.995)", "search.learning_rate=(0.005, 0.05)")
+# Networks whose learning rates stay high for longer: do they get lower in the end? Each kind at rates that suit it.
+SLOW = {
+    "plain": ("networks=plain", "search.decay=(0.98, 0.995)", "search.learning_rate=(0.005, 0.05)"),
+    "highway": ("networks=highway", "search.decay=(0.98, 0.995)", "search.learning_rate=(0.03, 0.3)"),
+}
 SMALL_SLOW = ("num_runs=8", "epochs=200")
 
 
@@ -99,7 +102,11 @@ EXPERIMENTS = (
         ("depth=1100", "networks=highway"),
         ("num_runs=4", "epochs=5", "search.learning_rate=(0.01, 0.3)"),
     ),
-    *(Experiment(f"slow_decay_depth{d}", "slow_decay", f"mnist_depth{d}", SLOW, SMALL_SLOW) for d in (10, 20)),
+    *(
+        Experiment(f"slow_decay_{network}_depth{d}", "slow_decay", f"mnist_depth{d}", changes, SMALL_SLOW)
+        for d in (10, 20)
+        for network, changes in SLOW.items()
+    ),
 )
 PARTS = tuple(dict.fromkeys(experiment.what for experiment in EXPERIMENTS))
 

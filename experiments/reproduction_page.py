@@ -64,7 +64,7 @@ def judge(directory: Path, found: Mapping[str, Result]) -> list[claims.Claim]:
     """Every claim of the paper."""
     return [
         claims.very_deep(found.get("very_deep")),
-        *claims.figure1(_finished(by_depth(found, "figure1")), _finished(by_depth(found, "slow_decay"))),
+        *claims.figure1(_finished(by_depth(found, "figure1")), _finished(by_depth(found, "slow_decay_plain"))),
         *claims.accuracies(list(found.values())),
         *_gates(directory),
         *claims.gates_of_cifar100(analysis(directory / "cifar100_depth50")),
@@ -195,29 +195,30 @@ def tanh_table(directory: Path) -> str:
 
 
 def slower_table(found: Mapping[str, Result]) -> str:
-    """Plain networks whose learning rate decays slowly, beside those of Figure 1; empty if they were not run."""
+    """Networks whose learning rate decays slowly, beside those of Figure 1; empty if they were not run."""
     rows = []
-    for depth in DEPTHS:
-        slow, usual = (found.get(f"{name}_depth{depth}") for name in ("slow_decay", "figure1"))
-        for search in (usual, slow) if slow else ():
-            if search is None or "plain" not in search.networks:
-                continue
-            runs, (low, high) = search.networks["plain"], search.config.search.decay
-            best = runs.order[0]
-            rows.append(
-                (
-                    depth,
-                    f"{low:g} to {high:g}",
-                    len(runs.run),
-                    search.config.epochs,
-                    plotting.number(runs.best_loss[best]),
-                    f"{runs.hyperparameters['decay'][best]:.3f}",
-                    runs.hyperparameters["activation"][best],
+    for network in ("highway", "plain"):
+        for depth, slow in by_depth(found, f"slow_decay_{network}").items():
+            usual = found.get(f"figure1_depth{depth}")
+            for search in [usual, slow] if usual else [slow]:
+                runs, (low, high) = search.networks[network], search.config.search.decay
+                best = runs.order[0]
+                rows.append(
+                    (
+                        depth,
+                        network,
+                        f"{low:g} to {high:g}",
+                        len(runs.run),
+                        search.config.epochs,
+                        plotting.number(runs.best_loss[best]),
+                        f"{runs.hyperparameters['decay'][best]:.3f}",
+                        runs.hyperparameters["activation"][best],
+                    )
                 )
-            )
     if not rows:
         return ""
-    return _table(("depth", "decay drawn from", "runs", "epochs", "best loss", "its decay", "its activation"), rows)
+    header = ("depth", "network", "decay drawn from", "runs", "epochs", "best loss", "its decay", "its activation")
+    return _table(header, rows)
 
 
 def figure1(searches: Mapping[int, Result]) -> Any:
