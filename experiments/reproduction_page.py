@@ -200,7 +200,9 @@ def slower_table(found: Mapping[str, Result]) -> str:
     for network in ("highway", "plain"):
         for depth, slow in by_depth(found, f"slow_decay_{network}").items():
             usual = found.get(f"figure1_depth{depth}")
-            for search in [usual, slow] if usual else [slow]:
+            for search in (usual, slow):
+                if search is None or network not in search.networks:
+                    continue
                 runs, (low, high) = search.networks[network], search.config.search.decay
                 best = runs.order[0]
                 rows.append(
