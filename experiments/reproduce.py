@@ -121,6 +121,10 @@ def main(argv: list[str]) -> None:
     cli.parse_flags(argv, values)
     if values["depths"].present and "figure1" not in values.what:
         raise UserError(f"--depths is {','.join(values.depths)!r}, which is for --what=figure1")
+    if values["what"].present and not values.what:
+        raise UserError(f"--what is empty; it must be of {', '.join(PARTS)}")
+    if values.budget_minutes is not None and not math.isfinite(values.budget_minutes):
+        raise UserError(f"--budget_minutes is {values.budget_minutes}; it must be a number of at least 0")
     chosen = choose(values.what, values.depths)
     scale = values.scale or (default_scale() if chosen else "")
     end = math.inf if values.budget_minutes is None else time.monotonic() + 60 * values.budget_minutes
@@ -143,7 +147,8 @@ def main(argv: list[str]) -> None:
     elif status in STOPPED:
         raise cli.Interrupted(abs(status) % 128, "in order; the same command goes on from there")
     elif status:
-        cli.warn(f"experiments.{command[0]} has failed with status {status}")
+        if status != 2:  # a user's mistake has been told
+            cli.warn(f"experiments.{command[0]} has failed with status {status}")
         sys.exit(status if status > 0 else 1)
 
 
@@ -205,7 +210,7 @@ def run_program(command: list[str], end: float) -> int:
         try:
             return process.wait(None if end == math.inf else end - time.monotonic())
         except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGINT)
+            process.terminate()  # as Ctrl-C, but also where that is ignored
             return process.wait()
         finally:
             for number, handler in before.items():

@@ -124,7 +124,7 @@ def figure1_depths(
     labels: Sequence[str],
     families: Sequence[str],
     title: str,
-    best_of: int = 10,
+    best_of: float = 10,
 ) -> Figure:
     """Figure 1: the best run's curve at every depth (left), and the mean of the best ones against depth (right).
 
@@ -134,7 +134,7 @@ def figure1_depths(
       labels: what to call every search beside its curve, after the network's name.
       families: which searches are alike but for their depth: points of one family are joined on the right.
       title: what was searched.
-      best_of: how many runs the right panel averages.
+      best_of: how many runs the right panel averages, or which share of them, if it is below 1.
     """
     figure = Figure(figsize=(11, 5), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(1.25, 1))
@@ -201,7 +201,7 @@ def _means(
     depths: Sequence[int],
     labels: Sequence[str],
     families: Sequence[str],
-    best_of: int,
+    best_of: float,
 ) -> list[_End]:
     """Draw the mean of every search's best runs against depth; returns where to put the labels."""
     order = sorted(range(len(curves)), key=lambda i: (depths[i], i))
@@ -210,7 +210,7 @@ def _means(
     for network in _networks(curves):
         for family, style in styles.items():
             mine = [i for i in order if families[i] == family and network in curves[i]]
-            means = np.array([rank(curves[i][network]).mean_of_best(best_of) for i in mine])
+            means = np.array([rank(c).mean_of_best(_count(best_of, c)) for c in (curves[i][network] for i in mine)])
             places = [depths[i] for i in mine]
             joined = len(set(places)) == len(places)
             right.plot(places, means, style if joined else "", color=COLORS.get(network, FAINT), linewidth=2, zorder=2)
@@ -220,14 +220,20 @@ def _means(
                 if np.isfinite(mean) and (i == mine[-1] or not joined):
                     name = network if len(styles) == 1 and joined else f"{network}, {family if joined else labels[i]}"
                     mean_ends.append((depths[i], mean, f"{name}  {number(mean)}", COLORS.get(network, FAINT)))
-    count = min([best_of, *(len(losses) for search in curves for losses in search.values())])
-    _style(right, f"mean of the best {count} runs' lowest losses", "depth (layers)")
+    count = min(_count(best_of, losses) for search in curves for losses in search.values())
+    which = f"{count} runs'" if best_of >= 1 else f"{best_of:.0%} of the runs'"
+    _style(right, f"mean of the best {which} lowest losses", "depth (layers)")
     if min(depths) < max(depths):
         right.set_xscale("log")
     right.xaxis.set_major_locator(FixedLocator(sorted(set(depths))))
     right.xaxis.set_minor_locator(NullLocator())
     right.xaxis.set_major_formatter("{x:g}")
     return mean_ends
+
+
+def _count(best_of: float, curves: np.ndarray) -> int:
+    """How many runs are the best ones."""
+    return min(len(curves), int(best_of) if best_of >= 1 else max(1, round(best_of * len(curves))))
 
 
 def hyperparameters(

@@ -49,7 +49,7 @@ def searches(folder, **losses):
         curves = {}
         for network in ("highway", "plain"):
             last = losses[network][place]
-            third = last if network == "highway" else 2 * last
+            third = last if network == "highway" else 2.3
             curves[network] = np.float32([[2.3, third, third, last], [2.3, 2.3, 2.2, 2 * last], [2.3, 2.3, 2.2, 2.1]])
         directory = folder / f"figure1_depth{depth}"
         found[depth] = results.load(write_workdir(directory, curves, depth=depth, dataset="mnist"))
@@ -67,9 +67,9 @@ PAPER = {"highway": (5e-5, 4e-5, 5e-5, 7e-5), "plain": (9e-5, 8e-5, 7e-2, 0.5)}
         ({"plain": (9e-5, 2e-4, 7e-2, 0.5)}, [1]),
         ({"plain": (9e-5, 8e-5, 7e-4, 0.5)}, [2]),
         ({"plain": (9e-5, 8e-5, 0.6, 8e-4), "highway": (5e-6,) * 4}, [2]),
-        ({"plain": (2.2, 2.2, 2.2, 2.3)}, [1, 2, 5]),
+        ({"plain": (2.2, 2.2, 2.2, 2.3)}, [1, 2]),
         ({"highway": (5e-5, 4e-5, 5e-5, 6e-4)}, [3]),
-        ({"highway": (5e-5, 9e-4, 5e-5, 7e-5)}, [5]),
+        ({"highway": (5e-5, 2e-2, 5e-5, 7e-5)}, [5]),
         ({"highway": (0.0, 0.0, 0.0, 0.0)}, []),
     ],
 )
@@ -95,7 +95,7 @@ def test_depths_are_compared_after_as_many_epochs(tmp_path):
     two = np.float32([[2.3, 1e-3]])
     found[100] = results.load(write_workdir(tmp_path / "short", {"highway": two, "plain": two}, depth=100))
     like = claims.figure1(found, {})[3]
-    assert like.evidence.endswith("2 epochs") and "5.0e-5, 4.0e-5, 5.0e-5 and 1.0e-3" in like.evidence
+    assert like.evidence.endswith("after 2 of 400 epochs") and "5.0e-5, 4.0e-5, 5.0e-5 and 1.0e-3" in like.evidence
 
 
 def test_what_has_not_been_run_is_not_judged(tmp_path):
@@ -280,6 +280,8 @@ def test_what_is_run_is_what_the_programs_take():
         (["figure1"], "unexpected argument 'figure1'; every argument is a --flag=value"),
         (["--what=gates", "--depths=10"], "--depths is '10', which is for --what=figure1"),
         (["--what=figure1", "--depths="], "--depths has ''; it must be of 10, 20, 50, 100"),
+        (["--what="], "--what is empty; it must be of figure1, "),
+        (["--what=gates", "--budget_minutes=nan"], "--budget_minutes is nan; it must be a number of at least 0"),
     ],
 )
 def test_mistakes_are_one_line(args, message, tmp_path):
@@ -292,6 +294,5 @@ def test_a_program_that_fails_has_its_say(tmp_path):
     tried = begin(
         tmp_path, "--what=few", "--scale=small", f"--workdirs={tmp_path}", TFDS_DATA_DIR=str(tmp_path / "none")
     )
-    errors = tried.communicate()[1].splitlines()
-    assert tried.returncode == 2 and "'mnist' is not prepared" in errors[0]
-    assert errors[1:] == ["warning: experiments.search has failed with status 2"]
+    errors = tried.communicate()[1]
+    assert tried.returncode == 2 and "'mnist' is not prepared" in errors and errors.count("\n") == 1
