@@ -105,6 +105,7 @@ def test_what_has_not_been_run_is_not_judged(tmp_path):
     verdicts = [claim.verdict for claim in claims.figure1(found, {})]
     assert verdicts == [claims.NOT_RUN, claims.HOLDS, *[claims.NOT_RUN] * 4]  # plain networks of 10 and 20 layers
     nothing = reproduction_page.judge(tmp_path / "none", {})
+    assert "| 10 | highway | not run |" in reproduction_page.page(tmp_path / "none", {}, nothing)
     assert len(nothing) == 27 and {claim.verdict for claim in nothing} == {claims.NOT_RUN}
     assert claims.very_deep(found[100]).verdict == claims.NOT_RUN  # it is no deeper than 1000
 
