@@ -68,7 +68,7 @@ HEADER = ("network", "parameters (paper)", "accuracy (paper)", "parameters", "ac
 
 
 def tables(trained: Sequence[Result]) -> str:
-    """All tables as Markdown: accuracies in percent, best (mean ± standard deviation); empty where nothing was trained.
+    """All tables as Markdown: accuracies in percent, best (mean ± standard deviation); empty for others' networks.
 
     A network is told from the stages in the config; one that is trained otherwise than the paper's, such as its plain
     twin, follows in a row of its own.
@@ -79,7 +79,7 @@ def tables(trained: Sequence[Result]) -> str:
         for row in rows:
             mine = [(_name(row, result), cells) for result in trained if is_in(result, row) for cells in _cells(result)]
             ours = [cells for name, cells in mine if name == row.network]
-            for cells in ours or [("",) * 4]:
+            for cells in ours or [("", "not run" if row.stages else "", "", "")]:
                 lines.append(_line((row.network, row.parameters, row.accuracy, *cells)))
             lines += [_line((name, "", "", *cells)) for name, cells in mine if name != row.network]
         lines.append("")
