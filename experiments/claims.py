@@ -154,7 +154,7 @@ def _unharmed(best: Best) -> tuple[bool, str]:
 def _far_better(best: Best) -> tuple[bool, str]:
     plain, highway = best.loss("plain", 100), best.loss("highway", 100)
     times = f"{plain / highway:,.0f} times" if highway else "infinitely"
-    ten = [np.sort(best.networks[100][network].best_loss)[:10].mean(dtype=float) for network in ("plain", "highway")]
+    ten = [best.networks[100][network].mean_of_best(10) for network in ("plain", "highway")]
     means = f"means of the best ten {' and '.join(map(number, ten))}"
     return plain >= FAR_BETTER * highway, f"{times}: plain {number(plain)}, highway {number(highway)}; {means}"
 

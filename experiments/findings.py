@@ -106,7 +106,7 @@ def glance(search: Result, network: str, found: NetworkResult) -> dict[str, str]
     seconds = (search.summary or {}).get(network, {}).get("seconds")
     return {
         "best loss": number(found.best_loss[best]),
-        f"mean of best {BEST}": number(found.best_loss[found.order[:BEST]].mean(dtype=float)),
+        f"mean of best {BEST}": number(found.mean_of_best(BEST)),
         "median": number(np.median(found.best_loss)),
         "diverged": f"{found.diverged.sum()} of {len(found.run)}",
         "never finite": str(np.isinf(found.best_loss).sum()),

@@ -166,7 +166,7 @@ def figure1_table(searches: Mapping[int, Result]) -> str:
                     depth,
                     network,
                     plotting.number(runs.best_loss[best]),
-                    *(_mean_of_best(runs, count) for count in (10, max(1, len(runs.run) // 10))),
+                    *(plotting.number(runs.mean_of_best(count)) for count in (10, max(1, len(runs.run) // 10))),
                     plotting.number(np.median(runs.best_loss)),
                     *(_epochs(claims.epochs_to(loss, runs.curve(runs.run[best]))) for loss in (0.1, 0.01, 0.001)),
                     f"{runs.diverged.sum()} of {len(runs.run)}",
@@ -267,10 +267,6 @@ def _device(about: Mapping[str, Any]) -> str:
     if about.get("platform") == "cpu":
         return f"{about.get('cpu_cores', '?')} CPU cores"
     return f"{about.get('devices', '?')} x {about.get('device', '?')}"
-
-
-def _mean_of_best(runs: results.NetworkResult, count: int) -> str:
-    return plotting.number(runs.best_loss[runs.order[:count]].mean(dtype=float))
 
 
 def _epochs(epochs: float) -> str:

@@ -59,6 +59,10 @@ class NetworkResult:
         """(runs,) indices of the runs, the best first."""
         return np.argsort(self.rank)
 
+    def mean_of_best(self, count: int) -> float:
+        """Mean best loss of the best `count` runs."""
+        return float(self.best_loss[self.order[:count]].mean(dtype=float))
+
     def curve(self, run: int) -> np.ndarray:
         """(epochs,) training losses of the run of that number, as long as it was trained."""
         return self.curves[run - self.run[0], : self.epochs[run - self.run[0]]]
