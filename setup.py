@@ -32,7 +32,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["highway_jax", "highway_jax.*"]),
-    package_data={"highway_jax": ["py.typed"]},
+    package_data={"highway_jax": ["py.typed", "fused.cc"]},
     install_requires=[
         jax.format(""),
         "flax>=0.12",

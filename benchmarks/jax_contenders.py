@@ -14,7 +14,7 @@ import optax
 from jax import lax
 
 from benchmarks.work import CLASSES, INPUTS, LEARNING_RATE, MOMENTUM, TRANSFORM_BIAS, Work
-from highway_jax import MLP, data, parallel, search, training
+from highway_jax import MLP, data, fused, parallel, search, training
 from highway_jax.data import Split
 
 Contender = tuple[Callable[[], None], int]
@@ -22,10 +22,25 @@ Contender = tuple[Callable[[], None], int]
 
 def ours(work: Work) -> Contender:
     """The search's own epoch: `search.population_epoch`, shuffling included."""
-    recipe = training.Recipe(
-        lambda hp: MLP(work.depth, work.width, activation=hp.activation, transform_bias=hp.transform_bias),
-        functools.partial(data.rescale, max_value=255),
-    )
+    return _ours(work, fused.choose())
+
+
+def ours_xla(work: Work) -> Contender:
+    """The same as it is where there is no C++ compiler."""
+    return _ours(work, "xla")
+
+
+def _ours(work: Work, implementation: str) -> Contender:
+    def network(hp: training.Hyperparameters) -> MLP:
+        return MLP(
+            work.depth,
+            work.width,
+            activation=hp.activation,
+            transform_bias=hp.transform_bias,
+            implementation=implementation,
+        )
+
+    recipe = training.Recipe(network, functools.partial(data.rescale, max_value=255))
     rate, bias = (LEARNING_RATE, LEARNING_RATE), (TRANSFORM_BIAS, TRANSFORM_BIAS)
     space = search.SearchSpace(rate, (MOMENTUM, MOMENTUM), (1.0, 1.0), ("relu",), bias)
     mesh = parallel.runs_mesh()

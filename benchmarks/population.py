@@ -10,7 +10,7 @@
 --scaling          also time ours against runs (1 to 256) and depth (10 to 1000), and draw a figure
 --out=DIR          where the JSON and the figure go; by default benchmarks/results
 
-Every contender lives in a process of its own, set up as its users would have it; ours sees a CPU device per core.
+Every contender lives in a process of its own, set up as its users would have it; those of ours see a CPU device per core.
 Times are milliseconds per run and step; the limit is what the machine's measured rates would allow.
 """
 
@@ -39,6 +39,7 @@ from highway_jax import parallel
 
 CONTENDERS = {
     "ours": "highway-jax, as the search runs it",
+    "ours_xla": "highway-jax, with XLA alone",
     "jax_loop": "JAX, one run after another",
     "jax_vmap": "JAX, vmap over runs, plain autodiff",
     "torch_loop": "PyTorch, nn.Module, one run after another",
@@ -51,7 +52,7 @@ CONTENDERS = {
 def serve(connection: Connection, name: str, work: Work) -> None:
     """A contender's process: set up, say how long the first repetition took, then repeat when asked."""
     try:
-        if name == "ours":
+        if name.startswith("ours"):
             parallel.split_cpu()
         module = importlib.import_module(f"benchmarks.{'torch' if name.startswith('torch') else 'jax'}_contenders")
         go, pairs = getattr(module, name)(work)

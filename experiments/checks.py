@@ -11,12 +11,14 @@ from experiments import event_files, guided
 from experiments.cli import UserError, leaves
 from experiments.configs.convolutional import training
 from experiments.configs.figure1 import random_search
+from highway_jax import stack
 from highway_jax.blocks import BLOCKS
 from highway_jax.models import stages
 from highway_jax.search import Halving, SearchSpace
 
 PRECISIONS = ("float32", "tensorfloat32", "bfloat16")
 PREPROCESSINGS = ("rescale", "contrast")
+IMPLEMENTATIONS = ("auto", *stack.IMPLEMENTATIONS)
 RESUME = ("auto", "never")
 SAMPLERS = ("random", "tpe")
 # Far beyond what can be trained; they turn a slip of the keyboard into a message.
@@ -57,6 +59,7 @@ def check_search(config: ConfigDict) -> tuple[SearchSpace, Halving | None]:
     if not networks or any(network not in tuple(BLOCKS) for network in networks) or len(set(networks)) < len(networks):
         raise UserError(f"config.networks is {networks}; it must be one or more of {', '.join(BLOCKS)}, each once")
     _check_bool(config, "remat")
+    _check_one_of(config, "implementation", IMPLEMENTATIONS)
     with config.ignore_type():
         config.networks = networks
     _check_sampler(config)

@@ -39,8 +39,8 @@ def main(argv: list[str]) -> None:
         raise UserError(f"--device is {values.device!r}; it must be one of here, {', '.join(DEVICES)}")
     label, config = cli.load_config(name)
     cli.override(config, overrides)
-    job = read(config)
     here = values.device == "here"
+    job = read(config, here)
     device = this_device() if here else DEVICES[values.device]
     given = values.devices or (jax.device_count() if here else 1)
     plans = {network: make_plan(job, network, device, min(given, config.num_runs)) for network in job.networks}
@@ -55,8 +55,8 @@ def main(argv: list[str]) -> None:
         console.print(note)
 
 
-def read(config: ConfigDict) -> trainer.Job:
-    """Check a config; what it wants done, with data of which only the shapes are right.
+def read(config: ConfigDict, here: bool = False) -> trainer.Job:
+    """Check a config; what it wants done, here or elsewhere, with data of which only the shapes are right.
 
     Raises:
       UserError: if it cannot be run.
@@ -64,7 +64,9 @@ def read(config: ConfigDict) -> trainer.Job:
     if "search" in config:
         space, halving = check_search(config)
         dataset = data.outline(config.dataset, config.data_dir)
-        networks, recipe = config.networks, functools.partial(search.recipe, config, dataset)
+        implementation = search.choose_implementation(config) if here else "xla"
+        networks = config.networks
+        recipe = functools.partial(search.recipe, config, dataset, implementation=implementation)
         split, evaluate = dataset.train, {"test_accuracy": dataset.test}
     else:
         space, halving = check_training(config), None

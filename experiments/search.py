@@ -28,7 +28,7 @@ from experiments.checks import check_search
 from experiments.cli import UserError
 from experiments.progress import Output, print_summary
 from experiments.workdir import Outcome
-from highway_jax import MLP, data, parallel, plotting, search, training
+from highway_jax import MLP, blocks, data, fused, parallel, plotting, search, training
 
 
 def main(argv: list[str]) -> None:
@@ -49,11 +49,13 @@ def main(argv: list[str]) -> None:
 
     def prepare() -> trainer.Job:
         dataset = data.load(config.dataset, config.data_dir)
+        implementation = choose_implementation(config)
         return trainer.Job(
             config=config,
             networks=config.networks,
             sample=guided.sampler(config, space, directory) if is_guided else sampler(config, space),
-            recipe=functools.partial(recipe, config, dataset),
+            recipe=functools.partial(recipe, config, dataset, implementation=implementation),
+            implementation=implementation,
             train=dataset.train,
             evaluate={"test_accuracy": dataset.test},
             title=f"{dataset.name}, depth {config.depth}",
@@ -74,8 +76,23 @@ def sampler(config: ConfigDict, space: search.SearchSpace) -> trainer.Sampler:
     return lambda network, first_run, count, outcome: search.sample_population(space, config.seed, count, first_run)
 
 
-def recipe(config: ConfigDict, dataset: data.Dataset, network: str) -> training.Recipe:
-    """What a config's runs of one kind of network train."""
+def choose_implementation(config: ConfigDict) -> str:
+    """What computes the layers here, as the config says.
+
+    Raises:
+      UserError: if it asks for the fused kernel, and there is none.
+    """
+    if config.implementation == "fused":
+        try:
+            fused.load()
+        except fused.Unavailable as error:
+            raise UserError(f"config.implementation is 'fused', but {error}; 'xla' needs none") from error
+    return fused.choose() if config.implementation == "auto" else config.implementation
+
+
+def recipe(config: ConfigDict, dataset: data.Dataset, network: str, implementation: str = "xla") -> training.Recipe:
+    """What a config's runs of one kind of network train; kinds that the fused kernel does not know use XLA."""
+    implementation = implementation if fused.supports(blocks.named(network)) else "xla"
 
     def build(hp: training.Hyperparameters) -> MLP:
         return MLP(
@@ -86,6 +103,7 @@ def recipe(config: ConfigDict, dataset: data.Dataset, network: str) -> training.
             activation=hp.activation,
             transform_bias=hp.transform_bias,
             remat=config.remat,
+            implementation=implementation,
         )
 
     return training.Recipe(

@@ -32,7 +32,10 @@ CHECKPOINTS = "checkpoints"  # the folder of each network's checkpoints, until t
 RESULTS = ("config.json", "runs.csv", "curves.csv", "summary.json", "provenance.json")
 
 # What a result does not depend on.
-ANYWHERE = ("data_dir", "mesh", "runs_per_batch", "resume", "checkpoint_every", "log_every", "tensorboard")
+ANYWHERE = (
+    *("data_dir", "mesh", "runs_per_batch", "implementation"),
+    *("resume", "checkpoint_every", "log_every", "tensorboard"),
+)
 
 
 @struct.dataclass
@@ -125,7 +128,7 @@ def read_provenance(workdir: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def opened(workdir: Path, config: ConfigDict) -> Iterator[dict[str, Any] | None]:
+def opened(workdir: Path, config: ConfigDict, implementation: str) -> Iterator[dict[str, Any] | None]:
     """Make the workdir, keep other programs out of it, and write what is known at the start.
 
     Yields what `finished` says of it then.
@@ -142,7 +145,7 @@ def opened(workdir: Path, config: ConfigDict) -> Iterator[dict[str, Any] | None]
             if _is_finished(workdir, config):
                 return True
             # In this order: a workdir with a config also says its format.
-            write_json(workdir / "provenance.json", provenance())
+            write_json(workdir / "provenance.json", provenance(implementation))
             write_text(workdir / "config.json", config.to_json(indent=2) + "\n")
         except filelock.Timeout as error:
             raise UserError(
@@ -159,7 +162,11 @@ def opened(workdir: Path, config: ConfigDict) -> Iterator[dict[str, Any] | None]
 
 
 def finish(
-    workdir: Path, outcomes: Mapping[str, Outcome], figures: Mapping[str, Figure], data_md5: Mapping[str, str]
+    workdir: Path,
+    outcomes: Mapping[str, Outcome],
+    figures: Mapping[str, Figure],
+    implementation: str,
+    data_md5: Mapping[str, str],
 ) -> dict[str, Any]:
     """Write what there is to say at the end, mark the workdir as finished, drop the checkpoints.
 
@@ -169,7 +176,8 @@ def finish(
     for name, figure in figures.items():
         figure.savefig(workdir / name, dpi=150)
     seconds = {network: round(o.seconds, 1) for network, o in outcomes.items()}
-    write_json(workdir / "provenance.json", {**provenance(), "seconds": seconds, "data_md5": dict(data_md5)})
+    about = {**provenance(implementation), "seconds": seconds, "data_md5": dict(data_md5)}
+    write_json(workdir / "provenance.json", about)
     summary = {network: summarize(o) for network, o in outcomes.items()}
     write_json(workdir / "summary.json", summary)
     params = (file for folder in ("best", "params") for file in checkpoint.files_in(workdir / folder))
@@ -220,8 +228,8 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
-def provenance() -> dict[str, Any]:
-    """What a result came from: commit, versions, hardware."""
+def provenance(implementation: str) -> dict[str, Any]:
+    """What a result came from: commit, versions, hardware, and what computed the layers."""
     devices = jax.devices()
     return {
         "format": FORMAT,
@@ -233,6 +241,7 @@ def provenance() -> dict[str, Any]:
         "devices": len(devices),
         "processes": jax.process_count(),
         "cpu_cores": parallel.cpu_cores(),
+        "implementation": implementation,
     }
 
 

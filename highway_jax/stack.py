@@ -15,8 +15,11 @@ import jax.numpy as jnp
 from flax import struct
 from jax import lax
 
+from highway_jax import fused
 from highway_jax.activations import Activation, Function, canonical, indexed
 from highway_jax.blocks import Block, States
+
+IMPLEMENTATIONS = ("xla", "fused")
 
 
 def stack(
@@ -27,6 +30,7 @@ def stack(
     activation: Activation,
     transform_bias: float | jax.Array = 0.0,
     remat: bool = False,
+    implementation: str = "xla",
 ) -> jax.Array:
     """Apply layers of one kind one after another.
 
@@ -39,22 +43,34 @@ def stack(
       transform_bias: the run's; a constant, to which there is no gradient.
       remat: compute the layers once more in the backward pass, about sqrt(layers) at a time, instead of
         keeping what it needs of all of them: memory grows with sqrt(layers).
+      implementation: "xla", or "fused": on a CPU the kernel of `highway_jax.fused`, elsewhere XLA all the same.
 
     Returns:
       (batch, width).
+
+    Raises:
+      ValueError: for an unknown implementation, or if "fused" cannot compute this.
+      fused.Unavailable: for "fused" on a machine that cannot build it.
     """
     function, index = _split_activation(activation)
-    state, choices = _start(block, x), (index, transform_bias)
+    state = _start(block, x)
+    run = partial(_layers, block, function)
+    if implementation != "xla":
+        _check_fused(implementation, block, function, x.dtype)
+        fused.load()
+        run = partial(lax.platform_dependent, cpu=partial(_fused, block), default=run)
+        index = jnp.asarray(index, jnp.int32)
+    choices = index, transform_bias
     if not remat:
-        return _output(_layers(block, function, state, kernel, bias, *choices))
+        return _output(run(state, kernel, bias, *choices))
     layers = len(kernel)
     size = _segment(layers)
     first = layers % size
-    state = _layers(block, function, state, kernel[:first], bias[:first], *choices)
+    state = run(state, kernel[:first], bias[:first], *choices)
 
     @partial(jax.checkpoint, prevent_cse=False)
     def segment(state, weights):
-        return _layers(block, function, state, *weights, *choices), None
+        return run(state, *weights, *choices), None
 
     segments = [leaf[first:].reshape(-1, size, *leaf.shape[1:]) for leaf in (kernel, bias)]
     return _output(lax.scan(segment, state, segments)[0])
@@ -79,6 +95,15 @@ def states(
         return _carried(block, found), found
 
     return lax.scan(layer, _start(block, x), (kernel, bias))[1]
+
+
+def _check_fused(implementation: str, block: Block, function: Function | None, dtype: Any) -> None:
+    if implementation not in IMPLEMENTATIONS:
+        raise ValueError(f"implementation is {implementation!r}; it must be {' or '.join(map(repr, IMPLEMENTATIONS))}")
+    if not fused.supports(block) or function is not None or dtype != jnp.float32:
+        raise ValueError(
+            "implementation is 'fused'; it computes highway and plain layers of relu or tanh in float32, and no others"
+        )
 
 
 def _segment(layers: int) -> int:
@@ -159,6 +184,29 @@ def _layers_bwd(block, function, kept, dstate):
 
 
 _layers.defvjp(_layers_fwd, _layers_bwd)
+
+
+# The same, but trained with the fused kernel. What is not differentiated needs nothing kept, and may be of one example
+# at a time; that is XLA's.
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _fused(block: Block, state: jax.Array, kernel: jax.Array, bias: jax.Array, *choices: Any) -> jax.Array:
+    return _layers(block, None, state, kernel, bias, *choices)
+
+
+def _fused_fwd(block, state, kernel, bias, *choices):
+    index, _ = choices
+    y, kept = fused.forward(state, kernel, bias, index)
+    return y, (kept, kernel, choices)
+
+
+def _fused_bwd(block, residuals, dy):
+    kept, kernel, choices = residuals
+    return *fused.backward(dy, kernel, choices[0], kept), *(None for _ in choices)
+
+
+_fused.defvjp(_fused_fwd, _fused_bwd)
 
 
 @struct.dataclass

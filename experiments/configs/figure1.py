@@ -13,6 +13,7 @@ def random_search(dataset: str, depth: int, batch_size: int, epochs: int) -> Con
     config.depth = depth  # the first plain layer and depth - 1 further ones
     # About 5,100 parameters a layer, all of them.
     config.width = ConfigDict({"highway": 50, "plain": 71, "residual": 71, "fixed": 71, "lstm": 35})
+    config.implementation = "auto"  # of the layers: "xla"; "fused", on a CPU with a C++ compiler; "auto", the faster
     config.remat = False  # compute layers again in the backward pass: less memory for very deep networks, more time
 
     config.sampler = "random"  # "tpe": Optuna's, guided by the runs before, config.runs_in_memory of them at a time

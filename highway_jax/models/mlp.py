@@ -45,6 +45,9 @@ class MLP(nn.Module):
       param_dtype: of the parameters.
       remat: keep less for the backward pass and compute the layers again there: memory for activations grows with
         sqrt(depth) instead of depth, and a step takes up to a third longer.
+      implementation: "xla", or "fused", nearly twice as fast to train on a CPU: the layers as one kernel of our own,
+        which the machine's C++ compiler builds (`highway_jax.fused`). It is for highway and plain networks of relu or
+        tanh in float32; accelerators use XLA all the same.
 
     Raises:
       ValueError: for a depth below 2, a width or class count below 1, an unknown block, activation or carry.
@@ -60,6 +63,7 @@ class MLP(nn.Module):
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
     remat: bool = False
+    implementation: str = "xla"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -75,7 +79,7 @@ class MLP(nn.Module):
         x = x.reshape(x.shape[0], -1)
         x = PlainDense(self.width, self.activation, name="input", **dtypes)(x)
         run = self.activation, self.transform_bias
-        x = _Stack(self.depth - 1, block, *run, self.remat, name="layers", **dtypes)(x)
+        x = _Stack(self.depth - 1, block, *run, self.remat, self.implementation, name="layers", **dtypes)(x)
         return nn.Dense(self.num_classes, kernel_init=normalized(self.activation), name="output", **dtypes)(x)
 
 
@@ -87,6 +91,7 @@ class _Stack(nn.Module):
     activation: Activation
     transform_bias: float | jax.Array
     remat: bool
+    implementation: str
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
 
@@ -106,7 +111,7 @@ class _Stack(nn.Module):
         if self.is_mutable_collection("intermediates") and not self.is_initializing():
             for name, value in states(*args).items():
                 self.sow("intermediates", name, value)
-        return stack(*args, self.remat)
+        return stack(*args, self.remat, self.implementation)
 
 
 def layer_params(params: Any, names: Sequence[str] = "htc") -> dict[str, dict[str, jax.Array]]:

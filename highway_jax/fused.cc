@@ -1,0 +1,340 @@
+// Stacks of highway and plain layers on a CPU, forward and backward, for highway_jax/fused.py.
+//
+// Inside, an array of a layer is (width, columns): an example a column, their number rounded up to whole vectors, so
+// that every product and every elementwise loop runs along examples whatever the width. The columns too many start as
+// zeros, and nothing is read from them in the end. Within a layer all stays in the first two caches: a product's tiles
+// leave their registers through the elementwise operations, and a layer's weights get their gradient while its dz is near.
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <type_traits>
+#include <utility>
+
+#include "xla/ffi/api/ffi.h"
+
+namespace {
+
+namespace ffi = xla::ffi;
+
+#if defined(__AVX512F__)
+constexpr int kBytes = 64, kRegisters = 32;
+#elif defined(__AVX__)
+constexpr int kBytes = 32, kRegisters = 16;
+#elif defined(__aarch64__)
+constexpr int kBytes = 16, kRegisters = 32;
+#else
+constexpr int kBytes = 16, kRegisters = 16;
+#endif
+constexpr int kLanes = kBytes / 4;
+constexpr int kMaxVectors = kRegisters == 32 ? 4 : 2;
+
+typedef float Vector __attribute__((vector_size(kBytes)));
+typedef float Unaligned __attribute__((vector_size(kBytes), aligned(4)));
+typedef int32_t Ints __attribute__((vector_size(kBytes)));
+
+#define ALWAYS __attribute__((always_inline))
+#define INLINE inline ALWAYS
+
+// A tile is `rows` x `vectors` accumulators, with registers left for a row's vectors and a factor.
+constexpr int tile_rows(int vectors) { return std::min(12, (kRegisters == 32 ? 24 : 8) / vectors); }
+
+INLINE Vector fill(float value) { return value - Vector{}; }
+INLINE Vector load(const float* from) { return *reinterpret_cast<const Unaligned*>(from); }
+INLINE void store(float* to, Vector value) { *reinterpret_cast<Unaligned*>(to) = value; }
+
+INLINE void store_some(float* to, Vector value, int64_t count) {
+  if (count >= kLanes) return store(to, value);
+  if (count > 0) std::memcpy(to, &value, count * sizeof(float));
+}
+
+// Elementary functions, to about two units in the last place; polynomials of the Cephes library (Moshier). All of them
+// hand NaN on, by which a run that has diverged is known.
+
+INLINE Vector exponential(Vector x) {
+  x = x > 88.0f ? fill(88.0f) : x;
+  x = x < -87.0f ? fill(-87.0f) : x;
+  const Vector shifted = x * 1.44269504088896341f + 12582912.0f;  // 1.5 * 2^23: rounds to a whole number
+  const Vector n = shifted - 12582912.0f;
+  const Vector r = x - n * 0.693359375f + n * 2.12194440e-4f;
+  Vector p = fill(1.9875691500e-4f);
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * (r * r) + r + 1.0f;
+  const Ints power = ((Ints)shifted << 23) + 0x3f800000;
+  return p * (Vector)power;
+}
+
+INLINE Vector sigmoid(Vector z) { return 1.0f / (1.0f + exponential(-z)); }
+
+INLINE Vector hyperbolic_tangent(Vector z) {
+  const Ints bits = (Ints)z, sign = bits & INT32_MIN, rest = bits & INT32_MAX;
+  const Vector size = (Vector)rest;
+  const Vector large = 1.0f - 2.0f / (exponential(2.0f * size) + 1.0f);
+  const Ints large_bits = (Ints)large | sign;
+  const Vector s = z * z;
+  Vector p = fill(-5.70498872745e-3f);
+  p = p * s + 2.06390887954e-2f;
+  p = p * s - 5.37397155531e-2f;
+  p = p * s + 1.33314422036e-1f;
+  p = p * s - 3.33332819422e-1f;
+  return size < 0.625f ? z + z * s * p : (Vector)large_bits;
+}
+
+// The activation by its index in highway_jax.activations, and its derivative in terms of its value.
+
+INLINE Vector activation(Vector z, int32_t index) {
+  return index == 0 ? (z < 0.0f ? Vector{} : z) : hyperbolic_tangent(z);
+}
+
+INLINE Vector derivative(Vector h, int32_t index) { return index == 0 ? (h > 0.0f ? fill(1.0f) : Vector{}) : 1.0f - h * h; }
+
+// Calls work(vectors, first) for blocks of one to four vectors that make up `size` floats; the number is static.
+template <typename Work>
+INLINE void in_vectors(int64_t size, Work work) {
+  int64_t at = 0;
+  for (; at + kMaxVectors * kLanes <= size; at += kMaxVectors * kLanes)
+    work(std::integral_constant<int, kMaxVectors>{}, at);
+  const int64_t rest = (size - at) / kLanes;
+  if (rest == 1) work(std::integral_constant<int, 1>{}, at);
+  if constexpr (kMaxVectors > 2) {
+    if (rest == 2) work(std::integral_constant<int, 2>{}, at);
+    if (rest == 3) work(std::integral_constant<int, 3>{}, at);
+  }
+}
+
+// Calls work(rows, first) for blocks of `kRows`, two rows and one that make up `count` rows; the number is static.
+template <int kRows, typename Work>
+INLINE void in_rows(int64_t count, Work work) {
+  int64_t at = 0;
+  for (; at + kRows <= count; at += kRows) work(std::integral_constant<int, kRows>{}, at);
+  if constexpr (kRows > 2)
+    for (; at + 2 <= count; at += 2) work(std::integral_constant<int, 2>{}, at);
+  for (; at < count; at++) work(std::integral_constant<int, 1>{}, at);
+}
+
+// sums[row] += sum over k < depth of a[row * a_row + k * a_k] * b[k * b_k ...].
+template <int kRows, int kVectors>
+INLINE void multiply(Vector (&sums)[kRows][kVectors], const float* a, int64_t a_row, int64_t a_k, const float* b,
+                     int64_t b_k, int64_t depth) {
+  for (int64_t k = 0; k < depth; k++) {
+    Vector line[kVectors];
+    for (int v = 0; v < kVectors; v++) line[v] = load(b + k * b_k + v * kLanes);
+    for (int row = 0; row < kRows; row++) {
+      const Vector factor = fill(a[row * a_row + k * a_k]);
+      for (int v = 0; v < kVectors; v++) sums[row][v] += factor * line[v];
+    }
+  }
+}
+
+// Exchange the off-diagonal blocks of `kStep` lanes between two rows, as a transposition by halves needs it.
+template <int kStep, size_t... kLane>
+INLINE void exchange(Vector& a, Vector& b, std::index_sequence<kLane...>) {
+#if defined(__clang__)
+#define SHUFFLE(...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SHUFFLE(...) __builtin_shuffle(a, b, Ints{__VA_ARGS__})
+#endif
+  const Vector first = SHUFFLE((int(kLane) & kStep ? kLanes + int(kLane) - kStep : int(kLane))...);
+  const Vector second = SHUFFLE((int(kLane) & kStep ? kLanes + int(kLane) : int(kLane) + kStep)...);
+#undef SHUFFLE
+  a = first;
+  b = second;
+}
+
+template <int kStep>
+INLINE void transpose_lanes(Vector (&rows)[kLanes]) {
+  for (int i = 0; i < kLanes; i++)
+    if (!(i & kStep)) exchange<kStep>(rows[i], rows[i + kStep], std::make_index_sequence<kLanes>{});
+  if constexpr (kStep > 1) transpose_lanes<kStep / 2>(rows);
+}
+
+// to[j * to_row + i] = from[i * from_row + j].
+void transpose(const float* from, int64_t rows, int64_t columns, int64_t from_row, float* to, int64_t to_row) {
+  const int64_t whole_rows = rows / kLanes * kLanes, whole_columns = columns / kLanes * kLanes;
+  for (int64_t i = 0; i < whole_rows; i += kLanes)
+    for (int64_t j = 0; j < whole_columns; j += kLanes) {
+      Vector block[kLanes];
+      for (int k = 0; k < kLanes; k++) block[k] = load(from + (i + k) * from_row + j);
+      transpose_lanes<kLanes / 2>(block);
+      for (int k = 0; k < kLanes; k++) store(to + (j + k) * to_row + i, block[k]);
+    }
+  for (int64_t i = 0; i < rows; i++)
+    for (int64_t j = i < whole_rows ? whole_columns : 0; j < columns; j++) to[j * to_row + i] = from[i * from_row + j];
+}
+
+int64_t whole_vectors(int64_t size) { return (size + kLanes - 1) / kLanes * kLanes; }
+
+struct Shape {
+  int64_t layers, width, batch, columns, parts;  // parts: affine maps of a layer, H's and perhaps T's
+  int64_t side() const { return parts * width; }
+  int64_t state() const { return width * columns; }
+  int64_t record() const { return (2 * parts - 1) * state(); }  // what is kept of a layer: x, and h and t if it has gates
+};
+
+// Eq. 1 and 3, for one layer. `kept` is the layer's record, `next` receives the block output.
+template <int kParts>
+void layer_forward(const Shape& s, const float* kernel, const float* bias, float* kept, float* next, int32_t index) {
+  const float* x = kept;
+  float *h = kept + s.state(), *t = h + s.state();
+  in_vectors(s.columns, [&](auto vectors, int64_t column) ALWAYS {
+    constexpr int kVectors = vectors;
+    in_rows<std::max(1, tile_rows(kVectors) / kParts)>(s.width, [&](auto rows, int64_t unit) ALWAYS {
+      constexpr int kRows = rows;
+      Vector z[kParts][kRows][kVectors];
+      for (int part = 0; part < kParts; part++)
+        for (int row = 0; row < kRows; row++)
+          for (int v = 0; v < kVectors; v++) z[part][row][v] = fill(bias[part * s.width + unit + row]);
+      for (int64_t k = 0; k < s.width; k++) {
+        Vector line[kVectors];
+        for (int v = 0; v < kVectors; v++) line[v] = load(x + k * s.columns + column + v * kLanes);
+        for (int part = 0; part < kParts; part++)
+          for (int row = 0; row < kRows; row++) {
+            const Vector factor = fill(kernel[k * s.side() + part * s.width + unit + row]);
+            for (int v = 0; v < kVectors; v++) z[part][row][v] += factor * line[v];
+          }
+      }
+      for (int row = 0; row < kRows; row++)
+        for (int v = 0; v < kVectors; v++) {
+          const int64_t at = (unit + row) * s.columns + column + v * kLanes;
+          Vector y = activation(z[0][row][v], index);
+          if constexpr (kParts == 2) {
+            const Vector before = load(x + at), gate = sigmoid(z[1][row][v]);
+            store(h + at, y);
+            store(t + at, gate);
+            y = y * gate + before * (1.0f - gate);
+          }
+          store(next + at, y);
+        }
+    });
+  });
+}
+
+struct Scratch {
+  float *dz, *dz_by_example;  // (side, columns) and (columns, side), both rounded up to whole vectors
+};
+
+// Eq. 9 and the chain rule, for one layer. `next` is the record of the layer above.
+template <int kParts>
+void layer_backward(const Shape& s, const float* kernel, const float* kept, const float* next, const float* dy,
+                    const Scratch& scratch, float* dx, float* dkernel, float* dbias, int32_t index) {
+  const float *x = kept, *h = kParts == 2 ? kept + s.state() : next, *t = h + s.state();
+  float* dz = scratch.dz;
+  for (int64_t at = 0; at < s.state(); at += kLanes) {
+    const Vector h_at = load(h + at), dy_at = load(dy + at);
+    if constexpr (kParts == 2) {
+      const Vector t_at = load(t + at), dh = dy_at * t_at;
+      store(dz + at, dh * derivative(h_at, index));
+      store(dz + s.state() + at, dh * (1.0f - t_at) * (h_at - load(x + at)));
+    } else {
+      store(dz + at, dy_at * derivative(h_at, index));
+    }
+  }
+  in_vectors(s.columns, [&](auto vectors, int64_t column) ALWAYS {
+    constexpr int kVectors = vectors;
+    in_rows<tile_rows(kVectors)>(s.width, [&](auto rows, int64_t unit) ALWAYS {
+      Vector sums[rows][kVectors];
+      for (int row = 0; row < rows; row++)
+        for (int v = 0; v < kVectors; v++) {
+          const int64_t at = (unit + row) * s.columns + column + v * kLanes;
+          if constexpr (kParts == 2)
+            sums[row][v] = (1.0f - load(t + at)) * load(dy + at);
+          else
+            sums[row][v] = Vector{};
+        }
+      multiply(sums, kernel + unit * s.side(), s.side(), 1, dz + column, s.columns, s.side());
+      for (int row = 0; row < rows; row++)
+        for (int v = 0; v < kVectors; v++) store(dx + (unit + row) * s.columns + column + v * kLanes, sums[row][v]);
+    });
+  });
+  const int64_t side = whole_vectors(s.side());
+  float* lines = scratch.dz_by_example;
+  transpose(dz, side, s.columns, s.columns, lines, side);
+  in_vectors(side, [&](auto vectors, int64_t column) ALWAYS {
+    constexpr int kVectors = vectors;
+    in_rows<tile_rows(kVectors)>(s.width, [&](auto rows, int64_t unit) ALWAYS {
+      Vector sums[rows][kVectors] = {};
+      multiply(sums, x + unit * s.columns, s.columns, 1, lines + column, side, s.batch);
+      for (int row = 0; row < rows; row++)
+        for (int v = 0; v < kVectors; v++) {
+          const int64_t at = column + v * kLanes;
+          store_some(dkernel + (unit + row) * s.side() + at, sums[row][v], s.side() - at);
+        }
+    });
+    Vector sums[kVectors] = {};
+    for (int64_t example = 0; example < s.batch; example++)
+      for (int v = 0; v < kVectors; v++) sums[v] += load(lines + example * side + column + v * kLanes);
+    for (int v = 0; v < kVectors; v++) {
+      const int64_t at = column + v * kLanes;
+      store_some(dbias + at, sums[v], s.side() - at);
+    }
+  });
+}
+
+using Array = ffi::Buffer<ffi::F32>;
+using Index = ffi::Buffer<ffi::S32>;
+using Result = ffi::Result<Array>;
+
+// Of x (batch, width) and kernel (layers, width, side).
+Shape shape_of(const Array& x, const Array& kernel, int64_t columns) {
+  const auto outer = x.dimensions(), inner = kernel.dimensions();
+  return {inner[0], outer[1], outer[0], columns, inner[2] / outer[1]};
+}
+
+std::unique_ptr<float, decltype(&std::free)> zeros(int64_t count) {
+  const int64_t bytes = (count * sizeof(float) + 63) / 64 * 64;
+  float* memory = static_cast<float*>(std::aligned_alloc(64, bytes));
+  if (memory) std::memset(memory, 0, bytes);
+  return {memory, &std::free};
+}
+
+// From (batch, width) to (width, columns), with zeros in the columns too many.
+void enter(const Shape& s, const float* from, float* to) {
+  if (s.columns > s.batch) std::memset(to, 0, s.state() * sizeof(float));
+  transpose(from, s.batch, s.width, s.width, to, s.columns);
+}
+
+ffi::Error forward(Array x, Array kernel, Array bias, Index activation, Result y, Result records) {
+  const Shape s = shape_of(x, kernel, records->dimensions().back());
+  float* kept = records->typed_data();
+  enter(s, x.typed_data(), kept);
+  for (int64_t layer = 0; layer < s.layers; layer++, kept += s.record())
+    (s.parts == 2 ? layer_forward<2> : layer_forward<1>)(s, kernel.typed_data() + layer * s.width * s.side(),
+                                                         bias.typed_data() + layer * s.side(), kept, kept + s.record(),
+                                                         *activation.typed_data());
+  transpose(kept, s.width, s.batch, s.columns, y->typed_data(), s.width);
+  return ffi::Error::Success();
+}
+
+ffi::Error backward(Array dy, Array kernel, Index activation, Array records, Result dx, Result dkernel, Result dbias) {
+  const Shape s = shape_of(dy, kernel, records.dimensions().back());
+  const int64_t lines = whole_vectors(s.side()) * s.columns;
+  const auto memory = zeros(2 * lines + 2 * s.state());
+  if (!memory) return ffi::Error(ffi::ErrorCode::kResourceExhausted, "no memory for the backward pass");
+  const Scratch scratch = {memory.get(), memory.get() + lines};
+  float *above = memory.get() + 2 * lines, *below = above + s.state();
+  enter(s, dy.typed_data(), above);
+  for (int64_t layer = s.layers; layer--; std::swap(above, below)) {
+    const float* kept = records.typed_data() + layer * s.record();
+    (s.parts == 2 ? layer_backward<2> : layer_backward<1>)(
+        s, kernel.typed_data() + layer * s.width * s.side(), kept, kept + s.record(), above, scratch, below,
+        dkernel->typed_data() + layer * s.width * s.side(), dbias->typed_data() + layer * s.side(),
+        *activation.typed_data());
+  }
+  transpose(above, s.width, s.batch, s.columns, dx->typed_data(), s.width);
+  return ffi::Error::Success();
+}
+
+}  // namespace
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(highway_forward, forward,
+                              ffi::Ffi::Bind().Arg<Array>().Arg<Array>().Arg<Array>().Arg<Index>()
+                                  .Ret<Array>().Ret<Array>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(highway_backward, backward,
+                              ffi::Ffi::Bind().Arg<Array>().Arg<Array>().Arg<Index>().Arg<Array>()
+                                  .Ret<Array>().Ret<Array>().Ret<Array>());

@@ -1,0 +1,200 @@
+"""The fused kernel computes what XLA computes."""
+
+import functools
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from highway_jax import MLP, data, fused, parallel, search, training
+from highway_jax.activations import RELU, TANH
+from highway_jax.blocks import HIGHWAY, PLAIN
+from highway_jax.stack import stack
+
+DIGITS = data.load("digits").train
+
+
+@pytest.fixture(scope="module", autouse=True)
+def kernel():
+    try:
+        fused.load()
+    except fused.Unavailable as reason:
+        pytest.skip(str(reason))
+
+
+def arrays(seed, layers, batch, width, parts):
+    keys = jax.random.split(jax.random.key(seed), 4)
+    kernel = jax.random.normal(keys[0], (layers, width, parts * width)) / np.sqrt(width)
+    bias = jax.random.normal(keys[1], (layers, parts * width))
+    return jax.random.normal(keys[2], (batch, width)), kernel, bias, jax.random.normal(keys[3], (batch, width))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def output_and_gradients(implementation, block, remat, x, kernel, bias, index, dy):
+    def layers(*args):
+        return stack(block, *args, index, remat=remat, implementation=implementation)
+
+    y, pullback = jax.vjp(layers, x, kernel, bias)
+    return y, *pullback(dy)
+
+
+@settings(max_examples=12)
+@given(
+    st.integers(0, 2**32 - 1),
+    st.integers(1, 9),
+    st.integers(1, 70),
+    st.integers(1, 70),
+    st.sampled_from([PLAIN, HIGHWAY]),
+    st.sampled_from([RELU, TANH]),
+    st.booleans(),
+)
+def test_it_is_what_xla_computes(seed, layers, batch, width, block, index, remat):
+    x, kernel, bias, dy = arrays(seed, layers, batch, width, 1 + (block is HIGHWAY))
+    ours, reference = (
+        output_and_gradients(implementation, block, remat, x, kernel, bias, index, dy)
+        for implementation in ("fused", "xla")
+    )
+    for a, b in zip(ours, reference, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * float(jnp.abs(b).max()))
+
+
+@pytest.mark.parametrize("index", [RELU, TANH])
+def test_activations_and_gates_hold_from_the_smallest_to_the_largest(index):
+    # Layers without an input: what they give is their bias's activation, through their bias's gate.
+    sizes = np.concatenate([np.logspace(-38, 38, 77), np.linspace(0.5, 0.75, 26), np.linspace(80, 100, 41), [np.inf]])
+    z = jnp.asarray(np.concatenate([[0.0, -0.0], sizes, -sizes]), jnp.float32)[None]
+    width = z.shape[1]
+    x, dy = jnp.full((1, width), 0.25), jnp.ones((1, width))
+    for block, bias in (PLAIN, z), (HIGHWAY, jnp.concatenate([jnp.ones_like(z), z], axis=1)):
+        args = block, False, x, jnp.zeros((1, width, bias.shape[1])), bias, index, dy
+        ours, reference = (output_and_gradients(name, *args) for name in ("fused", "xla"))
+        np.testing.assert_allclose(ours[0], reference[0], rtol=4e-7, atol=1e-37)
+        for a, b in zip(ours[1:], reference[1:], strict=True):  # 1 - h^2 amplifies a rounding of h
+            np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("block", [PLAIN, HIGHWAY])
+@pytest.mark.parametrize("index", [RELU, TANH])
+def test_a_run_that_has_diverged_stays_so(block, index):
+    x, kernel, bias, dy = arrays(0, 5, 3, 4, 1 + (block is HIGHWAY))
+    y, dx, dkernel, dbias = output_and_gradients(
+        "fused", block, False, x, kernel.at[1, 0, 0].set(jnp.nan), bias, index, dy
+    )
+    assert np.isnan(y).any(axis=1).all()
+    for gradient in dx, dkernel, dbias:
+        assert np.isnan(gradient).any()
+
+
+def test_it_can_be_mapped():
+    x, kernel, bias, _ = arrays(0, 3, 4, 5, 2)
+    xs, kernels, biases = (jnp.stack([a, a / 2, a + 0.1]) for a in (x, kernel, bias))
+
+    def gradients(implementation, x, kernel, bias, index):
+        def loss(*args):
+            return (stack(HIGHWAY, *args, index, implementation=implementation) ** 2).sum()
+
+        return jax.grad(loss, (0, 1, 2))(x, kernel, bias)
+
+    for axes, args in (
+        ((0, 0, 0, 0), (xs, kernels, biases, jnp.arange(3) % 2)),
+        ((0, None, None, None), (xs, kernel, bias, 0)),
+    ):
+        ours, reference = (jax.vmap(functools.partial(gradients, name), axes)(*args) for name in ("fused", "xla"))
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), ours, reference)
+
+
+def losses_and_accuracy(implementation, num_runs, **mapping):
+    recipe = training.Recipe(
+        lambda hp: MLP(5, 7, activation=hp.activation, transform_bias=hp.transform_bias, implementation=implementation),
+        functools.partial(data.rescale, max_value=16),
+    )
+    mesh = parallel.runs_mesh(jax.devices()[: mapping.get("devices", 1)])
+    draws = search.sample_population(search.SearchSpace(learning_rate=(1e-3, 1e-1)), 0, num_runs)
+    population = search.init_population(recipe, draws, 0, DIGITS.images, mesh)
+    epoch = search.population_epoch(recipe, 50, mesh, mapping.get("runs_per_batch", 1))
+    population, losses = epoch(population, DIGITS, search.epoch_key(0, 0))
+    evaluate = jax.jit(parallel.map_runs(lambda run, split: training.evaluate(recipe, run, split), mesh, 1))
+    return np.asarray(losses)[:num_runs], evaluate(population, DIGITS)["accuracy"][:num_runs]
+
+
+def test_a_search_learns_what_it_learns_with_xla():
+    ours, reference = (losses_and_accuracy(name, 6) for name in ("fused", "xla"))
+    np.testing.assert_allclose(ours[0], reference[0], rtol=1e-4)
+    np.testing.assert_allclose(ours[1], reference[1], atol=0.01)
+
+
+def test_a_run_alone_is_itself_in_a_population(two_devices):
+    alone, _ = losses_and_accuracy("fused", 1)
+    for mapping in {"devices": 1}, {"devices": 2}, {"devices": 1, "runs_per_batch": 3}:
+        among, _ = losses_and_accuracy("fused", 6, **mapping)
+        np.testing.assert_allclose(among[:1], alone, rtol=0 if "runs_per_batch" not in mapping else 1e-4)
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_accelerators_use_xla(platform):
+    model = MLP(3, 4, implementation="fused")
+    params = model.init(jax.random.key(0), jnp.ones((1, 4)))
+    gradient = jax.jit(jax.grad(lambda params: model.apply(params, jnp.ones((2, 4))).sum()))
+    exported = jax.export.export(gradient, platforms=[platform])(params)
+    assert "highway_forward" not in exported.mlir_module()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"block": "lstm"}, {"carry": "independent"}, {"activation": jax.nn.silu}, {"dtype": jnp.bfloat16}],
+)
+def test_what_it_cannot_compute_is_refused(options):
+    with pytest.raises(ValueError, match="implementation is 'fused'; it computes highway and plain layers of relu"):
+        MLP(3, 4, implementation="fused", **options).init(jax.random.key(0), jnp.ones((1, 4)))
+    with pytest.raises(ValueError, match="implementation is 'cuda'; it must be 'xla' or 'fused'"):
+        MLP(3, 4, implementation="cuda").init(jax.random.key(0), jnp.ones((1, 4)))
+
+
+SMALL = ["--config=digits_depth10", "--config.depth=3", "--config.num_runs=2", "--config.epochs=1"]
+
+
+@pytest.mark.parametrize(
+    ("why", "reason"),
+    [
+        ("no compiler", r"no C\+\+ compiler \(g\+\+, .* is in the PATH"),
+        ("a compiler that fails", r".*g\+\+ cannot build it: error: not today"),
+        ("nowhere to keep it", "it cannot be kept and loaded: .*cache"),
+    ],
+)
+def test_without_it_a_search_uses_xla_or_says_why(why, reason, tmp_path):
+    programs, cache = tmp_path / "bin", tmp_path / "cache"
+    programs.mkdir()
+    if why == "a compiler that fails":
+        (programs / "g++").write_text("#!/bin/sh\necho 'error: not today' >&2\nexit 1\n")
+        (programs / "g++").chmod(0o755)
+    if why == "nowhere to keep it":
+        cache.write_text("a file")
+    path = os.environ["PATH"] if why == "nowhere to keep it" else str(programs)
+    environment = {**os.environ, "PATH": path, "XDG_CACHE_HOME": str(cache), "MPLCONFIGDIR": str(tmp_path)}
+
+    def run(implementation):
+        command = [sys.executable, "-m", "experiments.search", *SMALL, f"--workdir={tmp_path / implementation}"]
+        return subprocess.run(
+            [*command, f"--config.implementation={implementation}"],
+            cwd=Path(__file__).parents[1],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+
+    refused = run("fused")
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1), refused.stderr
+    assert re.search(f"config.implementation is 'fused', but {reason}", refused.stderr), refused.stderr
+    if why == "no compiler":
+        done = run("auto")
+        assert done.returncode == 0, done.stderr
+        assert '"implementation": "xla"' in (tmp_path / "auto/provenance.json").read_text()
