@@ -22,7 +22,7 @@ Contender = tuple[Callable[[], None], int]
 
 def ours(work: Work) -> Contender:
     """The search's own epoch: `search.population_epoch`, shuffling included."""
-    return _ours(work, fused.choose())
+    return _ours(work, fused.choose(work.width))
 
 
 def ours_xla(work: Work) -> Contender:

@@ -10,7 +10,7 @@
 --scaling          also time ours against runs (1 to 256) and depth (10 to 1000), and draw a figure
 --out=DIR          where the JSON and the figure go; by default benchmarks/results
 
-Every contender lives in a process of its own, set up as its users would have it; those of ours see a CPU device per core.
+Every contender lives in a process of its own, set up as its users would have it; ours sees a CPU device per core.
 Times are milliseconds per run and step; the limit is what the machine's measured rates would allow.
 """
 

@@ -26,7 +26,7 @@ from experiments.checks import check_search, check_training
 from experiments.cli import UserError
 from experiments.costs import DEVICES, Device, Plan, Rate, compiler_of, make_plan, measured_rate, this_device
 from experiments.progress import Output, duration
-from highway_jax import data, parallel
+from highway_jax import data, parallel, training
 
 
 def main(argv: list[str]) -> None:
@@ -64,9 +64,12 @@ def read(config: ConfigDict, here: bool = False) -> trainer.Job:
     if "search" in config:
         space, halving = check_search(config)
         dataset = data.outline(config.dataset, config.data_dir)
-        implementation = search.choose_implementation(config) if here else "xla"
         networks = config.networks
-        recipe = functools.partial(search.recipe, config, dataset, implementation=implementation)
+        chosen = {network: search.choose_implementation(config, network) if here else "xla" for network in networks}
+
+        def recipe(network: str) -> training.Recipe:
+            return search.recipe(config, dataset, network, chosen[network])
+
         split, evaluate = dataset.train, {"test_accuracy": dataset.test}
     else:
         space, halving = check_training(config), None

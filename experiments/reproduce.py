@@ -51,7 +51,7 @@ SMALL_SEARCH = {
     10: ("epochs=100", *HALVED),
     20: ("epochs=100", *HALVED),
     50: ("epochs=60", *HALVED),
-    100: ("epochs=60", "num_runs=50", *HALVED),
+    100: ("epochs=60", *HALVED),
 }
 SMALL_MNIST = ("epochs=12", "learning_rate=0.05", "boundaries=(8, 11)")
 

@@ -19,6 +19,7 @@ import functools
 from collections.abc import Mapping
 from pathlib import Path
 
+import jax
 from absl import flags
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
@@ -49,13 +50,13 @@ def main(argv: list[str]) -> None:
 
     def prepare() -> trainer.Job:
         dataset = data.load(config.dataset, config.data_dir)
-        implementation = choose_implementation(config)
+        implementations = {network: choose_implementation(config, network) for network in config.networks}
         return trainer.Job(
             config=config,
             networks=config.networks,
             sample=guided.sampler(config, space, directory) if is_guided else sampler(config, space),
-            recipe=functools.partial(recipe, config, dataset, implementation=implementation),
-            implementation=implementation,
+            recipe=lambda network: recipe(config, dataset, network, implementations[network]),
+            implementations=implementations,
             train=dataset.train,
             evaluate={"test_accuracy": dataset.test},
             title=f"{dataset.name}, depth {config.depth}",
@@ -76,23 +77,25 @@ def sampler(config: ConfigDict, space: search.SearchSpace) -> trainer.Sampler:
     return lambda network, first_run, count, outcome: search.sample_population(space, config.seed, count, first_run)
 
 
-def choose_implementation(config: ConfigDict) -> str:
-    """What computes the layers here, as the config says.
+def choose_implementation(config: ConfigDict, network: str) -> str:
+    """What computes the layers of one kind of network here, as the config says.
 
     Raises:
       UserError: if it asks for the fused kernel, and there is none.
     """
-    if config.implementation == "fused":
-        try:
-            fused.load()
-        except fused.Unavailable as error:
-            raise UserError(f"config.implementation is 'fused', but {error}; 'xla' needs none") from error
-    return fused.choose() if config.implementation == "auto" else config.implementation
+    if config.implementation == "xla" or not fused.supports(blocks.named(network)):
+        return "xla"
+    if config.implementation == "auto" or jax.default_backend() != "cpu":
+        return fused.choose(config.width[network])
+    try:
+        fused.load()
+    except fused.Unavailable as error:
+        raise UserError(f"config.implementation is 'fused', but {error}; 'xla' needs none") from error
+    return "fused"
 
 
 def recipe(config: ConfigDict, dataset: data.Dataset, network: str, implementation: str = "xla") -> training.Recipe:
-    """What a config's runs of one kind of network train; kinds that the fused kernel does not know use XLA."""
-    implementation = implementation if fused.supports(blocks.named(network)) else "xla"
+    """What a config's runs of one kind of network train."""
 
     def build(hp: training.Hyperparameters) -> MLP:
         return MLP(

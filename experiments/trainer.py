@@ -42,7 +42,7 @@ class Job:
       evaluate: what their accuracy is measured on, by the name of the column that it goes to.
       title: all of it in a few words.
       draw: the figures of what came out, by file name.
-      implementation: of the networks' layers, as `MLP` has it.
+      implementations: of the layers of each kind of network, as `MLP` has it; those left out are XLA's.
       halving: how runs are stopped early, if they are.
       keep_params: whether every run's parameters after its last epoch are a result.
     """
@@ -55,7 +55,7 @@ class Job:
     evaluate: Mapping[str, data.Split]
     title: str
     draw: Callable[[Mapping[str, Outcome]], Mapping[str, Figure]]
-    implementation: str = "xla"
+    implementations: Mapping[str, str] = dataclasses.field(default_factory=dict)
     halving: search.Halving | None = None
     keep_params: bool = False
 
@@ -100,13 +100,13 @@ def do(job: Job, directory: Path, console: Output) -> dict[str, Any]:
     check_batch_size(config, job.train)
     jax.config.update("jax_default_matmul_precision", config.matmul_precision)
     mesh = find_devices(config)
-    with workdir.opened(directory, config, job.implementation) as done:
+    with workdir.opened(directory, config, job.implementations) as done:
         if done:  # by another process, while this one got ready
             return done
         console.print(
             f"{job.title}: {count} training images, {_count(config.num_runs, 'run')} "
             f"of each network ({', '.join(job.networks)}), {_count(config.epochs, 'epoch')}, "
-            f"on {_devices(mesh)}{', fused layers' * (job.implementation == 'fused')}"
+            f"on {_devices(mesh)}{', fused layers' * ('fused' in job.implementations.values())}"
         )
         try:
             outcomes = _train(job, directory, mesh, console)
@@ -119,9 +119,7 @@ def do(job: Job, directory: Path, console: Output) -> dict[str, Any]:
             ) from error
         summary: dict[str, Any] = {}
         if jax.process_index() == 0:
-            summary = workdir.finish(
-                directory, outcomes, job.draw(outcomes), job.implementation, data_md5=identity_of(job)
-            )
+            summary = workdir.finish(directory, outcomes, job.draw(outcomes), job.implementations, identity_of(job))
     parallel.agree()
     if jax.process_index():
         sys.exit()  # the first process says what came out

@@ -128,7 +128,7 @@ def read_provenance(workdir: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def opened(workdir: Path, config: ConfigDict, implementation: str) -> Iterator[dict[str, Any] | None]:
+def opened(workdir: Path, config: ConfigDict, implementations: Mapping[str, str]) -> Iterator[dict[str, Any] | None]:
     """Make the workdir, keep other programs out of it, and write what is known at the start.
 
     Yields what `finished` says of it then.
@@ -145,7 +145,7 @@ def opened(workdir: Path, config: ConfigDict, implementation: str) -> Iterator[d
             if _is_finished(workdir, config):
                 return True
             # In this order: a workdir with a config also says its format.
-            write_json(workdir / "provenance.json", provenance(implementation))
+            write_json(workdir / "provenance.json", provenance(implementations))
             write_text(workdir / "config.json", config.to_json(indent=2) + "\n")
         except filelock.Timeout as error:
             raise UserError(
@@ -165,7 +165,7 @@ def finish(
     workdir: Path,
     outcomes: Mapping[str, Outcome],
     figures: Mapping[str, Figure],
-    implementation: str,
+    implementations: Mapping[str, str],
     data_md5: Mapping[str, str],
 ) -> dict[str, Any]:
     """Write what there is to say at the end, mark the workdir as finished, drop the checkpoints.
@@ -176,7 +176,7 @@ def finish(
     for name, figure in figures.items():
         figure.savefig(workdir / name, dpi=150)
     seconds = {network: round(o.seconds, 1) for network, o in outcomes.items()}
-    about = {**provenance(implementation), "seconds": seconds, "data_md5": dict(data_md5)}
+    about = {**provenance(implementations), "seconds": seconds, "data_md5": dict(data_md5)}
     write_json(workdir / "provenance.json", about)
     summary = {network: summarize(o) for network, o in outcomes.items()}
     write_json(workdir / "summary.json", summary)
@@ -228,8 +228,8 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
-def provenance(implementation: str) -> dict[str, Any]:
-    """What a result came from: commit, versions, hardware, and what computed the layers."""
+def provenance(implementations: Mapping[str, str]) -> dict[str, Any]:
+    """What a result came from: commit, versions, hardware, and what computed each network's layers."""
     devices = jax.devices()
     return {
         "format": FORMAT,
@@ -241,7 +241,7 @@ def provenance(implementation: str) -> dict[str, Any]:
         "devices": len(devices),
         "processes": jax.process_count(),
         "cpu_cores": parallel.cpu_cores(),
-        "implementation": implementation,
+        "implementations": dict(implementations),
     }
 
 

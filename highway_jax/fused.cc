@@ -32,7 +32,7 @@ constexpr int kLanes = kBytes / 4;
 constexpr int kMaxVectors = kRegisters == 32 ? 4 : 2;
 
 typedef float Vector __attribute__((vector_size(kBytes)));
-typedef float Unaligned __attribute__((vector_size(kBytes), aligned(4)));
+typedef float Unaligned __attribute__((vector_size(kBytes), aligned(4), may_alias));
 typedef int32_t Ints __attribute__((vector_size(kBytes)));
 
 #define ALWAYS __attribute__((always_inline))
@@ -179,7 +179,7 @@ struct Shape {
 
 // Eq. 1 and 3, for one layer. `kept` is the layer's record, `next` receives the block output.
 template <int kParts>
-void layer_forward(const Shape& s, const float* kernel, const float* bias, float* kept, float* next, int32_t index) {
+void layer_forward(const Shape s, const float* kernel, const float* bias, float* kept, float* next, int32_t index) {
   const float* x = kept;
   float *h = kept + s.state(), *t = h + s.state();
   in_vectors(s.columns, [&](auto vectors, int64_t column) ALWAYS {
@@ -221,7 +221,7 @@ struct Scratch {
 
 // Eq. 9 and the chain rule, for one layer. `next` is the record of the layer above.
 template <int kParts>
-void layer_backward(const Shape& s, const float* kernel, const float* kept, const float* next, const float* dy,
+void layer_backward(const Shape s, const float* kernel, const float* kept, const float* next, const float* dy,
                     const Scratch& scratch, float* dx, float* dkernel, float* dbias, int32_t index) {
   const float *x = kept, *h = kParts == 2 ? kept + s.state() : next, *t = h + s.state();
   float* dz = scratch.dz;

@@ -24,6 +24,7 @@ from highway_jax import blocks
 from highway_jax.blocks import Block
 
 SOURCE = Path(__file__).with_suffix(".cc")
+WIDEST = 128  # beyond it XLA, whose products use all caches and cores, is as fast or faster
 COMPILERS = ("g++", "clang++", "c++")  # the first makes the fastest code
 
 
@@ -56,9 +57,9 @@ def load() -> None:
         jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
 
 
-def choose() -> str:
-    """The faster implementation of a stack here: "fused" on a CPU that can build the kernel, or else "xla"."""
-    if jax.default_backend() == "cpu":
+def choose(width: int) -> str:
+    """The faster implementation of a stack here: "fused" on a CPU that can build the kernel, unless layers are wide."""
+    if jax.default_backend() == "cpu" and width <= WIDEST:
         with contextlib.suppress(Unavailable):
             load()
             return "fused"

@@ -1,6 +1,7 @@
 """The fused kernel computes what XLA computes."""
 
 import functools
+import json
 import os
 import re
 import subprocess
@@ -14,6 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from experiments import cli
+from experiments.search import choose_implementation
 from highway_jax import MLP, data, fused, parallel, search, training
 from highway_jax.activations import RELU, TANH
 from highway_jax.blocks import HIGHWAY, PLAIN
@@ -158,6 +161,16 @@ def test_what_it_cannot_compute_is_refused(options):
         MLP(3, 4, implementation="cuda").init(jax.random.key(0), jnp.ones((1, 4)))
 
 
+def test_a_search_takes_the_faster_one():
+    config = cli.load_config("digits_depth10")[1]
+    config.width.plain = 1000
+    chosen = {network: choose_implementation(config, network) for network in ("highway", "plain", "residual")}
+    on_a_cpu = "fused" if jax.default_backend() == "cpu" else "xla"
+    assert chosen == {"highway": on_a_cpu, "plain": "xla", "residual": "xla"}
+    config.implementation = "fused"
+    assert [choose_implementation(config, network) for network in ("plain", "residual")] == [on_a_cpu, "xla"]
+
+
 SMALL = ["--config=digits_depth10", "--config.depth=3", "--config.num_runs=2", "--config.epochs=1"]
 
 
@@ -197,4 +210,5 @@ def test_without_it_a_search_uses_xla_or_says_why(why, reason, tmp_path):
     if why == "no compiler":
         done = run("auto")
         assert done.returncode == 0, done.stderr
-        assert '"implementation": "xla"' in (tmp_path / "auto/provenance.json").read_text()
+        provenance = json.loads((tmp_path / "auto/provenance.json").read_text())
+        assert provenance["implementations"] == {"highway": "xla", "plain": "xla"}
