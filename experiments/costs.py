@@ -245,16 +245,16 @@ class Rate:
     files: tuple[str, ...]
 
 
-def measured_rate(kind: str, depth: int, results: Path = RESULTS) -> Rate | None:
+def measured_rate(kind: str, depth: int, results: Path = RESULTS, contender: str = "ours") -> Rate | None:
     """The rate at which a kind of device trains fully connected networks, or None if nobody has measured it.
 
     Between the depths that were measured it is interpolated, beyond them it is the outermost's. A CPU counts as
-    measured if one of its name was.
+    measured if one of its name was. The contender is one of `benchmarks.population`: "ours", or "ours_xla".
     """
     points = []
     for path in sorted(results.glob("population_*.json")):
         result = json.loads(path.read_text())
-        ours = result["contenders"].get("ours", {})
+        ours = result["contenders"].get(contender, {})
         count, _, measured = ours.get("device", "").partition(" x ")
         if measured == kind and (kind != "cpu" or result["machine"]["cpu"] == hardware()["cpu"]):
             work = 1e3 * result["flops_per_run_step"] / int(count)

@@ -44,7 +44,8 @@ def main(argv: list[str]) -> None:
     device = this_device() if here else DEVICES[values.device]
     given = values.devices or (jax.device_count() if here else 1)
     plans = {network: make_plan(job, network, device, min(given, config.num_runs)) for network in job.networks}
-    rate = measured_rate(device.kind, config.depth) if "search" in config else None
+    contender = "ours_xla" if here and device.kind == "cpu" and "xla" in job.implementations.values() else "ours"
+    rate = measured_rate(device.kind, config.depth, contender=contender) if "search" in config else None
     console = Output()
     console.print(
         f"{label}: {config.num_runs:,} runs of {' and of '.join(job.networks)}, {config.epochs:,} epochs of "
@@ -61,14 +62,16 @@ def read(config: ConfigDict, here: bool = False) -> trainer.Job:
     Raises:
       UserError: if it cannot be run.
     """
+    implementations: dict[str, str] = {}
     if "search" in config:
         space, halving = check_search(config)
         dataset = data.outline(config.dataset, config.data_dir)
         networks = config.networks
-        chosen = {network: search.choose_implementation(config, network) if here else "xla" for network in networks}
+        if here:
+            implementations = {network: search.choose_implementation(config, network) for network in networks}
 
         def recipe(network: str) -> training.Recipe:
-            return search.recipe(config, dataset, network, chosen[network])
+            return search.recipe(config, dataset, network, implementations.get(network, "xla"))
 
         split, evaluate = dataset.train, {"test_accuracy": dataset.test}
     else:
@@ -77,7 +80,8 @@ def read(config: ConfigDict, here: bool = False) -> trainer.Job:
         split, evaluate = train.hold_out(config, dataset)
         train.describe(config, dataset, split)  # the stages have to fit the images
         one = jax.tree.map(lambda leaf: leaf[:1], split)  # for the mean image
-        networks, recipe = (config.block,), functools.partial(train.recipe, config, dataset, one)
+        networks = (config.block,)
+        recipe = functools.partial(train.recipe, config, dataset, one)
     trainer.check_batch_size(config, split)
     return trainer.Job(
         config=config,
@@ -88,6 +92,7 @@ def read(config: ConfigDict, here: bool = False) -> trainer.Job:
         evaluate=evaluate,
         title=dataset.name,
         draw=lambda outcomes: {},
+        implementations=implementations,
         halving=halving,
     )
 

@@ -121,7 +121,7 @@ def test_what_was_not_measured_is_not_guessed(capsys, monkeypatch):
     assert "bound, not estimate" in out
     assert "which stands in for NVIDIA H100" in out
     assert "warning: 256 devices for 12 runs" in out
-    monkeypatch.setattr(plan, "measured_rate", lambda kind, depth: costs.Rate(1e6, 5e5, 2e6, ("file.json",)))
+    monkeypatch.setattr(plan, "measured_rate", lambda kind, depth, contender: costs.Rate(1e6, 5e5, 2e6, ("file.json",)))
     out = shown(capsys, monkeypatch, "--config.num_runs=11", "--devices=2")
     assert "not measured" not in out
     assert "file.json" in out
