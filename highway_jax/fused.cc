@@ -3,7 +3,7 @@
 // Inside, an array of a layer is (width, columns): an example a column, their number rounded up to whole vectors, so
 // that every product and every elementwise loop runs along examples whatever the width. The columns too many start as
 // zeros, and nothing is read from them in the end. Within a layer all stays in the first two caches: a product's tiles
-// leave their registers through the elementwise operations, and a layer's weights get their gradient while its dz is near.
+// leave their registers through the elementwise operations, and the weights get their gradient while dz is near.
 
 #include <algorithm>
 #include <cstdint>
@@ -92,7 +92,9 @@ INLINE Vector activation(Vector z, int32_t index) {
   return index == 0 ? (z < 0.0f ? Vector{} : z) : hyperbolic_tangent(z);
 }
 
-INLINE Vector derivative(Vector h, int32_t index) { return index == 0 ? (h > 0.0f ? fill(1.0f) : Vector{}) : 1.0f - h * h; }
+INLINE Vector derivative(Vector h, int32_t index) {
+  return index == 0 ? (h > 0.0f ? fill(1.0f) : Vector{}) : 1.0f - h * h;
+}
 
 // Calls work(vectors, first) for blocks of one to four vectors that make up `size` floats; the number is static.
 template <typename Work>
@@ -118,16 +120,16 @@ INLINE void in_rows(int64_t count, Work work) {
   for (; at < count; at++) work(std::integral_constant<int, 1>{}, at);
 }
 
-// sums[row] += sum over k < depth of a[row * a_row + k * a_k] * b[k * b_k ...].
-template <int kRows, int kVectors>
-INLINE void multiply(Vector (&sums)[kRows][kVectors], const float* a, int64_t a_row, int64_t a_k, const float* b,
-                     int64_t b_k, int64_t depth) {
-  for (int64_t k = 0; k < depth; k++) {
+// sums[row] += sum over k < count of factor(row, k) * lines[k * stride ...].
+template <int kRows, int kVectors, typename Factor>
+INLINE void multiply(Vector (&sums)[kRows][kVectors], Factor factor, const float* lines, int64_t stride,
+                     int64_t count) {
+  for (int64_t k = 0; k < count; k++) {
     Vector line[kVectors];
-    for (int v = 0; v < kVectors; v++) line[v] = load(b + k * b_k + v * kLanes);
+    for (int v = 0; v < kVectors; v++) line[v] = load(lines + k * stride + v * kLanes);
     for (int row = 0; row < kRows; row++) {
-      const Vector factor = fill(a[row * a_row + k * a_k]);
-      for (int v = 0; v < kVectors; v++) sums[row][v] += factor * line[v];
+      const Vector one = fill(factor(row, k));
+      for (int v = 0; v < kVectors; v++) sums[row][v] += one * line[v];
     }
   }
 }
@@ -174,7 +176,7 @@ struct Shape {
   int64_t layers, width, batch, columns, parts;  // parts: affine maps of a layer, H's and perhaps T's
   int64_t side() const { return parts * width; }
   int64_t state() const { return width * columns; }
-  int64_t record() const { return (2 * parts - 1) * state(); }  // what is kept of a layer: x, and h and t if it has gates
+  int64_t record() const { return (2 * parts - 1) * state(); }  // kept of a layer: x, and h and t if it has gates
 };
 
 // Eq. 1 and 3, for one layer. `kept` is the layer's record, `next` receives the block output.
@@ -186,25 +188,19 @@ void layer_forward(const Shape s, const float* kernel, const float* bias, float*
     constexpr int kVectors = vectors;
     in_rows<std::max(1, tile_rows(kVectors) / kParts)>(s.width, [&](auto rows, int64_t unit) ALWAYS {
       constexpr int kRows = rows;
-      Vector z[kParts][kRows][kVectors];
-      for (int part = 0; part < kParts; part++)
-        for (int row = 0; row < kRows; row++)
-          for (int v = 0; v < kVectors; v++) z[part][row][v] = fill(bias[part * s.width + unit + row]);
-      for (int64_t k = 0; k < s.width; k++) {
-        Vector line[kVectors];
-        for (int v = 0; v < kVectors; v++) line[v] = load(x + k * s.columns + column + v * kLanes);
-        for (int part = 0; part < kParts; part++)
-          for (int row = 0; row < kRows; row++) {
-            const Vector factor = fill(kernel[k * s.side() + part * s.width + unit + row]);
-            for (int v = 0; v < kVectors; v++) z[part][row][v] += factor * line[v];
-          }
-      }
+      // The tile's rows: units of H, then the same ones of T.
+      const auto side = [&](int row) ALWAYS { return row / kRows * s.width + unit + row % kRows; };
+      Vector z[kParts * kRows][kVectors];
+      for (int row = 0; row < kParts * kRows; row++)
+        for (int v = 0; v < kVectors; v++) z[row][v] = fill(bias[side(row)]);
+      const auto factor = [&](int row, int64_t k) ALWAYS { return kernel[k * s.side() + side(row)]; };
+      multiply(z, factor, x + column, s.columns, s.width);
       for (int row = 0; row < kRows; row++)
         for (int v = 0; v < kVectors; v++) {
           const int64_t at = (unit + row) * s.columns + column + v * kLanes;
-          Vector y = activation(z[0][row][v], index);
+          Vector y = activation(z[row][v], index);
           if constexpr (kParts == 2) {
-            const Vector before = load(x + at), gate = sigmoid(z[1][row][v]);
+            const Vector before = load(x + at), gate = sigmoid(z[kRows + row][v]);
             store(h + at, y);
             store(t + at, gate);
             y = y * gate + before * (1.0f - gate);
@@ -247,7 +243,8 @@ void layer_backward(const Shape s, const float* kernel, const float* kept, const
           else
             sums[row][v] = Vector{};
         }
-      multiply(sums, kernel + unit * s.side(), s.side(), 1, dz + column, s.columns, s.side());
+      const auto factor = [&](int row, int64_t k) ALWAYS { return kernel[(unit + row) * s.side() + k]; };
+      multiply(sums, factor, dz + column, s.columns, s.side());
       for (int row = 0; row < rows; row++)
         for (int v = 0; v < kVectors; v++) store(dx + (unit + row) * s.columns + column + v * kLanes, sums[row][v]);
     });
@@ -259,7 +256,8 @@ void layer_backward(const Shape s, const float* kernel, const float* kept, const
     constexpr int kVectors = vectors;
     in_rows<tile_rows(kVectors)>(s.width, [&](auto rows, int64_t unit) ALWAYS {
       Vector sums[rows][kVectors] = {};
-      multiply(sums, x + unit * s.columns, s.columns, 1, lines + column, side, s.batch);
+      const auto factor = [&](int row, int64_t k) ALWAYS { return x[(unit + row) * s.columns + k]; };
+      multiply(sums, factor, lines + column, side, s.batch);
       for (int row = 0; row < rows; row++)
         for (int v = 0; v < kVectors; v++) {
           const int64_t at = column + v * kLanes;

@@ -25,7 +25,7 @@ from highway_jax.blocks import Block
 
 SOURCE = Path(__file__).with_suffix(".cc")
 WIDEST = 128  # beyond it XLA, whose products use all caches and cores, is as fast or faster
-COMPILERS = ("g++", "clang++", "c++")  # the first makes the fastest code
+COMPILERS = ("c++", "g++", "clang++")
 
 
 class Unavailable(Exception):

@@ -177,7 +177,7 @@ SMALL = ["--config=digits_depth10", "--config.depth=3", "--config.num_runs=2", "
 @pytest.mark.parametrize(
     ("why", "reason"),
     [
-        ("no compiler", r"no C\+\+ compiler \(g\+\+, .* is in the PATH"),
+        ("no compiler", r"no C\+\+ compiler \(c\+\+, .* is in the PATH"),
         ("a compiler that fails", r".*g\+\+ cannot build it: error: not today"),
         ("nowhere to keep it", "it cannot be kept and loaded: .*cache"),
     ],
