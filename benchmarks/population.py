@@ -35,7 +35,7 @@ from benchmarks.work import Work
 from experiments import cli
 from experiments.cli import UserError
 from experiments.hardware import hardware
-from highway_jax import parallel
+from highway_jax import fused, parallel
 
 CONTENDERS = {
     "ours": "highway-jax, as the search runs it",
@@ -65,7 +65,8 @@ def serve(connection: Connection, name: str, work: Work) -> None:
             start = time.perf_counter()
             go()
             connection.send(time.perf_counter() - start)
-        connection.send({"peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, "device": device(name)})
+        end = {"peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, "device": device(name)}
+        connection.send({**end, "implementation": fused.choose(work.width)} if name == "ours" else end)
     except Exception as error:
         connection.send({"error": f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"})
 

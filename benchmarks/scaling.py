@@ -61,7 +61,7 @@ def epoch_on(config: ConfigDict, count: int) -> tuple[Callable[[], None], int]:
     """A function that trains an epoch on so many devices and waits, compiled, and the collectives in it."""
     (space, _), dataset = check_search(config), data.load(config.dataset, config.data_dir)
     network = config.networks[0]
-    recipe = search.recipe(config, dataset, network, search.choose_implementation(config, network))
+    recipe = search.recipe(config, dataset, network, search.choose_implementations(config, [network])[network])
     mesh = parallel.runs_mesh(jax.devices()[:count])
     draws = library.sample_population(space, config.seed, config.num_runs)
     population = library.init_population(recipe, draws, config.seed, dataset.train.images, mesh)

@@ -68,7 +68,7 @@ def read(config: ConfigDict, here: bool = False) -> trainer.Job:
         dataset = data.outline(config.dataset, config.data_dir)
         networks = config.networks
         if here:
-            implementations = {network: search.choose_implementation(config, network) for network in networks}
+            implementations = search.choose_implementations(config, networks)
 
         def recipe(network: str) -> training.Recipe:
             return search.recipe(config, dataset, network, implementations.get(network, "xla"))

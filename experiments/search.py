@@ -16,7 +16,7 @@ best/NETWORK, the parameters of each network's best run. On a finished workdir t
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -24,7 +24,7 @@ from absl import flags
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
-from experiments import cli, cluster, guided, trainer
+from experiments import cli, cluster, guided, trainer, workdir
 from experiments.checks import check_search
 from experiments.cli import UserError
 from experiments.progress import Output, print_summary
@@ -50,7 +50,7 @@ def main(argv: list[str]) -> None:
 
     def prepare() -> trainer.Job:
         dataset = data.load(config.dataset, config.data_dir)
-        implementations = {network: choose_implementation(config, network) for network in config.networks}
+        implementations = choose_implementations(config, config.networks, workdir.earlier_implementations(directory))
         return trainer.Job(
             config=config,
             networks=config.networks,
@@ -77,21 +77,38 @@ def sampler(config: ConfigDict, space: search.SearchSpace) -> trainer.Sampler:
     return lambda network, first_run, count, outcome: search.sample_population(space, config.seed, count, first_run)
 
 
-def choose_implementation(config: ConfigDict, network: str) -> str:
-    """What computes the layers of one kind of network here, as the config says.
+def choose_implementations(
+    config: ConfigDict, networks: Sequence[str], earlier: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """What computes the layers of each kind of network here, in all processes alike, which must all call it.
+
+    Args:
+      config: the config, checked.
+      networks: the kinds.
+      earlier: what computed them in work that goes on or is repeated, by which "auto" goes; by default there is none.
 
     Raises:
-      UserError: if it asks for the fused kernel, and there is none.
+      UserError: if the config asks for the fused kernel, and there is none.
     """
-    if config.implementation == "xla" or not fused.supports(blocks.named(network)):
-        return "xla"
-    if config.implementation == "auto" or jax.default_backend() != "cpu":
-        return fused.choose(config.width[network])
-    try:
-        fused.load()
-    except fused.Unavailable as error:
-        raise UserError(f"config.implementation is 'fused', but {error}; 'xla' needs none") from error
-    return "fused"
+    wanted = dict.fromkeys(networks, "xla")
+    if config.implementation != "xla" and jax.default_backend() == "cpu":
+        for network in filter(lambda network: fused.supports(blocks.named(network)), networks):
+            if config.implementation == "fused":
+                wanted[network] = "fused"
+            elif earlier is not None:
+                wanted[network] = earlier.get(network, "xla")
+            elif config.width[network] <= fused.WIDEST:
+                wanted[network] = "fused"
+    if "fused" in wanted.values():
+        try:
+            fused.load()
+        except fused.Unavailable as reason:
+            if config.implementation == "fused":
+                raise UserError(f"config.implementation is 'fused', but {reason}; 'xla' needs none") from reason
+            cli.warn(f"XLA alone computes the layers, which takes up to twice as long: {reason}")
+            wanted = dict.fromkeys(networks, "xla")
+    everywhere = parallel.agree(*(wanted[network] == "fused" for network in networks)).min(axis=0).tolist()
+    return {network: "fused" if agreed else "xla" for network, agreed in zip(networks, everywhere, strict=True)}
 
 
 def recipe(config: ConfigDict, dataset: data.Dataset, network: str, implementation: str = "xla") -> training.Recipe:

@@ -197,13 +197,14 @@ def train_again(values: flags.FlagValues, overrides: Mapping[str, str]) -> None:
     def prepare() -> trainer.Job:
         dataset = data.load(config.dataset, config.data_dir)
         title = f"{dataset.name}, depth {config.depth}, {network} run {run}"
-        implementation = search.choose_implementation(config, network)
+        earlier = found.provenance.get("implementations", {})  # to repeat it exactly
+        implementations = search.choose_implementations(config, [network], earlier)
         return trainer.Job(
             config=config,
             networks=config.networks,
             sample=search.sampler(config, space),
-            recipe=functools.partial(search.recipe, config, dataset, implementation=implementation),
-            implementations={network: implementation},
+            recipe=functools.partial(search.recipe, config, dataset, implementation=implementations[network]),
+            implementations=implementations,
             train=dataset.train,
             evaluate={"test_accuracy": dataset.test},
             title=title,

@@ -119,7 +119,7 @@ def do(job: Job, directory: Path, console: Output) -> dict[str, Any]:
             ) from error
         summary: dict[str, Any] = {}
         if jax.process_index() == 0:
-            summary = workdir.finish(directory, outcomes, job.draw(outcomes), job.implementations, identity_of(job))
+            summary = workdir.finish(directory, outcomes, job.draw(outcomes), identity_of(job))
     parallel.agree()
     if jax.process_index():
         sys.exit()  # the first process says what came out

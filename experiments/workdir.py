@@ -32,6 +32,7 @@ CHECKPOINTS = "checkpoints"  # the folder of each network's checkpoints, until t
 RESULTS = ("config.json", "runs.csv", "curves.csv", "summary.json", "provenance.json")
 
 # What a result does not depend on.
+THEN = ", then "  # between what computed the layers before and after a stop, where those differ
 ANYWHERE = (
     *("data_dir", "mesh", "runs_per_batch", "implementation"),
     *("resume", "checkpoint_every", "log_every", "tensorboard"),
@@ -127,6 +128,21 @@ def read_provenance(workdir: Path) -> dict[str, Any]:
     return found
 
 
+def earlier_implementations(workdir: Path) -> dict[str, str] | None:
+    """What computed each network's layers in a workdir's unfinished work, in the end; None if there is no such work."""
+    if not (workdir / CHECKPOINTS).exists():
+        return None
+    recorded = read_provenance(workdir).get("implementations", {})
+    return {network: text.split(THEN)[-1] for network, text in recorded.items()}
+
+
+def _after(before: str | None, now: str) -> str:
+    """Such as "xla, then fused"."""
+    if before is None:
+        return now
+    return before if before.split(THEN)[-1] == now else before + THEN + now
+
+
 @contextmanager
 def opened(workdir: Path, config: ConfigDict, implementations: Mapping[str, str]) -> Iterator[dict[str, Any] | None]:
     """Make the workdir, keep other programs out of it, and write what is known at the start.
@@ -145,7 +161,9 @@ def opened(workdir: Path, config: ConfigDict, implementations: Mapping[str, str]
             if _is_finished(workdir, config):
                 return True
             # In this order: a workdir with a config also says its format.
-            write_json(workdir / "provenance.json", provenance(implementations))
+            before = read_provenance(workdir).get("implementations", {}) if (workdir / CHECKPOINTS).exists() else {}
+            so_far = {network: _after(before.get(network), now) for network, now in implementations.items()}
+            write_json(workdir / "provenance.json", {**provenance(), "implementations": so_far})
             write_text(workdir / "config.json", config.to_json(indent=2) + "\n")
         except filelock.Timeout as error:
             raise UserError(
@@ -165,7 +183,6 @@ def finish(
     workdir: Path,
     outcomes: Mapping[str, Outcome],
     figures: Mapping[str, Figure],
-    implementations: Mapping[str, str],
     data_md5: Mapping[str, str],
 ) -> dict[str, Any]:
     """Write what there is to say at the end, mark the workdir as finished, drop the checkpoints.
@@ -176,8 +193,8 @@ def finish(
     for name, figure in figures.items():
         figure.savefig(workdir / name, dpi=150)
     seconds = {network: round(o.seconds, 1) for network, o in outcomes.items()}
-    about = {**provenance(implementations), "seconds": seconds, "data_md5": dict(data_md5)}
-    write_json(workdir / "provenance.json", about)
+    kept = {"implementations": read_provenance(workdir)["implementations"]}
+    write_json(workdir / "provenance.json", {**provenance(), **kept, "seconds": seconds, "data_md5": dict(data_md5)})
     summary = {network: summarize(o) for network, o in outcomes.items()}
     write_json(workdir / "summary.json", summary)
     params = (file for folder in ("best", "params") for file in checkpoint.files_in(workdir / folder))
@@ -228,8 +245,8 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
-def provenance(implementations: Mapping[str, str]) -> dict[str, Any]:
-    """What a result came from: commit, versions, hardware, and what computed each network's layers."""
+def provenance() -> dict[str, Any]:
+    """What a result came from: commit, versions, hardware."""
     devices = jax.devices()
     return {
         "format": FORMAT,
@@ -241,7 +258,6 @@ def provenance(implementations: Mapping[str, str]) -> dict[str, Any]:
         "devices": len(devices),
         "processes": jax.process_count(),
         "cpu_cores": parallel.cpu_cores(),
-        "implementations": dict(implementations),
     }
 
 

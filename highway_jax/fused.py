@@ -24,7 +24,7 @@ from highway_jax import blocks
 from highway_jax.blocks import Block
 
 SOURCE = Path(__file__).with_suffix(".cc")
-WIDEST = 128  # beyond it XLA, whose products use all caches and cores, is as fast or faster
+WIDEST = 128  # beyond it XLA's products, made for all caches and cores, are mostly as fast or faster
 COMPILERS = ("c++", "g++", "clang++")
 
 
@@ -48,17 +48,14 @@ def load() -> None:
     """
     try:
         library = ctypes.cdll.LoadLibrary(str(_built()))
-    except OSError as error:  # says of which file
+    except (OSError, RuntimeError) as error:  # says of which file; RuntimeError: there is no home
         raise Unavailable(f"it cannot be kept and loaded: {error}") from error
-    except subprocess.CalledProcessError as error:
-        reason = next((line for line in error.stderr.splitlines() if "error" in line), f"status {error.returncode}")
-        raise Unavailable(f"{error.cmd[0]} cannot build it: {reason}") from error
     for name in "highway_forward", "highway_backward":
         jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
 
 
 def choose(width: int) -> str:
-    """The faster implementation of a stack here: "fused" on a CPU that can build the kernel, unless layers are wide."""
+    """An implementation of a stack: "fused" on a CPU that can build it, for widths that it is meant for, or "xla"."""
     if jax.default_backend() == "cpu" and width <= WIDEST:
         with contextlib.suppress(Unavailable):
             load()
@@ -67,22 +64,34 @@ def choose(width: int) -> str:
 
 
 def _built() -> Path:
-    """The library of this source for this machine."""
-    compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
-    if compiler is None:
-        raise Unavailable(f"no C++ compiler ({', '.join(COMPILERS)}) is in the PATH")
+    """The library of this source for this machine; its name ends in its checksum."""
+    compilers = [path for path in map(shutil.which, COMPILERS) if path]
     tuned = "-march=native" if platform.machine().lower() in ("x86_64", "amd64") else "-mcpu=native"
-    command = [compiler, "-std=c++17", "-O3", tuned, "-fPIC", "-shared", "-isystem", jax.ffi.include_dir(), str(SOURCE)]
-    identity = SOURCE.read_bytes(), " ".join(command).encode(), jaxlib.version.__version__.encode(), _cpu()
-    name = f"fused-{hashlib.sha256(b''.join(identity)).hexdigest()[:16]}.so"
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "highway-jax"  # noqa: PTH111
-    if not (folder / name).exists():
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            made = Path(scratch, name)
-            subprocess.run([*command, "-o", str(made)], check=True, capture_output=True, text=True)
-            made.replace(folder / name)  # at once: another process may be about to load it
-    return folder / name
+    options = ["-std=c++17", "-O3", tuned, "-fPIC", "-shared", "-isystem", jax.ffi.include_dir(), str(SOURCE)]
+    identity = SOURCE.read_bytes(), " ".join(compilers + options).encode(), jaxlib.version.__version__.encode(), _cpu()
+    name = f"fused-{_digest(b''.join(identity))}"
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "highway-jax"
+    for library in folder.glob(f"{name}-*.so"):
+        if library.stem == f"{name}-{_digest(library.read_bytes())}":
+            return library
+    if not compilers:
+        raise Unavailable(f"no C++ compiler ({', '.join(COMPILERS)}) is in the PATH")
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        made = Path(scratch, "fused.so")
+        for compiler in compilers:
+            command = [compiler, *options, "-o", str(made)]
+            environment = {**os.environ, "LC_ALL": "C"}
+            done = subprocess.run(command, capture_output=True, text=True, errors="replace", env=environment)
+            if done.returncode == 0:
+                # At once: another process may be about to load it.
+                return made.replace(folder / f"{name}-{_digest(made.read_bytes())}.so")
+    reason = next((line for line in done.stderr.splitlines() if "error" in line), f"status {done.returncode}")
+    raise Unavailable(f"{compiler} cannot build it: {reason}")
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def _cpu() -> bytes:
@@ -92,8 +101,31 @@ def _cpu() -> bytes:
     return next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor()).encode()
 
 
+def check(block: Block, x: jax.Array, kernel: jax.Array, bias: jax.Array, activation: jax.Array) -> None:
+    """Refuse what the kernel does not compute.
+
+    Raises:
+      ValueError: naming it.
+    """
+    if not supports(block):
+        raise ValueError("implementation is 'fused'; it computes coupled highway and plain layers, and no others")
+    layers, width, parts = kernel.shape[0], x.shape[-1], len(block.biases(0.0))
+    expected = (width, (layers, width, parts * width), (layers, parts * width), ())
+    given = (x.shape[-1], kernel.shape, bias.shape, activation.shape)
+    if x.ndim != 2 or not width or given != expected:
+        raise ValueError(
+            f"implementation is 'fused'; it needs x (batch, width), kernel (layers, width, {parts} * width), "
+            f"bias (layers, {parts} * width) and one activation, but got {x.shape}, {kernel.shape}, {bias.shape} "
+            f"and {activation.shape}"
+        )
+    if {x.dtype, kernel.dtype, bias.dtype} != {jnp.dtype(jnp.float32)}:
+        raise ValueError(
+            f"implementation is 'fused'; it computes in float32, but got {x.dtype}, {kernel.dtype} and {bias.dtype}"
+        )
+
+
 def forward(x: jax.Array, kernel: jax.Array, bias: jax.Array, activation: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """What `stack` does with highway layers or, where the kernel is square, with plain ones.
+    """What `stack` does with highway layers or, where the kernel is square, with plain ones; nothing is checked.
 
     Args:
       x: (batch, width).
@@ -103,7 +135,12 @@ def forward(x: jax.Array, kernel: jax.Array, bias: jax.Array, activation: jax.Ar
 
     Returns:
       The output, (batch, width), and what `backward` needs. All arrays are float32.
+
+    Raises:
+      Unavailable: on a CPU that cannot build the kernel.
     """
+    if jax.default_backend() == "cpu":
+        load()
     (batch, width), (layers, _, side) = x.shape, kernel.shape
     states = 2 * side // width - 1  # x, and h and t of a highway layer
     return _call("highway_forward", [x.shape, (layers + 1, states, width, _padded(batch))], x, kernel, bias, activation)

@@ -43,23 +43,28 @@ def stack(
       transform_bias: the run's; a constant, to which there is no gradient.
       remat: compute the layers once more in the backward pass, about sqrt(layers) at a time, instead of
         keeping what it needs of all of them: memory grows with sqrt(layers).
-      implementation: "xla", or "fused": on a CPU the kernel of `highway_jax.fused`, elsewhere XLA all the same.
+      implementation: "xla", or "fused": on a CPU the kernel of `highway_jax.fused` for what is differentiated, XLA
+        for everything else. Put one `jax.jit` around a gradient: in separate programs the forward one returns what
+        either would keep. A gradient has no further gradient, and cannot be exported for a CPU.
 
     Returns:
       (batch, width).
 
     Raises:
       ValueError: for an unknown implementation, or if "fused" cannot compute this.
-      fused.Unavailable: for "fused" on a machine that cannot build it.
+      fused.Unavailable: for the gradients of "fused" on a CPU that cannot build it.
     """
     function, index = _split_activation(activation)
     state = _start(block, x)
     run = partial(_layers, block, function)
-    if implementation != "xla":
-        _check_fused(implementation, block, function, x.dtype)
-        fused.load()
+    if implementation not in IMPLEMENTATIONS:
+        raise ValueError(f"implementation is {implementation!r}; it must be {' or '.join(map(repr, IMPLEMENTATIONS))}")
+    if implementation == "fused":
+        if function is not None:
+            raise ValueError("implementation is 'fused'; its activation must be relu or tanh, not a function")
+        state, kernel, bias, index = *map(jnp.asarray, (x, kernel, bias)), jnp.asarray(index, jnp.int32)
+        fused.check(block, state, kernel, bias, index)
         run = partial(lax.platform_dependent, cpu=partial(_fused, block), default=run)
-        index = jnp.asarray(index, jnp.int32)
     choices = index, transform_bias
     if not remat:
         return _output(run(state, kernel, bias, *choices))
@@ -95,15 +100,6 @@ def states(
         return _carried(block, found), found
 
     return lax.scan(layer, _start(block, x), (kernel, bias))[1]
-
-
-def _check_fused(implementation: str, block: Block, function: Function | None, dtype: Any) -> None:
-    if implementation not in IMPLEMENTATIONS:
-        raise ValueError(f"implementation is {implementation!r}; it must be {' or '.join(map(repr, IMPLEMENTATIONS))}")
-    if not fused.supports(block) or function is not None or dtype != jnp.float32:
-        raise ValueError(
-            "implementation is 'fused'; it computes highway and plain layers of relu or tanh in float32, and no others"
-        )
 
 
 def _segment(layers: int) -> int:

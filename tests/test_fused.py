@@ -4,6 +4,7 @@ import functools
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,11 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from experiments import cli
-from experiments.search import choose_implementation
+from experiments import cli, workdir
+from experiments.search import choose_implementations
 from highway_jax import MLP, data, fused, parallel, search, training
 from highway_jax.activations import RELU, TANH
 from highway_jax.blocks import HIGHWAY, PLAIN
@@ -27,10 +28,9 @@ DIGITS = data.load("digits").train
 
 @pytest.fixture(scope="module", autouse=True)
 def kernel():
-    try:
-        fused.load()
-    except fused.Unavailable as reason:
-        pytest.skip(str(reason))
+    if not any(map(shutil.which, fused.COMPILERS)):
+        pytest.skip("needs a C++ compiler")
+    fused.load()
 
 
 def arrays(seed, layers, batch, width, parts):
@@ -49,7 +49,8 @@ def output_and_gradients(implementation, block, remat, x, kernel, bias, index, d
     return y, *pullback(dy)
 
 
-@settings(max_examples=12)
+@settings(max_examples=30)
+@example(0, 9, 33, 50, HIGHWAY, RELU, False)
 @given(
     st.integers(0, 2**32 - 1),
     st.integers(1, 9),
@@ -152,23 +153,63 @@ def test_accelerators_use_xla(platform):
 
 @pytest.mark.parametrize(
     "options",
-    [{"block": "lstm"}, {"carry": "independent"}, {"activation": jax.nn.silu}, {"dtype": jnp.bfloat16}],
+    [
+        {"block": "lstm"},
+        {"carry": "independent"},
+        {"activation": jax.nn.silu},
+        {"activation": jnp.zeros(4, jnp.int32)},
+        {"dtype": jnp.bfloat16},
+    ],
 )
-def test_what_it_cannot_compute_is_refused(options):
-    with pytest.raises(ValueError, match="implementation is 'fused'; it computes highway and plain layers of relu"):
+def test_a_network_that_it_cannot_compute_is_refused(options):
+    with pytest.raises(ValueError, match="implementation is 'fused'; it"):
         MLP(3, 4, implementation="fused", **options).init(jax.random.key(0), jnp.ones((1, 4)))
     with pytest.raises(ValueError, match="implementation is 'cuda'; it must be 'xla' or 'fused'"):
         MLP(3, 4, implementation="cuda").init(jax.random.key(0), jnp.ones((1, 4)))
 
 
-def test_a_search_takes_the_faster_one():
+@pytest.mark.parametrize("kernel", [(3, 4, 10), (3, 5, 5), (3, 5, 15), (5, 10)])
+@pytest.mark.parametrize("bias", [(3, 10), (3, 1)])
+def test_arrays_that_do_not_fit_are_refused(kernel, bias):
+    def loss(kernel, bias):
+        return stack(HIGHWAY, jnp.ones((4, 5)), kernel, bias, RELU, implementation="fused").sum()
+
+    with pytest.raises(ValueError, match="implementation is 'fused'; it needs x"):
+        jax.grad(loss, (0, 1))(jnp.zeros(kernel), jnp.zeros(bias))
+    with pytest.raises(ValueError, match="implementation is 'fused'; it needs x"):
+        loss(jnp.zeros((3, 5, 10)), jnp.zeros((3, 1)))
+
+
+def test_a_search_takes_what_is_meant_for_its_networks_and_keeps_to_it():
     config = cli.load_config("digits_depth10")[1]
     config.width.plain = 1000
-    chosen = {network: choose_implementation(config, network) for network in ("highway", "plain", "residual")}
-    on_a_cpu = "fused" if jax.default_backend() == "cpu" else "xla"
-    assert chosen == {"highway": on_a_cpu, "plain": "xla", "residual": "xla"}
+    networks = ("highway", "plain", "residual")
+    mine = "fused" if jax.default_backend() == "cpu" else "xla"
+    assert choose_implementations(config, networks) == {"highway": mine, "plain": "xla", "residual": "xla"}
+    assert set(choose_implementations(config, networks, earlier={}).values()) == {"xla"}
+    assert choose_implementations(config, networks, earlier={"plain": "fused"})["plain"] == mine
     config.implementation = "fused"
-    assert [choose_implementation(config, network) for network in ("plain", "residual")] == [on_a_cpu, "xla"]
+    assert choose_implementations(config, networks) == {"highway": mine, "plain": mine, "residual": "xla"}
+
+
+def test_provenance_says_what_computed_the_layers_before_and_after_a_stop(tmp_path):
+    config, directory = cli.load_config("digits_depth10")[1], tmp_path / "workdir"
+    with workdir.opened(directory, config, {"highway": "xla"}):
+        assert workdir.earlier_implementations(directory) is None
+    (directory / workdir.CHECKPOINTS).mkdir()
+    for now, so_far in ("xla", "xla"), ("fused", "xla, then fused"), ("fused", "xla, then fused"):
+        with workdir.opened(directory, config, {"highway": now}):
+            assert workdir.read_provenance(directory)["implementations"] == {"highway": so_far}
+            assert workdir.earlier_implementations(directory) == {"highway": now}
+
+
+def test_a_damaged_library_is_built_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    library = fused._built()
+    whole = library.read_bytes()
+    library.write_bytes(whole[: len(whole) // 2])
+    assert fused._built().read_bytes() == whole
+    assert not list(tmp_path.glob("highway-jax/tmp*"))
 
 
 SMALL = ["--config=digits_depth10", "--config.depth=3", "--config.num_runs=2", "--config.epochs=1"]

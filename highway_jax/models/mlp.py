@@ -45,12 +45,14 @@ class MLP(nn.Module):
       param_dtype: of the parameters.
       remat: keep less for the backward pass and compute the layers again there: memory for activations grows with
         sqrt(depth) instead of depth, and a step takes up to a third longer.
-      implementation: "xla", or "fused", nearly twice as fast to train on a CPU: the layers as one kernel of our own,
-        which the machine's C++ compiler builds (`highway_jax.fused`). It is for highway and plain networks of relu or
-        tanh in float32; accelerators use XLA all the same.
+      implementation: "xla", or "fused", up to twice as fast to train on a CPU where layers are narrow: all of them as
+        one kernel of our own, which the machine's C++ compiler builds (`highway_jax.fused`; `stack` has its limits). It
+        is for highway and plain networks of relu or tanh in float32; accelerators use XLA all the same.
 
     Raises:
-      ValueError: for a depth below 2, a width or class count below 1, an unknown block, activation or carry.
+      ValueError: for a depth below 2, a width or class count below 1, an unknown block, activation, carry or
+        implementation, and where "fused" cannot compute the network.
+      fused.Unavailable: for the gradients of "fused" on a CPU that cannot build it.
     """
 
     depth: int = 10
