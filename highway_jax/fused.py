@@ -109,10 +109,9 @@ def check(block: Block, x: jax.Array, kernel: jax.Array, bias: jax.Array, activa
     """
     if not supports(block):
         raise ValueError("implementation is 'fused'; it computes coupled highway and plain layers, and no others")
-    layers, width, parts = kernel.shape[0], x.shape[-1], len(block.biases(0.0))
-    expected = (width, (layers, width, parts * width), (layers, parts * width), ())
-    given = (x.shape[-1], kernel.shape, bias.shape, activation.shape)
-    if x.ndim != 2 or not width or given != expected:
+    width, parts = x.shape[-1] if x.ndim == 2 else 0, len(block.biases(0.0))
+    fit = kernel.ndim == 3 and kernel.shape[1:] == (width, parts * width) and bias.shape == kernel.shape[::2]
+    if not width or not fit or activation.ndim:
         raise ValueError(
             f"implementation is 'fused'; it needs x (batch, width), kernel (layers, width, {parts} * width), "
             f"bias (layers, {parts} * width) and one activation, but got {x.shape}, {kernel.shape}, {bias.shape} "
