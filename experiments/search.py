@@ -105,7 +105,8 @@ def choose_implementations(
         except fused.Unavailable as reason:
             if config.implementation == "fused":
                 raise UserError(f"config.implementation is 'fused', but {reason}; 'xla' needs none") from reason
-            cli.warn(f"XLA alone computes the layers, which takes up to twice as long: {reason}")
+            if not isinstance(reason, fused.NoCompiler):
+                cli.warn(f"XLA alone computes the layers, which takes up to twice as long: {reason}")
             wanted = dict.fromkeys(networks, "xla")
     everywhere = parallel.agree(*(wanted[network] == "fused" for network in networks)).min(axis=0).tolist()
     return {network: "fused" if agreed else "xla" for network, agreed in zip(networks, everywhere, strict=True)}

@@ -32,6 +32,10 @@ class Unavailable(Exception):
     """There is no such kernel on this machine; the message says why, in one line."""
 
 
+class NoCompiler(Unavailable):
+    """There is no C++ compiler to build it."""
+
+
 def supports(block: Block) -> bool:
     """Whether the kernel computes that kind of layer."""
     return block in (blocks.HIGHWAY, blocks.PLAIN)
@@ -75,7 +79,7 @@ def _built() -> Path:
         if library.stem == f"{name}-{_digest(library.read_bytes())}":
             return library
     if not compilers:
-        raise Unavailable(f"no C++ compiler ({', '.join(COMPILERS)}) is in the PATH")
+        raise NoCompiler(f"no C++ compiler ({', '.join(COMPILERS)}) is in the PATH")
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         made = Path(scratch, "fused.so")

@@ -248,8 +248,9 @@ def test_without_it_a_search_uses_xla_or_says_why(why, reason, tmp_path):
     refused = run("fused")
     assert (refused.returncode, refused.stderr.count("\n")) == (2, 1), refused.stderr
     assert re.search(f"config.implementation is 'fused', but {reason}", refused.stderr), refused.stderr
-    if why == "no compiler":
+    if why != "nowhere to keep it":
         done = run("auto")
         assert done.returncode == 0, done.stderr
+        assert bool(done.stderr) == (why == "a compiler that fails")
         provenance = json.loads((tmp_path / "auto/provenance.json").read_text())
         assert provenance["implementations"] == {"highway": "xla", "plain": "xla"}
