@@ -44,7 +44,7 @@ def main(argv: list[str]) -> None:
     device = this_device() if here else DEVICES[values.device]
     given = values.devices or (jax.device_count() if here else 1)
     plans = {network: make_plan(job, network, device, min(given, config.num_runs)) for network in job.networks}
-    contender = "ours_xla" if here and device.kind == "cpu" and "xla" in job.implementations.values() else "ours"
+    contender = "ours_xla" if device.kind == "cpu" and "xla" in job.implementations.values() else "ours"
     rate = measured_rate(device.kind, config.depth, contender=contender) if "search" in config else None
     console = Output()
     console.print(

@@ -31,11 +31,18 @@ FORMAT = 3  # of a workdir; 2 knew no runs that stop early, 1 no checkpoints and
 CHECKPOINTS = "checkpoints"  # the folder of each network's checkpoints, until the work is finished
 RESULTS = ("config.json", "runs.csv", "curves.csv", "summary.json", "provenance.json")
 
-# What a result does not depend on.
 THEN = ", then "  # between what computed the layers before and after a stop, where those differ
+
+# What a result does not depend on.
 ANYWHERE = (
-    *("data_dir", "mesh", "runs_per_batch", "implementation"),
-    *("resume", "checkpoint_every", "log_every", "tensorboard"),
+    "data_dir",
+    "mesh",
+    "runs_per_batch",
+    "implementation",
+    "resume",
+    "checkpoint_every",
+    "log_every",
+    "tensorboard",
 )
 
 
@@ -130,10 +137,12 @@ def read_provenance(workdir: Path) -> dict[str, Any]:
 
 def earlier_implementations(workdir: Path) -> dict[str, str] | None:
     """What computed each network's layers in a workdir's unfinished work, in the end; None if there is no such work."""
-    if not (workdir / CHECKPOINTS).exists():
-        return None
-    recorded = read_provenance(workdir).get("implementations", {})
-    return {network: text.split(THEN)[-1] for network, text in recorded.items()}
+    recorded = _recorded_implementations(workdir)
+    return None if recorded is None else {network: text.split(THEN)[-1] for network, text in recorded.items()}
+
+
+def _recorded_implementations(workdir: Path) -> dict[str, str] | None:
+    return read_provenance(workdir).get("implementations", {}) if (workdir / CHECKPOINTS).exists() else None
 
 
 def _after(before: str | None, now: str) -> str:
@@ -161,7 +170,7 @@ def opened(workdir: Path, config: ConfigDict, implementations: Mapping[str, str]
             if _is_finished(workdir, config):
                 return True
             # In this order: a workdir with a config also says its format.
-            before = read_provenance(workdir).get("implementations", {}) if (workdir / CHECKPOINTS).exists() else {}
+            before = _recorded_implementations(workdir) or {}
             so_far = {network: _after(before.get(network), now) for network, now in implementations.items()}
             write_json(workdir / "provenance.json", {**provenance(), "implementations": so_far})
             write_text(workdir / "config.json", config.to_json(indent=2) + "\n")
@@ -180,10 +189,7 @@ def opened(workdir: Path, config: ConfigDict, implementations: Mapping[str, str]
 
 
 def finish(
-    workdir: Path,
-    outcomes: Mapping[str, Outcome],
-    figures: Mapping[str, Figure],
-    data_md5: Mapping[str, str],
+    workdir: Path, outcomes: Mapping[str, Outcome], figures: Mapping[str, Figure], data_md5: Mapping[str, str]
 ) -> dict[str, Any]:
     """Write what there is to say at the end, mark the workdir as finished, drop the checkpoints.
 
