@@ -7,7 +7,7 @@
 --network=NAME     kind of network; highway by default, the only one that has gates
 --rank=N           the Nth best run of the workdir, 1 by default, or
 --run=N            run number N
---data_dir=DIR     where prepared TFDS datasets are, if not where they were when the network was trained
+--data_dir=DIR     where prepared TFDS datasets are; by default $TFDS_DATA_DIR or ~/tensorflow_datasets
 --title=TEXT       what the figures call the network; its dataset by default
 
 All of it is measured on the whole training set, as in the paper. The workdir gets figure2.png, figure3.png,
@@ -15,10 +15,10 @@ figure4.png, depth_in_use.png and analysis.json, which holds every number behind
 report.html then shows them.
 """
 
+import dataclasses
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,19 +28,20 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from experiments import cli, report, results, search, train, workdir
+from experiments import cli, report, results, search, settings, train, workdir
 from experiments.checks import check_search, check_training
 from experiments.cli import UserError
 from experiments.observations import Analysis, captions, summarize
 from experiments.results import Result
 from highway_jax import analysis, checkpoint, data, gate_plots, parallel, training
 from highway_jax.blocks import BLOCKS
+from highway_jax.files import replacing
 
 SAMPLE = 0  # the index of the training image whose gates and block outputs are shown
 BINS = 60  # of the histogram of open layers
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Network:
     """A trained network.
 
@@ -68,6 +69,7 @@ def main(argv: list[str]) -> None:
     flags.DEFINE_string("data_dir", None, "where prepared datasets are", flag_values=values)
     flags.DEFINE_string("title", None, "what the figures call the network", flag_values=values)
     cli.parse_flags(argv, values)
+    settings.pin()
     if values.workdir is None:
         raise UserError("--workdir is missing; it must be the workdir of a search or of a run trained again")
     found = results.load(values.workdir)
@@ -78,6 +80,9 @@ def main(argv: list[str]) -> None:
     check_search(config) if "search" in config else check_training(config)
     params = restore(found.directory, network.file)
     dataset = data.load(config.dataset, config.data_dir)
+    if "stages" in config:  # the held-out part of the training set was not trained on
+        dataset = dataclasses.replace(dataset, train=train.hold_out(config, dataset)[0])
+    workdir.check_data(found.directory, found.provenance, {"train": data.md5(dataset.train)})
     model, preprocess = build(config, dataset, network, params)
 
     started = time.monotonic()
@@ -154,7 +159,7 @@ def build(
     if "search" in config:
         recipe = search.recipe(config, dataset, network.kind)
     else:
-        recipe = train.recipe(config, dataset, train.hold_out(config, dataset)[0], network.kind)
+        recipe = train.recipe(config, dataset, dataset.train, network.kind)
     model = recipe.network(network.hyperparameters)
     images = dataset.train.images[:1]
     expected = jax.eval_shape(lambda: model.init(jax.random.key(0), recipe.preprocess(images)))["params"]
@@ -195,7 +200,8 @@ def write(directory: Path, dataset: data.Dataset, network: Network, found: Analy
         "figure4.png": gate_plots.figure4(lesions),
         "depth_in_use.png": gate_plots.depth_in_use(gates, lesions, {title: found.dropped}),
     }.items():
-        (directory / name).write_bytes(report.png(figure))
+        with replacing(directory / name) as file:
+            file.write(report.png(figure))
     counts, edges = np.histogram(found.gates.open_layers, BINS)
     images, label = len(dataset.train.labels), int(dataset.train.labels[SAMPLE])
     summary = summarize(found, hp.transform_bias)

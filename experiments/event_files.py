@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,6 +35,7 @@ def writer(directory: Path, epoch: int, wanted: bool) -> Iterator[Callable[[int,
 
         def log(epoch: int, stats: Stats) -> None:
             for name, value in dataclasses.asdict(stats).items():
-                events.add_scalar(name, value, epoch)
+                if math.isfinite(value):  # a curve has nothing to show where all runs have diverged
+                    events.add_scalar(name, value, epoch)
 
         yield log

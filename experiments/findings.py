@@ -157,6 +157,12 @@ def diverged_table(found: NetworkResult) -> tuple[list[str], list[list[str]]]:
     return ["diverged_in_epoch", *columns], [[str(epoch), *row] for epoch, row in zip(epochs, rows, strict=True)]
 
 
+def origin(search: Result) -> dict[str, Any]:
+    """A search's provenance as a flat table; what earlier processes had is numbered in their order."""
+    about = search.provenance
+    return cli.leaves(about | {"earlier": {f"process {i}": e for i, e in enumerate(about.get("earlier", ()), start=1)}})
+
+
 def merged(tables: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
     """Every key's value in every table, as text; a single one where they are all the same."""
     lines = []

@@ -47,8 +47,8 @@ class Stats:
 
     @classmethod
     def of(cls, curves: np.ndarray) -> Self:
-        """Of (runs, epochs) training losses."""
-        ranking = search.rank(curves)
+        """Of (runs, epochs) training losses; runs that have not begun do not count."""
+        ranking = search.rank(curves[~np.isnan(curves).all(axis=1)])
         best = float(ranking.best_loss[ranking.order[0]])
         return cls(best, ranking.mean_of_best(10), ranking.median(), int(ranking.diverged.sum()))
 

@@ -29,11 +29,12 @@ from experiments import cli, findings, results, tables
 from experiments.cli import UserError
 from experiments.findings import BEST
 from experiments.results import HYPERPARAMETERS, Result
-from experiments.workdir import ANYWHERE
+from experiments.workdir import FREE
 from highway_jax import plotting
+from highway_jax.files import replacing
 
 # What searches of one page may differ in and still be compared.
-COMPARABLE = ("depth", *ANYWHERE)
+COMPARABLE = ("depth", *FREE)
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,8 @@ def _write_files(output: Path, files: Mapping[str, bytes]) -> None:
     try:
         output.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
-            (output / name).write_bytes(content)
+            with replacing(output / name) as file:
+                file.write(content)
     except OSError as error:
         raise UserError(f"--output is {str(output)!r}, which cannot be written: {error.strerror}") from error
 
@@ -135,7 +137,7 @@ def render(searches: Sequence[Result], pictures: dict[str, list[Picture]]) -> st
     )
     named = list(zip(findings.labels(searches), searches, strict=True))
     configs = findings.merged([cli.leaves(search.config) for search in searches])
-    origins = findings.merged([cli.leaves(search.provenance) for search in searches])
+    origins = findings.merged([findings.origin(search) for search in searches])
     return environment.get_template("report.html.jinja").render(
         searches=named,
         findings=findings,

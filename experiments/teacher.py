@@ -17,15 +17,13 @@ SHARED = ("dataset", "preprocessing", "validation")
 
 
 def teach(
-    config: ConfigDict, dataset: data.Dataset, recipe: Callable[[str], training.Recipe]
+    config: ConfigDict, dataset: data.Dataset, recipe: Callable[[str], training.Recipe], teacher: Teacher
 ) -> Callable[[str], training.Recipe]:
-    """The recipe with the teacher that a config names.
+    """The recipe with a teacher.
 
     Raises:
-      UserError: if there is none, it is damaged or unfinished or was trained on something else, or if its hint layer
-        and the network's guided layer do not fit.
+      UserError: if its hint layer and the network's guided layer do not fit.
     """
-    teacher = load(config, dataset)
     for key, network in ("guided_layer", config.stages), ("hint_layer", teacher.network.stages):
         layers = stages.depth(network) - 1
         if config[key] > layers:
@@ -40,7 +38,11 @@ def teach(
 
 
 def load(config: ConfigDict, dataset: data.Dataset) -> Teacher:
-    """The best run, by its training loss, of the workdir that a student's config names."""
+    """The best run, by its training loss, of the workdir that a student's config names.
+
+    Raises:
+      UserError: if there is none, or it is damaged, unfinished, or was trained on something else.
+    """
     found = results.load(config.teacher)
     if "stages" not in found.config or found.summary is None:
         raise UserError(f"config.teacher is {config.teacher!r}, which must be a finished workdir of experiments.train")

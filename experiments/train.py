@@ -33,7 +33,7 @@ from absl import flags
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
-from experiments import cli, cluster, results, search, teacher, trainer, workdir
+from experiments import cli, cluster, results, search, settings, teacher, trainer, workdir
 from experiments.checks import check_search, check_training
 from experiments.cli import UserError
 from experiments.configs import convolutional
@@ -41,7 +41,9 @@ from experiments.configs.figure1 import random_search
 from experiments.progress import Output, print_summary
 from experiments.workdir import Outcome
 from highway_jax import ConvNet, data, optim, parallel, plotting, training
+from highway_jax.activations import ACTIVATIONS
 from highway_jax.data import Split
+from highway_jax.search import sample_population
 
 
 def main(argv: list[str]) -> None:
@@ -89,8 +91,11 @@ def train_convnet(config: ConfigDict, directory: Path) -> None:
         train, evaluate = hold_out(config, dataset)
         title = f"{dataset.name}, {describe(config, dataset, train)}"
         build: Callable[[str], training.Recipe] = functools.partial(recipe, config, dataset, train)
+        inputs = {}
         if config.teacher is not None:
-            build = teacher.teach(config, dataset, build)
+            guide = teacher.load(config, dataset)
+            build = teacher.teach(config, dataset, build, guide)
+            inputs["teacher"] = guide.params
             title += f", taught by {config.teacher}"
         return trainer.Job(
             config=config,
@@ -102,6 +107,7 @@ def train_convnet(config: ConfigDict, directory: Path) -> None:
             title=title,
             draw=_draw(title),
             keep_params=True,
+            inputs=inputs,
         )
 
     trainer.summary_of(config, directory, console, prepare)
@@ -188,7 +194,9 @@ def train_again(values: flags.FlagValues, overrides: Mapping[str, str]) -> None:
     if "search" not in found.config:
         raise UserError(f"--from_search is {values.from_search!r}, which must be a search's workdir")
     network, run = choose(found, values.network, values.run, values.rank)
+    settings.pin()
     config = config_of_run(found, network, run)
+    check_draw(found, network, run, sample_population(check_search(config)[0], config.seed, 1, run))
     cli.override(config, overrides)
     space, halving = check_search(config)
     directory = Path(values.workdir or f"runs/{Path(values.from_search).resolve().name}_{network}_run{run}")
@@ -196,6 +204,9 @@ def train_again(values: flags.FlagValues, overrides: Mapping[str, str]) -> None:
 
     def prepare() -> trainer.Job:
         dataset = data.load(config.dataset, config.data_dir)
+        if config.dataset == found.config.dataset:
+            md5 = {"train": data.md5(dataset.train), "test": data.md5(dataset.test)}
+            workdir.check_data(found.directory, found.provenance, md5)
         title = f"{dataset.name}, depth {config.depth}, {network} run {run}"
         earlier = found.provenance.get("implementations", {})  # to repeat it exactly
         implementations = search.choose_implementations(config, [network], earlier)
@@ -257,12 +268,33 @@ def config_of_run(found: results.Result, network: str, run: int) -> ConfigDict:
     return config
 
 
+def check_draw(found: results.Result, network: str, run: int, drawn: training.Hyperparameters) -> None:
+    """Refuse to repeat a run whose hyperparameters, each of shape (1,), are not those in the search's table.
+
+    Raises:
+      UserError: naming the first that differs.
+    """
+    runs = found.networks[network]
+    columns = vars(drawn) | {"activation": np.take(ACTIVATIONS, drawn.activation)}
+    for name, values in runs.hyperparameters.items():
+        there, here = values[run - runs.run[0]], np.asarray(columns[name])[0]
+        if name == "activation":
+            same = there == here
+        else:  # compilers and devices differ in the last digit; a network without gates has no transform bias
+            same = np.isnan(there) or np.isclose(there, here, rtol=1e-5, atol=0)
+        if not same:
+            raise UserError(
+                f"{found.directory / 'runs.csv'}: {name} of {network} run {run} is {there!s}, but the workdir's config "
+                f"gives {here!s}; the workdir was changed, or made by another version"
+            )
+
+
 def as_program_has_it(read: ConfigDict) -> ConfigDict:
-    """A config read from a workdir, with the types that JSON forgets, and ways of running it as by default."""
+    """A config read from a workdir, with the types that JSON forgets; where and how it is run is left to defaults."""
     config = random_search("digits", 2, 1, 1) if "search" in read else convolutional.training("digits", (), 1)
     with config.ignore_type():
         for key, value in cli.leaves(read).items():
-            if key not in workdir.ANYWHERE or key == "data_dir":
+            if key not in (*workdir.FREE, *workdir.ROUNDING):
                 config.update_from_flattened_dict({key: value})
     return config
 

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import shutil
 import sys
 import time
@@ -17,7 +18,7 @@ from jax.sharding import Mesh
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
-from experiments import cli, cluster, event_files, workdir
+from experiments import cli, cluster, event_files, settings, workdir
 from experiments.cli import UserError
 from experiments.progress import Monitor, Output, Stats
 from experiments.workdir import Outcome
@@ -45,6 +46,7 @@ class Job:
       implementations: of the layers of each kind of network, as `MLP` has it; those left out are XLA's.
       halving: how runs are stopped early, if they are.
       keep_params: whether every run's parameters after its last epoch are a result.
+      inputs: further trees of arrays that the training depends on, such as a teacher's parameters, by name.
     """
 
     config: ConfigDict
@@ -58,6 +60,19 @@ class Job:
     implementations: Mapping[str, str] = dataclasses.field(default_factory=dict)
     halving: search.Halving | None = None
     keep_params: bool = False
+    inputs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @functools.cached_property
+    def identity(self) -> workdir.Identity:
+        """What decides its numbers."""
+        splits = {"train": self.train, **self.evaluate}
+        md5 = {name.removesuffix("_accuracy"): data.md5(split) for name, split in splits.items()}
+        for name, tree in self.inputs.items():
+            digest = hashlib.md5(usedforsecurity=False)
+            for leaf in jax.tree.leaves(tree):
+                digest.update(np.ascontiguousarray(leaf).data)
+            md5[name] = digest.hexdigest()
+        return workdir.Identity(self.config, md5, self.implementations)
 
 
 @struct.dataclass
@@ -88,7 +103,11 @@ def summary_of(config: ConfigDict, directory: Path, console: Output, prepare: Ca
       UserError: for a mistake of the user's.
       cli.Interrupted: when a signal stopped it; a checkpoint and the results so far are written.
     """
+    settings.pin()
     if summary := workdir.finished(directory, config):
+        if config.data_dir is not None:  # it may be another data set than the results'
+            about = workdir.read_provenance(directory)
+            workdir.check_data(directory, about, prepare().identity.data_md5)
         console.print(f"{directory} holds these results:")
         return summary
     return do(prepare(), directory, console)
@@ -100,7 +119,8 @@ def do(job: Job, directory: Path, console: Output) -> dict[str, Any]:
     check_batch_size(config, job.train)
     jax.config.update("jax_default_matmul_precision", config.matmul_precision)
     mesh = find_devices(config)
-    with workdir.opened(directory, config, job.implementations) as done:
+    _check_alike(job.identity)
+    with workdir.opened(directory, job.identity, workdir.provenance(mesh)) as done:
         if done:  # by another process, while this one got ready
             return done
         console.print(
@@ -119,17 +139,20 @@ def do(job: Job, directory: Path, console: Output) -> dict[str, Any]:
             ) from error
         summary: dict[str, Any] = {}
         if jax.process_index() == 0:
-            summary = workdir.finish(directory, outcomes, job.draw(outcomes), identity_of(job))
+            summary = workdir.finish(directory, outcomes, job.draw(outcomes))
     parallel.agree()
     if jax.process_index():
         sys.exit()  # the first process says what came out
     return summary
 
 
-def identity_of(job: Job) -> dict[str, str]:
-    """The MD5 of each split that the work is done on, by the split's name."""
-    splits = {"train": job.train, **job.evaluate}
-    return {name.removesuffix("_accuracy"): data.md5(split) for name, split in splits.items()}
+def _check_alike(identity: workdir.Identity) -> None:
+    """Refuse processes that have been given different work, or read different data."""
+    said = parallel.agree(*np.frombuffer(bytes.fromhex(identity.fingerprint()), np.int32))
+    if strange := np.flatnonzero((said != said[0]).any(axis=1)).tolist():
+        raise UserError(
+            f"process {strange[0]} has another config, other data or other layers than process 0; they must be the same"
+        )
 
 
 def check_batch_size(config: ConfigDict, train: data.Split) -> None:
@@ -288,23 +311,24 @@ class CheckpointSchedule:
 def _last_state(
     job: Job, network: str, recipe: training.Recipe, mesh: Mesh, checkpoints: Checkpoints
 ) -> tuple[State | Outcome, int, dict[str, Any]]:
-    """The newest intact checkpoint, or a beginning; the steps done; notes, of `seconds` and `runs_in_memory` at least.
+    """The newest intact checkpoint, or a beginning; the steps done; notes, with what a checkpoint must have.
 
     After the last step that is an `Outcome`: of what is done, nobody needs the population.
     """
-    config = job.config
+    config, fingerprint = job.config, job.identity.fingerprint(network)
     run = run_shapes(job, recipe)
     outcome = _blank(job, run)
-    if step := cluster.at_first(lambda: _newest_intact(checkpoints)):
+    if step := cluster.at_first(lambda: _newest_intact(checkpoints, fingerprint)):
         notes = checkpoints.notes(step)
         plan = runs_by_step(config, notes["runs_in_memory"], job.halving)
         if step == len(plan):
-            return checkpoints.restore(step, outcome), step, notes
+            return _restored(checkpoints, step, outcome), step, notes
         rows, sharding = parallel.padded(plan[step], mesh), parallel.over_runs(mesh)
         population = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct((rows, *leaf.shape), leaf.dtype, sharding=sharding), run
         )
-        return checkpoints.restore(step, State(population, np.empty(plan[step], int), outcome)), step, notes
+        state = State(population, np.empty(plan[step], int), outcome)
+        return _restored(checkpoints, step, state, plan[step]), step, notes
     rows, memory = mesh.shape[parallel.RUNS], parallel.free_memory(mesh)
     at_once = config.runs_in_memory or int(
         parallel.agree(search.choose_runs_in_memory(run, config.num_runs, rows, memory)).min()
@@ -314,18 +338,30 @@ def _last_state(
             f"config.runs_in_memory is None, and memory holds {at_once} of {config.num_runs} runs; for "
             f"config.search.halving, which compares runs side by side, say how many, such as {at_once}"
         )
-    notes = {"seconds": 0.0, "runs_in_memory": at_once}
+    notes = {"fingerprint": fingerprint, "seconds": 0.0, "runs_in_memory": at_once}
     return _begin(job, network, recipe, mesh, outcome, 0, min(at_once, config.num_runs)), 0, notes
 
 
-def _newest_intact(checkpoints: Checkpoints) -> int | None:
+def _newest_intact(checkpoints: Checkpoints, fingerprint: str) -> int | None:
     """The newest checkpoint's step; damaged ones are removed."""
     for step in reversed(checkpoints.steps()):
         if not (file := checkpoints.damaged_file(step)):
+            if checkpoints.notes(step).get("fingerprint") != fingerprint:
+                raise UserError(
+                    f"{checkpoints.directory}: checkpoint {step} is of another config or other data than the workdir; "
+                    "choose another --workdir"
+                )
             return step
         checkpoints.remove(step)
         cli.warn(f"{checkpoints.directory}: checkpoint {step} is damaged ({file}); using the one before it")
     return None
+
+
+def _restored(checkpoints: Checkpoints, step: int, like: Any, rows: int = 0) -> Any:
+    try:
+        return checkpoints.restore(step, like, rows)
+    except ValueError as error:
+        raise UserError(f"{checkpoints.directory}: {data.first_line(error)}; choose another --workdir") from error
 
 
 def run_shapes(job: Job, recipe: training.Recipe) -> training.Run:

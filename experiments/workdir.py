@@ -2,9 +2,12 @@
 
 import csv
 import dataclasses
+import hashlib
 import importlib.util
+import io
 import json
 import math
+import os
 import platform
 import shutil
 import subprocess
@@ -18,32 +21,29 @@ import filelock
 import jax
 import numpy as np
 from flax import struct
+from jax.sharding import Mesh
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
-from experiments import cluster
+from experiments import cli, cluster
 from experiments.cli import UserError, leaves
-from highway_jax import checkpoint, parallel, search, training
+from highway_jax import checkpoint, data, parallel, search, training
 from highway_jax.activations import ACTIVATIONS
 from highway_jax.blocks import BLOCKS
+from highway_jax.files import PARTIAL, check_path, first_link, replacing
 
-FORMAT = 3  # of a workdir; 2 knew no runs that stop early, 1 no checkpoints and no checksums
+FORMAT = 4  # of a workdir; 3 did not tie its checkpoints to config and data
+READABLE = (3, FORMAT)  # formats of finished work that can be read
+LOCK = ".lock"
 CHECKPOINTS = "checkpoints"  # the folder of each network's checkpoints, until the work is finished
 RESULTS = ("config.json", "runs.csv", "curves.csv", "summary.json", "provenance.json")
 
-THEN = ", then "  # between what computed the layers before and after a stop, where those differ
-
-# What a result does not depend on.
-ANYWHERE = (
-    "data_dir",
-    "mesh",
-    "runs_per_batch",
-    "implementation",
-    "resume",
-    "checkpoint_every",
-    "log_every",
-    "tensorboard",
-)
+# Config keys that no number of a result depends on.
+FREE = ("data_dir", "resume", "checkpoint_every", "log_every", "tensorboard")
+# Those that a result depends on by rounding alone: how and where it is computed.
+ROUNDING = ("implementation", "runs_per_batch", "mesh")
+# Those that may change when work goes on. The devices may, and provenance.json lists them; the rest may not.
+CHANGEABLE = (*FREE, "mesh")
 
 
 @struct.dataclass
@@ -98,21 +98,26 @@ def finished(workdir: Path, config: ConfigDict) -> dict[str, Any] | None:
 
 def _is_finished(workdir: Path, config: ConfigDict) -> bool:
     try:
+        check_path(workdir)
         if workdir.exists() and not workdir.is_dir():
             raise UserError(f"--workdir is {str(workdir)!r}, which is a file; it must be a directory or not exist yet")
-        work = any((workdir / name).exists() for name in (CHECKPOINTS, "runs.csv", checkpoint.SUMS))
+        if not (workdir / "provenance.json").exists():
+            _check_empty(workdir)
+            return False
+        about = read_provenance(workdir)
+        work = _has_work(workdir)
         if not (workdir / "config.json").exists():
             if work:
                 raise damaged(workdir / "config.json")
-            return False
+            return False  # stopped before it was written
         if config.resume == "never":
             raise UserError(f"config.resume is 'never', but {workdir} holds earlier work; choose another --workdir")
         earlier = ConfigDict(_read_object(workdir / "config.json"))
         if not work:
             return False  # stopped before there was anything to keep
-        read_provenance(workdir)
         _check_same(earlier, config, workdir)
         if not (workdir / checkpoint.SUMS).exists():
+            _check_format(workdir, about, (FORMAT,))
             return False
         if name := checkpoint.damaged_file(workdir, [workdir / name for name in RESULTS]):
             raise damaged(workdir / name)
@@ -122,58 +127,99 @@ def _is_finished(workdir: Path, config: ConfigDict) -> bool:
     return True
 
 
+def _has_work(workdir: Path) -> bool:
+    return any((workdir / name).exists() for name in (CHECKPOINTS, "runs.csv", checkpoint.SUMS))
+
+
+def _check_empty(workdir: Path) -> None:
+    """Refuse a directory that holds anything but what a process leaves that was killed at its very beginning."""
+    for path in sorted(workdir.iterdir()) if workdir.exists() else ():
+        if path.name != LOCK and not path.match(PARTIAL):
+            raise UserError(
+                f"--workdir is {str(workdir)!r}, which holds {path.name!r} and no 'provenance.json', so it is no "
+                "workdir of this program; choose another one, or an empty directory"
+            )
+
+
 def read_provenance(workdir: Path) -> dict[str, Any]:
     """A workdir's `provenance.json`; refuses a workdir that another version wrote in another form."""
     path = workdir / "provenance.json"
     found = _read_object(path) if path.exists() else {}
-    there = found.get("format", 1)
-    if there != FORMAT:
-        raise UserError(
-            f"workdir {str(workdir)!r} was written by another version, in format {there!r}; "
-            f"this version reads format {FORMAT}"
-        )
+    _check_format(workdir, found, READABLE)
+    kinds = {"data_md5": dict, "implementations": dict, "earlier": list}
+    if found["format"] == FORMAT and not all(isinstance(found.get(key), kind) for key, kind in kinds.items()):
+        raise damaged(path)
     return found
 
 
+def _check_format(workdir: Path, about: Mapping[str, Any], known: Sequence[int]) -> None:
+    there = about.get("format", 1)
+    if there not in known:
+        raise UserError(
+            f"workdir {str(workdir)!r} was written by another version, in format {there!r}; "
+            f"this version reads format {' and '.join(map(str, known))}"
+        )
+
+
 def earlier_implementations(workdir: Path) -> dict[str, str] | None:
-    """What computed each network's layers in a workdir's unfinished work, in the end; None if there is no such work."""
-    recorded = _recorded_implementations(workdir)
-    return None if recorded is None else {network: text.split(THEN)[-1] for network, text in recorded.items()}
+    """What computed each network's layers in a workdir's unfinished work; None if there is no such work."""
+    return read_provenance(workdir)["implementations"] if (workdir / CHECKPOINTS).exists() else None
 
 
-def _recorded_implementations(workdir: Path) -> dict[str, str] | None:
-    return read_provenance(workdir).get("implementations", {}) if (workdir / CHECKPOINTS).exists() else None
+@dataclasses.dataclass(frozen=True)
+class Identity:
+    """What decides the numbers of a result, beside the program's version and the devices.
 
+    Attributes:
+      config: the config, checked.
+      data_md5: MD5 of what the work is done on, by name.
+      implementations: what computes the layers of each kind of network.
+    """
 
-def _after(before: str | None, now: str) -> str:
-    """Such as "xla, then fused"."""
-    if before is None:
-        return now
-    return before if before.split(THEN)[-1] == now else before + THEN + now
+    config: ConfigDict
+    data_md5: Mapping[str, str]
+    implementations: Mapping[str, str]
+
+    def fingerprint(self, network: str = "") -> str:
+        """A digest of it all, for one kind of network."""
+        config = {key: value for key, value in leaves(as_json(self.config)).items() if key not in CHANGEABLE}
+        decisive = [FORMAT, network, config, dict(self.data_md5), dict(self.implementations)]
+        return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
 
 @contextmanager
-def opened(workdir: Path, config: ConfigDict, implementations: Mapping[str, str]) -> Iterator[dict[str, Any] | None]:
+def opened(workdir: Path, identity: Identity, about: Mapping[str, Any]) -> Iterator[dict[str, Any] | None]:
     """Make the workdir, keep other programs out of it, and write what is known at the start.
 
     Yields what `finished` says of it then.
 
+    Args:
+      workdir: the directory.
+      identity: what the work is.
+      about: from `provenance`: what it is done with now.
+
     Raises:
-      UserError: if it cannot be written, or another program is at work in it.
+      UserError: if it cannot be written, holds a link, or unfinished work on other data or computed otherwise, or
+        if another program is at work in it.
     """
-    lock = filelock.FileLock(workdir / ".lock", timeout=0)
+    lock = filelock.FileLock(workdir / LOCK, timeout=0)
 
     def begin() -> bool:
         try:
+            if link := first_link(workdir):  # what it points to is not the workdir's
+                raise UserError(f"--workdir is {str(workdir)!r}, which holds a symbolic link, {str(link)!r}; remove it")
             workdir.mkdir(parents=True, exist_ok=True)
             lock.acquire()
-            if _is_finished(workdir, config):
+            if _is_finished(workdir, identity.config):
                 return True
+            before = read_provenance(workdir) if _has_work(workdir) else {}
+            check_identity(workdir, before, identity)
+            for leftover in workdir.glob(PARTIAL):  # of a killed process
+                leftover.unlink()
             # In this order: a workdir with a config also says its format.
-            before = _recorded_implementations(workdir) or {}
-            so_far = {network: _after(before.get(network), now) for network, now in implementations.items()}
-            write_json(workdir / "provenance.json", {**provenance(), "implementations": so_far})
-            write_text(workdir / "config.json", config.to_json(indent=2) + "\n")
+            now = {**about, "data_md5": dict(identity.data_md5), "implementations": dict(identity.implementations)}
+            write_json(workdir / "provenance.json", {**now, "earlier": _earlier(before, now)})
+            write_json(workdir / "config.json", as_json(identity.config))
         except filelock.Timeout as error:
             raise UserError(
                 f"--workdir is {str(workdir)!r}, in which another process is at work; choose another --workdir"
@@ -188,19 +234,71 @@ def opened(workdir: Path, config: ConfigDict, implementations: Mapping[str, str]
         lock.release()
 
 
-def finish(
-    workdir: Path, outcomes: Mapping[str, Outcome], figures: Mapping[str, Figure], data_md5: Mapping[str, str]
-) -> dict[str, Any]:
+def check_identity(workdir: Path, about: Mapping[str, Any], identity: Identity) -> None:
+    """Refuse to go on with work, or to repeat it, on other data, or with its layers computed otherwise.
+
+    Args:
+      workdir: where the work is.
+      about: its `provenance.json`.
+      identity: of what is to be done now.
+
+    Raises:
+      UserError: naming what differs.
+    """
+    check_data(workdir, about, identity.data_md5)
+    for network, now in identity.implementations.items():
+        there = about.get("implementations", {}).get(network, now)
+        if there != now:
+            raise UserError(
+                f"workdir {str(workdir)!r}: the implementation of its {network} layers is {there!r}, here it is "
+                f"{now!r}; go on with it on a machine as before, or choose another --workdir"
+            )
+
+
+def check_data(workdir: Path, about: Mapping[str, Any], data_md5: Mapping[str, str]) -> None:
+    """Refuse data other than a workdir's work was done on.
+
+    Args:
+      workdir: where the work is.
+      about: its `provenance.json`.
+      data_md5: MD5 of the data here, by name.
+
+    Raises:
+      UserError: naming what differs.
+    """
+    for name, now in data_md5.items() if about else ():
+        there = about.get("data_md5", {}).get(name)
+        if there is None:
+            cli.warn(f"{workdir / 'provenance.json'} does not say which data {name!r} was; it may be other data here")
+        elif there != now:
+            raise UserError(
+                f"workdir {str(workdir)!r} was made with other data: the MD5 of {name!r} is {there} there, {now} here; "
+                "TFDS_DATA_DIR or the data_dir flag says which data is read"
+            )
+
+
+def _earlier(before: dict[str, Any], now: dict[str, Any]) -> list[dict[str, Any]]:
+    """What processes used that worked on it before, in order, where it is not what the next one used."""
+    earlier: list[dict[str, Any]] = before.pop("earlier", [])
+    return [*earlier, before] if before and before != now else earlier
+
+
+def finish(workdir: Path, outcomes: Mapping[str, Outcome], figures: Mapping[str, Figure]) -> dict[str, Any]:
     """Write what there is to say at the end, mark the workdir as finished, drop the checkpoints.
 
     Returns:
       The summary.
+
+    Raises:
+      UserError: if parameters cannot be read back as they were written.
     """
     for name, figure in figures.items():
-        figure.savefig(workdir / name, dpi=150)
+        with replacing(workdir / name) as file:
+            figure.savefig(file, format="png", dpi=150)
+    for network, outcome in outcomes.items():
+        _check_params(workdir, network, outcome)
     seconds = {network: round(o.seconds, 1) for network, o in outcomes.items()}
-    kept = {"implementations": read_provenance(workdir)["implementations"]}
-    write_json(workdir / "provenance.json", {**provenance(), **kept, "seconds": seconds, "data_md5": dict(data_md5)})
+    write_json(workdir / "provenance.json", {**read_provenance(workdir), "seconds": seconds})
     summary = {network: summarize(o) for network, o in outcomes.items()}
     write_json(workdir / "summary.json", summary)
     params = (file for folder in ("best", "params") for file in checkpoint.files_in(workdir / folder))
@@ -224,9 +322,14 @@ def _read_object(path: Path) -> dict[str, Any]:
     return value
 
 
+def as_json(config: ConfigDict) -> dict[str, Any]:
+    """A config as it is written to a workdir, and read back."""
+    return json.loads(config.to_json())
+
+
 def _check_same(there: ConfigDict, now: ConfigDict, workdir: Path) -> None:
-    now = ConfigDict(json.loads(now.to_json()))  # as it would be read back
-    before, after = ({key: value for key, value in leaves(c).items() if key not in ANYWHERE} for c in (there, now))
+    tables = leaves(there), leaves(as_json(now))
+    before, after = ({key: value for key, value in t.items() if key not in CHANGEABLE} for t in tables)
     changed = [
         f"{key} ({before.get(key)} there, {after.get(key)} now)"
         for key in sorted(before.keys() | after.keys())
@@ -241,9 +344,8 @@ def _check_same(there: ConfigDict, now: ConfigDict, workdir: Path) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file at once or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    partial.replace(path)
+    with replacing(path) as file:
+        file.write(text.encode())
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -251,8 +353,8 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
-def provenance() -> dict[str, Any]:
-    """What a result came from: commit, versions, hardware."""
+def provenance(mesh: Mesh) -> dict[str, Any]:
+    """What a process works with: commit, versions, hardware, and how runs and batches are split over it."""
     devices = jax.devices()
     return {
         "format": FORMAT,
@@ -264,6 +366,8 @@ def provenance() -> dict[str, Any]:
         "devices": len(devices),
         "processes": jax.process_count(),
         "cpu_cores": parallel.cpu_cores(),
+        "mesh": list(mesh.devices.shape),
+        "xla_flags": os.environ.get("XLA_FLAGS"),
     }
 
 
@@ -320,30 +424,47 @@ def write_tables(directory: Path, outcomes: Mapping[str, Outcome], accuracy_curv
 
 
 def _write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    partial = path.with_suffix(".csv.partial")
-    with partial.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
+    with replacing(path.with_suffix(".csv")) as file:
+        text = io.TextIOWrapper(file, encoding="utf-8", newline="")
+        writer = csv.writer(text, lineterminator="\n")
         writer.writerow(rows[0])
         writer.writerows(row.values() for row in rows)
-    partial.replace(path.with_suffix(".csv"))
+        text.flush()
     path.with_suffix(".parquet").unlink(missing_ok=True)
     if importlib.util.find_spec("pyarrow"):
         import pyarrow
         import pyarrow.parquet
 
-        partial = path.with_suffix(".parquet.partial")
         table = pyarrow.table({column: [row[column] for row in rows] for column in rows[0]})
-        pyarrow.parquet.write_table(table, partial)
-        partial.replace(path.with_suffix(".parquet"))
+        with replacing(path.with_suffix(".parquet")) as file:
+            pyarrow.parquet.write_table(table, file)
 
 
 def write_params(directory: Path, network: str, outcome: Outcome) -> None:
     """Write the best run's parameters to `best/NETWORK`, and any final ones to `params/NETWORK/runN`."""
-    checkpoint.save_params(directory / "best" / network, outcome.best_params)
+    for name, params in _params(network, outcome):
+        checkpoint.save_params(directory / name, params)
+
+
+def _params(network: str, outcome: Outcome) -> Iterator[tuple[str, Any]]:
+    """The parameters that are results, by the name of their directory."""
+    yield f"best/{network}", outcome.best_params
     if outcome.final_params:
         for index in range(len(outcome.train_loss)):
             params = jax.tree.map(lambda leaf: leaf[index], outcome.final_params)  # noqa: B023
-            checkpoint.save_params(directory / "params" / network / f"run{outcome.first_run + index}", params)
+            yield f"params/{network}/run{outcome.first_run + index}", params
+
+
+def _check_params(directory: Path, network: str, outcome: Outcome) -> None:
+    """Refuse to call work finished whose parameters are not found as they were written."""
+    for name, params in _params(network, outcome):
+        try:
+            there = checkpoint.restore_params(directory / name)
+            same = all(jax.tree.leaves(jax.tree.map(lambda a, b: a.tobytes() == b.tobytes(), there, params)))
+        except Exception as error:  # Orbax and TensorStore have many
+            raise UserError(f"{directory / name} cannot be read back: {data.first_line(error)}") from error
+        if not same:
+            raise UserError(f"{directory / name} holds other parameters than were written to it")
 
 
 def summarize(outcome: Outcome) -> dict[str, Any]:

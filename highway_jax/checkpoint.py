@@ -15,6 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from highway_jax import parallel
+from highway_jax.files import check_path, replacing
 
 SUMS = "SHA256SUMS"
 
@@ -24,7 +25,11 @@ def save_params(path: str | os.PathLike, params: Any) -> None:
 
     They are written as host arrays, so that they can be read on a machine with other devices, and by the calling
     process alone.
+
+    Raises:
+      ValueError: for a path that cannot be stored under (`files.check_path`).
     """
+    check_path(path)
     this = jax.process_index()
     alone = ocp.options.MultiprocessingOptions(primary_host=this, active_processes={this})
     with ocp.StandardCheckpointer(multiprocessing_options=alone) as checkpointer:
@@ -52,9 +57,13 @@ class Checkpoints:
 
     Attributes:
       seconds: what the last complete save took, from its beginning to its end.
+
+    Raises:
+      ValueError: for a path that cannot be stored under (`files.check_path`).
     """
 
     def __init__(self, directory: str | os.PathLike, keep: int = 3):
+        check_path(directory)
         self.directory, self.keep = Path(directory).absolute(), keep
         self._first = jax.process_index() == 0
         if self._first:
@@ -110,15 +119,30 @@ class Checkpoints:
         """The notes of a checkpoint whose files are intact (see `damaged_file`)."""
         return self._orbax.metadata(self._path(step)).custom_metadata
 
-    def restore(self, step: int, like: Any) -> Any:
+    def restore(self, step: int, like: Any, rows: int = 0) -> Any:
         """Read a checkpoint whose files are intact (see `damaged_file`).
 
         Args:
           step: one of `steps()`.
-          like: a tree of the saved one's structure. A `jax.ShapeDtypeStruct` with a sharding becomes a
-            `jax.Array`; if its leading axis is shorter or longer than the saved one's, the array is cut
+          like: a tree of the saved one's structure, shapes and dtypes. A `jax.ShapeDtypeStruct` with a sharding
+            becomes a `jax.Array`; if its leading axis is shorter or longer than the saved one's, the array is cut
             or filled up with zeros. Any other leaf becomes a NumPy array.
+          rows: how many rows such a leading axis must have been saved with, at least.
+
+        Raises:
+          ValueError: if the checkpoint's arrays have other names, dtypes or shapes.
         """
+        saved, needed = _named(self._orbax.metadata(self._path(step)).item_metadata.tree), _named(like)
+        if strange := saved.keys() ^ needed.keys():
+            raise ValueError(f"checkpoint {step} is of another form: {min(strange)} is in it alone, or not in it")
+        for name, leaf in needed.items():
+            there, free = saved[name], isinstance(leaf, jax.ShapeDtypeStruct)  # free to differ in its leading axis
+            same = (len(there.shape), there.shape[free:]) == (len(leaf.shape), leaf.shape[free:])
+            if not same or there.dtype != leaf.dtype or (free and there.shape[0] < rows):
+                raise ValueError(
+                    f"checkpoint {step} is of another form: {name} is {there.dtype}{list(there.shape)} in it; "
+                    f"it must be {leaf.dtype}{list(leaf.shape)}"
+                )
 
         def how(leaf: Any) -> ocp.RestoreArgs:
             if isinstance(leaf, jax.ShapeDtypeStruct):
@@ -151,12 +175,17 @@ class Checkpoints:
             self._orbax.close()
 
 
+def _named(tree: Any) -> dict[str, Any]:
+    """A tree's leaves by their paths, whatever its containers are."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
 def write_sums(directory: Path, files: Iterable[Path]) -> None:
     """Write `directory/SHA256SUMS` for files in it, atomically, in the form that `sha256sum --check` reads."""
     lines = [f"{_sum(file)}  {file.relative_to(directory).as_posix()}\n" for file in sorted(files)]
-    partial = directory / f"{SUMS}.partial"
-    partial.write_text("".join(lines))
-    partial.replace(directory / SUMS)
+    with replacing(directory / SUMS) as sums:
+        sums.write("".join(lines).encode())
 
 
 def damaged_file(directory: Path, files: Iterable[Path]) -> str | None:

@@ -75,6 +75,7 @@ def sample(space: SearchSpace, key: jax.Array) -> Hyperparameters:
 
     keys = jax.random.split(key, 5)
     names = jnp.array([ACTIVATIONS.index(name) for name in space.activation], jnp.int32)
+    chosen = jax.random.randint(keys[3], (), 0, len(names), jnp.int32)
     return Hyperparameters(
         # Clipped because exp(log(rate)) can round to outside the range.
         learning_rate=jnp.clip(
@@ -82,7 +83,7 @@ def sample(space: SearchSpace, key: jax.Array) -> Hyperparameters:
         ),
         momentum=uniform(keys[1], space.momentum),
         decay=uniform(keys[2], space.decay),
-        activation=jax.random.choice(keys[3], names),
+        activation=names[chosen],
         transform_bias=uniform(keys[4], space.transform_bias),
     )
 
@@ -98,7 +99,7 @@ def sample_population(space: SearchSpace, seed: int, num_runs: int, first_run: i
     def draw(run: jax.Array) -> Hyperparameters:
         return sample(space, jax.random.split(jax.random.fold_in(key, run))[0])
 
-    return jax.jit(functools.partial(lax.map, draw))(first_run + jnp.arange(num_runs))
+    return jax.jit(functools.partial(lax.map, draw))(first_run + jnp.arange(num_runs, dtype=jnp.int32))
 
 
 def init_population(
@@ -259,7 +260,7 @@ def epoch_key(seed: int, epoch: int) -> jax.Array:
 
 def _keys(seed: int) -> jax.Array:
     """The two keys of a search: the runs' and the data's."""
-    return jax.random.split(jax.random.key(seed))
+    return jax.random.split(jax.random.key(seed, impl=training.PRNG))
 
 
 @jax.jit

@@ -18,6 +18,8 @@ from jax import lax
 from highway_jax import optim
 from highway_jax.data import Array, Split
 
+PRNG = "threefry2x32"  # of every key; JAX's default may be set to another
+
 
 @struct.dataclass
 class Hyperparameters:
@@ -92,7 +94,7 @@ def init(recipe: Recipe, hyperparameters: Hyperparameters, key: jax.Array, image
     Args:
       recipe: the recipe.
       hyperparameters: scalars.
-      key: the run's own random key.
+      key: the run's own random key, of the implementation `PRNG`.
       images: any batch of images; only its shape and dtype matter.
     """
     # A batch of one is enough to learn the shapes.
@@ -144,13 +146,13 @@ def train_epoch(recipe: Recipe, run: Run, batches: Split) -> tuple[Run, jax.Arra
     Returns:
       The run, and its mean cross entropy (nats) over the epoch, each batch's taken before its update.
     """
-    key = jax.random.fold_in(jax.random.wrap_key_data(run.key), run.epoch)
+    key = jax.random.fold_in(jax.random.wrap_key_data(run.key, impl=PRNG), run.epoch)
 
     def step(run: Run, numbered: tuple[jax.Array, Split]) -> tuple[Run, jax.Array]:
         number, batch = numbered
         return train_step(recipe, run, batch, jax.random.fold_in(key, number))
 
-    run, losses = lax.scan(step, run, (jnp.arange(len(batches.labels)), batches))
+    run, losses = lax.scan(step, run, (jnp.arange(len(batches.labels), dtype=jnp.int32), batches))
     return dataclasses.replace(run, epoch=run.epoch + 1), losses.mean()
 
 

@@ -34,7 +34,7 @@ cli.run(search.main, search.__doc__)
 
 
 def start(workdir: Path, processes: int, devices: int, *args: str) -> list[subprocess.Popen]:
-    """Begin, or go on with, the search in so many processes of so many devices each."""
+    """Begin, or go on with, the search in so many processes of so many devices each; NUMBER is the process's."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         coordinator = f"localhost:{free.getsockname()[1]}"
@@ -42,7 +42,10 @@ def start(workdir: Path, processes: int, devices: int, *args: str) -> list[subpr
     cluster = [f"--coordinator={coordinator}", f"--num_processes={processes}"] if processes > 1 else []
     return [
         subprocess.Popen(
-            command + cluster + [f"--process_id={number}"] * (processes > 1),
+            [
+                part.replace("NUMBER", str(number))
+                for part in command + cluster + ["--process_id=NUMBER"] * bool(cluster)
+            ],
             cwd=ROOT,
             env={**os.environ, "JAX_PLATFORMS": "cpu"},
             stdout=subprocess.PIPE,

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from experiments import cli, workdir
+from experiments import cli
 from experiments.search import choose_implementations
 from highway_jax import MLP, data, fused, parallel, search, training
 from highway_jax.activations import RELU, TANH
@@ -190,17 +190,6 @@ def test_a_search_takes_what_is_meant_for_its_networks_and_keeps_to_it():
     assert choose_implementations(config, networks, earlier={"plain": "fused"})["plain"] == mine
     config.implementation = "fused"
     assert choose_implementations(config, networks) == {"highway": mine, "plain": mine, "residual": "xla"}
-
-
-def test_provenance_says_what_computed_the_layers_before_and_after_a_stop(tmp_path):
-    config, directory = cli.load_config("digits_depth10")[1], tmp_path / "workdir"
-    with workdir.opened(directory, config, {"highway": "xla"}):
-        assert workdir.earlier_implementations(directory) is None
-    (directory / workdir.CHECKPOINTS).mkdir()
-    for now, so_far in ("xla", "xla"), ("fused", "xla, then fused"), ("fused", "xla, then fused"):
-        with workdir.opened(directory, config, {"highway": now}):
-            assert workdir.read_provenance(directory)["implementations"] == {"highway": so_far}
-            assert workdir.earlier_implementations(directory) == {"highway": now}
 
 
 def test_a_damaged_library_is_built_again(tmp_path, monkeypatch):

@@ -83,3 +83,10 @@ def test_a_search_of_two_processes_goes_on_in_one_with_eight_devices_and_is_the_
 def test_mistakes_are_explained(args, message, tmp_path):
     with pytest.raises(program.UserError, match=message):
         program.main(["--config=digits_depth10", f"--workdir={tmp_path}", *args])
+
+
+def test_processes_that_were_given_different_work_are_told_so(tmp_path):
+    for status, _, errors in hosts.end(hosts.start(tmp_path / "work", 2, 1, "--config.seed=NUMBER")):
+        assert status == 2
+        assert "error: process 1 has another config, other data or other layers than process 0" in errors
+    assert not (tmp_path / "work").exists()

@@ -47,5 +47,6 @@ def write_workdir(directory, curves, depth=10, finished=True, **changes):
     if finished:
         (directory / "summary.json").write_text(json.dumps(summary))
     about = {"format": workdir.FORMAT, "commit": "abc123", "versions": {"jax": "0.10.2"}}
+    about |= {"data_md5": {}, "implementations": {}, "earlier": []}
     (directory / "provenance.json").write_text(json.dumps(about))
     return directory

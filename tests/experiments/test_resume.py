@@ -12,7 +12,7 @@ import time
 import filelock
 import pytest
 
-from experiments import cli, search, trainer
+from experiments import cli, report, search, trainer
 from tests import faults
 
 
@@ -122,6 +122,29 @@ def test_a_process_that_got_ready_while_another_finished_leaves_its_results_alon
     monkeypatch.setattr(trainer.workdir, "finished", lambda *args: next(answers, finished(*args)))
     search.main([*faults.SEARCH, f"--workdir={workdir}"])
     assert {path: path.stat().st_mtime_ns for path in before} | {workdir: 0} == before | {workdir: 0}
+
+
+def test_settings_of_the_environment_change_nothing_and_every_process_is_recorded(
+    undisturbed, copied, monkeypatch, tmp_path
+):
+    """Half of the search is trained under JAX's defaults, the rest, draws included, under other ones."""
+    first = json.loads((copied / "provenance.json").read_text())
+    for name, value in {
+        "JAX_ENABLE_X64": "1", "JAX_DEFAULT_PRNG_IMPL": "rbg", "JAX_THREEFRY_PARTITIONABLE": "0",
+        "JAX_RANDOM_SEED_OFFSET": "7", "JAX_NUMPY_DTYPE_PROMOTION": "strict", "JAX_NUMPY_RANK_PROMOTION": "raise",
+        "JAX_DEBUG_NANS": "1", "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=true",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    status, _, errors = faults.finish(copied)
+    assert status == 0
+    assert "warning: JAX_ENABLE_X64 is True; results here are always of False\n" in errors
+    assert all(line.startswith("warning: JAX_") for line in errors.splitlines()), errors
+    assert faults.results(copied) == faults.results(undisturbed)
+    about = json.loads((copied / "provenance.json").read_text())
+    assert about["xla_flags"] == "--xla_cpu_multi_thread_eigen=true"
+    assert about["earlier"] == [{key: value for key, value in first.items() if key != "earlier"}]
+    report.main([f"{copied}", f"--output={tmp_path}"])
+    assert "earlier.process 1.xla_flags" in (tmp_path / "report.html").read_text()
 
 
 def test_a_fresh_start_is_allowed_where_it_is_one(tmp_path, capsys):

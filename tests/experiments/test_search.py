@@ -232,14 +232,6 @@ def test_groups_change_nothing_and_stopped_runs_go_no_further(tmp_path, capsys):
     np.testing.assert_array_equal(halved.test_accuracy, np.where(halved.epochs == 5, whole.test_accuracy, np.nan))
 
 
-def test_a_workdir_without_results_is_taken_over(tmp_path):
-    (tmp_path / "config.json").write_text('{"epochs": 7}')
-    args = ["--config=digits_depth10", "--config.num_runs=2", "--config.epochs=1", f"--workdir={tmp_path}"]
-    process = command(*args)
-    assert (process.returncode, process.stderr) == (0, "")
-    assert json.loads((tmp_path / "config.json").read_text())["epochs"] == 1
-
-
 def test_the_bias_is_told_of_networks_that_have_one(tmp_path):
     values = np.zeros(2, np.float32)
     outcome = workdir.Outcome(

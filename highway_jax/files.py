@@ -1,0 +1,58 @@
+"""Files that are written whole or not at all, and never through a link."""
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+# TensorStore takes a backslash for a slash and "name:/" for a storage service; Orbax looks for files by glob patterns.
+REFUSED = "\\*?["
+PARTIAL = ".*.partial"  # what a killed process can leave of a file
+
+
+@contextmanager
+def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
+    """A new file to write, which takes the place of `path` once the block has ended without an error.
+
+    A link at `path` is replaced; what it points to stays as it is.
+
+    Raises:
+      OSError: if the file cannot be written.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")
+    with partial.open("xb") as file:  # fails where anything has that name, a link included
+        try:
+            yield file
+            file.close()
+            partial.replace(path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+
+
+def check_path(path: str | os.PathLike) -> None:
+    """Refuse a path under which arrays would be stored elsewhere, or not found again.
+
+    Raises:
+      ValueError: if the absolute path has one of `\\ * ? [`, a character that cannot be printed, or a directory whose
+        name ends in a colon.
+    """
+    absolute = Path(path).absolute()
+    for part in absolute.relative_to(absolute.anchor).parts:
+        if any(character in REFUSED or not character.isprintable() for character in part) or part.endswith(":"):
+            raise ValueError(
+                f"path is {str(path)!r}, under which arrays cannot be stored: {part!r} must have none of "
+                f"{' '.join(REFUSED)}, nothing unprintable, and no colon at its end"
+            )
+
+
+def first_link(directory: Path) -> Path | None:
+    """The first symbolic link below a directory, which may be one itself, or None."""
+    for folder, names, files in os.walk(directory):
+        for name in sorted(names + files):
+            if (path := Path(folder, name)).is_symlink():
+                return path
+    return None

@@ -1,0 +1,293 @@
+"""What a workdir's work must not be mixed with: other data, another config, other settings, somebody else's files."""
+
+import contextlib
+import json
+import shutil
+import sys
+
+import numpy as np
+import pytest
+from tensorboard.backend.event_processing import event_accumulator
+
+from experiments import analyze, cli, results, search, settings, train, workdir
+from highway_jax import checkpoint, data
+from tests.tfds_files import MNIST, write_tfds
+
+SMALL = (
+    "--config=mnist_depth10", "--config.depth=3", "--config.num_runs=2", "--config.epochs=2", "--config.batch_size=10",
+    "--config.networks=highway", "--config.width.highway=5",
+)  # fmt: skip
+
+
+def write_data(folder, seed):
+    rng = np.random.default_rng(seed)
+    sizes = (40, 10)
+    splits = [(rng.integers(0, 256, (n, 28, 28, 1), dtype=np.uint8), rng.integers(0, 10, n)) for n in sizes]
+    write_tfds(folder, MNIST, *splits)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data_dirs(tmp_path_factory):
+    """Two copies of a data set that differ."""
+    return [write_data(tmp_path_factory.mktemp("data"), seed) for seed in (0, 1)]
+
+
+@contextlib.contextmanager
+def told_to_stop():
+    """Stands in for `cli.stop_requests`: a signal has come before the first epoch ends."""
+    request = cli.StopRequest()
+    request.signal = 15
+    yield request
+
+
+def stop_halfway(directory, monkeypatch, *args):
+    """A search with one epoch done."""
+    with monkeypatch.context() as patch, pytest.raises(cli.Interrupted):
+        patch.setattr(cli, "stop_requests", told_to_stop)
+        search.main([*SMALL, f"--workdir={directory}", *args])
+    return directory
+
+
+@pytest.fixture(scope="module")
+def finished(data_dirs, tmp_path_factory):
+    """A search on the first copy."""
+    directory = tmp_path_factory.mktemp("finished") / "work"
+    search.main([*SMALL, f"--config.data_dir={data_dirs[0]}", f"--workdir={directory}"])
+    return directory
+
+
+def contents(directory):
+    """Every file and what is in it; links as what they point to."""
+    return {
+        path: path.readlink() if path.is_symlink() else path.read_bytes()
+        for path in directory.rglob("*")
+        if path.is_symlink() or path.is_file()
+    }
+
+
+def refused(program, *args, monkeypatch, capsys, untouched=()):
+    """What a program says of something that it does not do, leaving directories as they are."""
+    before = [contents(directory) for directory in untouched]
+    monkeypatch.setattr(sys, "argv", [program.__name__, *map(str, args)])
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        cli.run(program.main, program.__doc__)
+    errors = capsys.readouterr().err
+    assert (stop.value.code, errors.count("\n"), errors[:7]) == (2, 1, "error: "), errors
+    assert [contents(directory) for directory in untouched] == before
+    return errors
+
+
+@pytest.fixture
+def refuse(monkeypatch, capsys):
+    def function(program, *args, untouched=()):
+        return refused(program, *args, monkeypatch=monkeypatch, capsys=capsys, untouched=untouched)
+
+    return function
+
+
+OTHER_DATA = "was made with other data: the MD5 of 'train' is "
+
+
+def test_a_search_on_one_data_set_does_not_go_on_on_another(data_dirs, refuse, monkeypatch, tmp_path):
+    mine, other = (f"--config.data_dir={folder}" for folder in data_dirs)
+    directory = stop_halfway(tmp_path / "work", monkeypatch, mine)
+    about = json.loads((directory / "provenance.json").read_text())
+    assert set(about["data_md5"]) == {"train", "test"}
+    workdir_flag = f"--workdir={directory}"
+    assert OTHER_DATA in refuse(search, *SMALL, other, workdir_flag, untouched=[directory])
+    # Whatever its tables say, a checkpoint knows what it is of.
+    dataset = data.load("mnist", str(data_dirs[1]))
+    swapped = {"train": data.md5(dataset.train), "test": data.md5(dataset.test)}
+    (directory / "provenance.json").write_text(json.dumps(about | {"data_md5": swapped}))
+    said = refuse(search, *SMALL, other, workdir_flag)
+    assert "checkpoints/highway: checkpoint 1 is of another config or other data than the workdir" in said
+    (directory / "provenance.json").write_text(json.dumps(about))
+    search.main([*SMALL, mine, workdir_flag])
+    assert json.loads((directory / "provenance.json").read_text())["data_md5"] == about["data_md5"]
+
+
+def test_results_of_one_data_set_are_not_shown_repeated_or_analyzed_with_another(data_dirs, refuse, finished, tmp_path):
+    other = data_dirs[1]
+    asked = [*SMALL, f"--config.data_dir={other}", f"--workdir={finished}"]
+    assert OTHER_DATA in refuse(search, *asked, untouched=[finished])
+    again = [f"--from_search={finished}", "--network=highway", "--rank=1", f"--workdir={tmp_path}/again"]
+    assert OTHER_DATA in refuse(train, *again, f"--config.data_dir={other}", untouched=[finished])
+    assert OTHER_DATA in refuse(analyze, f"--workdir={finished}", f"--data_dir={other}", untouched=[finished])
+    train.main([*again, f"--config.data_dir={data_dirs[0]}"])
+
+
+def test_another_searchs_checkpoints_are_refused(data_dirs, refuse, monkeypatch, tmp_path):
+    mine = f"--config.data_dir={data_dirs[0]}"
+    directory, other = (
+        stop_halfway(tmp_path / str(seed), monkeypatch, mine, f"--config.seed={seed}") for seed in (0, 1)
+    )
+    shutil.rmtree(directory / "checkpoints")
+    shutil.copytree(other / "checkpoints", directory / "checkpoints")
+    said = refuse(search, *SMALL, mine, f"--workdir={directory}", untouched=[directory])
+    assert "checkpoint 1 is of another config or other data than the workdir" in said
+
+
+@pytest.mark.parametrize("change", ["implementation=fused", "runs_per_batch=2", "matmul_precision=bfloat16", "seed=1"])
+def test_what_changes_numbers_does_not_change_when_a_search_goes_on(change, data_dirs, refuse, monkeypatch, tmp_path):
+    mine = f"--config.data_dir={data_dirs[0]}"
+    directory = stop_halfway(tmp_path / "work", monkeypatch, mine, "--config.implementation=xla")
+    args = [*SMALL, mine, "--config.implementation=xla", f"--config.{change}", f"--workdir={directory}"]
+    said = refuse(search, *args, untouched=[directory])
+    assert f"which holds work of another config: {change.partition('=')[0]} (" in said
+
+
+def test_layers_are_computed_as_before_or_not_at_all(data_dirs, refuse, monkeypatch, tmp_path):
+    mine = f"--config.data_dir={data_dirs[0]}"
+    directory = stop_halfway(tmp_path / "work", monkeypatch, mine)
+    about = json.loads((directory / "provenance.json").read_text())
+    before = about["implementations"]["highway"]
+    monkeypatch.setattr(search, "choose_implementations", lambda *args: {"highway": "another"})
+    said = refuse(search, *SMALL, mine, f"--workdir={directory}", untouched=[directory])
+    assert f"the implementation of its highway layers is {before!r}, here it is 'another'" in said
+
+
+def test_every_setting_that_is_pinned_exists():
+    settings.pin()  # JAX raises an error for a name that it does not know
+
+
+@pytest.mark.parametrize("name", ["learning_rate", "activation", "transform_bias"])
+def test_a_run_is_repeated_only_with_the_hyperparameters_of_the_table(name, data_dirs, refuse, finished, tmp_path):
+    changed = shutil.copytree(finished, tmp_path / "changed")
+    (changed / "SHA256SUMS").unlink()
+    header, *rows = [line.split(",") for line in (changed / "runs.csv").read_text().splitlines()]
+    column = header.index(name)
+    for row in rows:
+        row[column] = {"relu": "tanh", "tanh": "relu"}.get(row[column], "0.123")
+    (changed / "runs.csv").write_text("".join(",".join(row) + "\n" for row in [header, *rows]))
+    args = [f"--from_search={changed}", "--run=1", f"--config.data_dir={data_dirs[0]}", f"--workdir={tmp_path}/again"]
+    said = refuse(train, *args, untouched=[changed])
+    assert f"runs.csv: {name} of highway run 1 is {rows[1][column]}, but the workdir's config gives " in said
+
+
+@pytest.mark.parametrize("file", ["config.json", "notes.txt", "provenance.json", "data/x.bin"])
+def test_a_directory_of_something_else_is_refused_and_left_alone(file, refuse, tmp_path):
+    (tmp_path / "work/data").mkdir(parents=True)
+    (tmp_path / "work" / file).write_text('{"epochs": 7}')
+    said = refuse(search, *SMALL, f"--workdir={tmp_path}/work", untouched=[tmp_path])
+    assert "so it is no workdir of this program" in said or "was written by another version" in said
+    assert sorted(path.name for path in tmp_path.rglob("*")) == sorted({"work", "data", file.split("/")[-1]})
+
+
+def test_what_a_killed_process_leaves_at_the_very_beginning_is_no_hindrance(data_dirs, tmp_path):
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work/.lock").touch()
+    (tmp_path / "work/.provenance.json.0123.partial").write_text("{")
+    search.main([*SMALL, f"--config.data_dir={data_dirs[0]}", f"--workdir={tmp_path}/work"])
+    assert not list((tmp_path / "work").glob("*.partial"))
+    assert results.load(tmp_path / "work").summary
+
+
+LINKS = ("config.json", "runs.csv", ".lock", "checkpoints", "best", "tensorboard", "figure1.png", "config.json.partial")
+
+
+@pytest.mark.parametrize("name", LINKS)
+def test_a_search_does_not_write_through_links(name, data_dirs, refuse, monkeypatch, tmp_path):
+    mine = f"--config.data_dir={data_dirs[0]}"
+    directory = stop_halfway(tmp_path / "work", monkeypatch, mine)
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "file").write_text("{}")
+    path = directory / name
+    if path.is_dir():
+        path.rename(precious / name)
+    else:
+        path.unlink(missing_ok=True)
+    path.symlink_to(precious / name if (precious / name).exists() else precious / "file")
+    said = refuse(search, *SMALL, mine, f"--workdir={directory}", untouched=[tmp_path])
+    assert name == "config.json" or f"holds a symbolic link, '{path}'" in said
+
+
+def test_reports_and_analyses_replace_links_and_do_not_follow_them(data_dirs, finished, tmp_path):
+    received = shutil.copytree(finished, tmp_path / "received")
+    precious = tmp_path / "precious"
+    precious.write_text("precious")
+    names = ("report.html", "report_figure1.png", "analysis.json", "figure2.png", "report.html.partial")
+    for name in names:
+        (received / name).symlink_to(precious)
+    analyze.main([f"--workdir={received}", f"--data_dir={data_dirs[0]}"])  # writes a report too
+    assert precious.read_text() == "precious"
+    assert [(received / name).is_symlink() for name in names] == [False] * 4 + [True]
+    json.loads((received / "analysis.json").read_text())
+
+
+@pytest.mark.parametrize("name", ["a\\b", "a*b", "a?", "[a]", "a\nb", "gs:", "\udcff"])
+def test_a_path_that_arrays_cannot_be_stored_under_is_refused_at_the_start(name, refuse, tmp_path):
+    said = refuse(search, *SMALL, f"--workdir={tmp_path}/{name}/work", untouched=[tmp_path])
+    assert "under which arrays cannot be stored" in said
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ValueError, match="under which arrays cannot be stored"):
+        checkpoint.save_params(tmp_path / name / "params", {"a": np.zeros(3)})
+    with pytest.raises(ValueError, match="under which arrays cannot be stored"):
+        checkpoint.Checkpoints(tmp_path / name / "checkpoints")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["a b", "ü", "a:b", "a%20b", "a#b", "$HOME"])
+def test_other_paths_give_back_what_was_stored(name, tmp_path):
+    params = {"a": np.arange(3.0)}
+    checkpoint.save_params(tmp_path / name / "params", params)
+    np.testing.assert_array_equal(checkpoint.restore_params(tmp_path / name / "params")["a"], params["a"])
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_search_is_finished_once_its_parameters_can_be_read_back(data_dirs, refuse, monkeypatch, tmp_path):
+    save = checkpoint.save_params
+    monkeypatch.setattr(checkpoint, "save_params", lambda path, params: save(path, {"lost": np.zeros(3)}))
+    args = [*SMALL, f"--config.data_dir={data_dirs[0]}", f"--workdir={tmp_path}/work"]
+    assert "best/highway" in refuse(search, *args)
+    assert not (tmp_path / "work/SHA256SUMS").exists()
+    monkeypatch.undo()
+    search.main(args)
+    assert (tmp_path / "work/SHA256SUMS").exists()
+
+
+def test_a_workdir_does_not_say_where_data_are_read(data_dirs, refuse, finished, tmp_path):
+    """`config.json` may be a stranger's, and its data_dir too."""
+    assert json.loads((finished / "config.json").read_text())["data_dir"] == str(data_dirs[0])
+    args = f"--from_search={finished}", "--run=1", f"--workdir={tmp_path}/again"
+    for said in refuse(analyze, f"--workdir={finished}"), refuse(train, *args):
+        assert "dataset 'mnist' is not prepared in " in said
+        assert str(data_dirs[0]) not in said
+
+
+def test_runs_to_come_are_not_reported(data_dirs, tmp_path, capsys):
+    args = [*SMALL, f"--config.data_dir={data_dirs[0]}", f"--workdir={tmp_path}/work", "--config.tensorboard=True"]
+    search.main([*args, "--config.num_runs=3", "--config.runs_in_memory=1", "--config.search.learning_rate=0.01"])
+    said = capsys.readouterr()
+    assert said.err == ""
+    events = event_accumulator.EventAccumulator(f"{tmp_path}/work/tensorboard/highway").Reload()
+    for name in ("best_loss", "top10_mean_loss", "median_loss"):
+        values = [event.value for event in events.Scalars(name)]
+        assert len(values) == 6 and np.isfinite(values).all()
+
+
+def test_images_held_out_for_validation_are_not_analyzed(tmp_path):
+    args = ["--config=digits_conv", "--config.stages=('conv 4 3x3 /4', '2 highway 3x3')", "--config.num_runs=1"]
+    args += ["--config.epochs=1", "--config.boundaries=()", "--config.validation=100", f"--workdir={tmp_path}/work"]
+    train.main(args)
+    analyze.main([f"--workdir={tmp_path}/work"])
+    found = json.loads((tmp_path / "work/analysis.json").read_text())
+    assert (found["images"], sum(found["gates"]["class_size"])) == (1400, 1400)
+
+
+def test_finished_work_of_the_format_before_can_be_read_but_not_gone_on_with(
+    data_dirs, refuse, finished, monkeypatch, tmp_path
+):
+    mine = f"--config.data_dir={data_dirs[0]}"
+    for directory in (
+        shutil.copytree(finished, tmp_path / "finished"),
+        stop_halfway(tmp_path / "halfway", monkeypatch, mine),
+    ):
+        path = directory / "provenance.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"format": workdir.FORMAT - 1}))
+    (tmp_path / "finished/SHA256SUMS").unlink()
+    assert results.load(tmp_path / "finished").summary
+    said = refuse(search, *SMALL, mine, f"--workdir={tmp_path}/halfway", untouched=[tmp_path])
+    assert "was written by another version, in format 3; this version reads format 4" in said
