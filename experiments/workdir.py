@@ -279,8 +279,8 @@ def check_data(workdir: Path, about: Mapping[str, Any], data_md5: Mapping[str, s
 
 def _earlier(before: dict[str, Any], now: dict[str, Any]) -> list[dict[str, Any]]:
     """What processes used that worked on it before, in order, where it is not what the next one used."""
-    earlier: list[dict[str, Any]] = before.pop("earlier", [])
-    return [*earlier, before] if before and before != now else earlier
+    last = {key: value for key, value in before.items() if key not in ("earlier", "seconds")}
+    return before.get("earlier", []) + [last] * (bool(last) and last != now)
 
 
 def finish(workdir: Path, outcomes: Mapping[str, Outcome], figures: Mapping[str, Figure]) -> dict[str, Any]:

@@ -62,6 +62,34 @@ def test_a_population_comes_back_cut_or_filled_up_to_what_other_devices_share(ru
     assert (kernel[4:] == 0).all()
 
 
+@pytest.mark.parametrize(
+    ("like", "message"),
+    [
+        ({"kernel": jax.ShapeDtypeStruct((4, 5), np.float32)}, "population/kernel is float32.4, 3. in it; it must be"),
+        ({"kernel": jax.ShapeDtypeStruct((4, 3), np.uint32)}, "it must be uint32.4, 3."),
+        ({"kernel": jax.ShapeDtypeStruct((4,), np.float32)}, "it must be float32.4."),
+        ({"kernel": np.zeros((5, 3), np.float32)}, "it must be float32.5, 3."),
+        ({}, "population/kernel is in it alone, or not in it"),
+        ({"kernel": np.zeros((4, 3), np.float32), "bias": np.zeros(4)}, "population/bias is in it alone, or not in it"),
+    ],
+)
+def test_a_checkpoint_of_another_form_is_refused(like, message, checkpoints):
+    checkpoints.save(1, tree(4), {})
+    checkpoints.wait()
+    with pytest.raises(ValueError, match=f"checkpoint 1 is of another form: .*{message}"):
+        checkpoints.restore(1, tree(4) | {"population": like})
+
+
+def test_a_checkpoint_of_too_few_rows_is_refused(checkpoints):
+    checkpoints.save(1, tree(4), {})
+    checkpoints.wait()
+    split = NamedSharding(parallel.runs_mesh(jax.devices()[:1]), PartitionSpec(parallel.RUNS))
+    like = tree(4) | {"population": {"kernel": jax.ShapeDtypeStruct((6, 3), jnp.float32, sharding=split)}}
+    assert checkpoints.restore(1, like, rows=4)["population"]["kernel"].shape == (6, 3)
+    with pytest.raises(ValueError, match="it must be float32"):
+        checkpoints.restore(1, like, rows=5)
+
+
 def test_what_a_killed_process_left_is_removed(tmp_path):
     (tmp_path / "checkpoints/000007").mkdir(parents=True)
     (tmp_path / "checkpoints/000008.orbax-checkpoint-tmp").mkdir()

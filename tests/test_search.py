@@ -94,6 +94,22 @@ def test_the_seed_decides_everything():
     assert (first != other).all()
 
 
+@pytest.mark.parametrize("setting", [jax.enable_x64(True), jax.default_prng_impl("rbg")], ids=["x64", "rbg"])
+def test_settings_of_jax_change_no_draw_and_no_order(setting):
+    mesh = parallel.runs_mesh(jax.devices()[:1])
+
+    def drawn():
+        batches = data.shuffled_batches(DIGITS.train, search.epoch_key(5, 2), 50)
+        return jax.device_get((population_of(6, mesh, seed=5), batches.labels))
+
+    usual = drawn()
+    jax.clear_caches()  # what is compiled is compiled for a setting
+    with setting:
+        there = drawn()
+    jax.tree.map(np.testing.assert_array_equal, there, usual)
+    assert [leaf.dtype for leaf in jax.tree.leaves(there)] == [leaf.dtype for leaf in jax.tree.leaves(usual)]
+
+
 losses = arrays(
     np.float32,
     st.tuples(st.integers(1, 12), st.integers(1, 5)),
