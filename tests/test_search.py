@@ -99,8 +99,8 @@ def test_settings_of_jax_change_no_draw_and_no_order(setting):
     mesh = parallel.runs_mesh(jax.devices()[:1])
 
     def drawn():
-        batches = data.shuffled_batches(DIGITS.train, search.epoch_key(5, 2), 50)
-        return jax.device_get((population_of(6, mesh, seed=5), batches.labels))
+        batches = data.shuffled_batches(DIGITS.train, search.epoch_key(7, 2), 50)
+        return jax.device_get((population_of(12, mesh, seed=7), batches.labels))
 
     usual = drawn()
     jax.clear_caches()  # what is compiled is compiled for a setting
