@@ -222,7 +222,9 @@ def analysis(search: Result) -> list[Picture]:
         raise UserError(f"{path} is damaged: it must have captions; experiments.analyze writes it again")
     figures = {name: search.directory / Path(name).name for name in captions}
     return [
-        Picture(name, figure.read_bytes(), str(captions[name])) for name, figure in figures.items() if figure.is_file()
+        Picture(name, figure.read_bytes(), str(captions[name]))
+        for name, figure in figures.items()
+        if figure.is_file() and not figure.is_symlink()  # a link could bring any file into the page
     ]
 
 

@@ -1,5 +1,6 @@
 """What a workdir's work must not be mixed with: other data, another config, other settings, somebody else's files."""
 
+import base64
 import contextlib
 import json
 import shutil
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing import event_accumulator
 
-from experiments import analyze, cli, results, search, settings, train, workdir
+from experiments import analyze, cli, report, results, search, settings, train, workdir
 from highway_jax import checkpoint, data
 from tests.tfds_files import MNIST, write_tfds
 
@@ -215,6 +216,10 @@ def test_reports_and_analyses_replace_links_and_do_not_follow_them(data_dirs, fi
     assert precious.read_text() == "precious"
     assert [(received / name).is_symlink() for name in names] == [False] * 4 + [True]
     json.loads((received / "analysis.json").read_text())
+    (received / "figure2.png").unlink()
+    (received / "figure2.png").symlink_to(precious)
+    report.main([str(received)])
+    assert base64.b64encode(b"precious").decode() not in (received / "report.html").read_text()
 
 
 @pytest.mark.parametrize("name", ["a\\b", "a*b", "a?", "[a]", "a\nb", "gs:", "\udcff"])
