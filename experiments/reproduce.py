@@ -5,7 +5,7 @@
     python -m experiments.reproduce --what=table1,gates,very_deep
 
 Without --what nothing is trained: docs/reproduction.md, its figure and the README's first screen are written again,
-from results/ alone.
+from results/ and, for the README's line about speed, benchmarks/results.
 
 --what=NAME,...        what to run or to go on with, in this order: figure1 (Section 3.1), table1, table2, table3, gates
                        (Figures 2 to 4, of the searches at depth 50), very_deep (more than 1000 layers); and where
@@ -33,17 +33,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from absl import flags
 from PIL import Image
 
-from experiments import cli, reproduction_page, results, workdir
+from experiments import claims, cli, reproduction_page, results, workdir
 from experiments.cli import UserError
+from experiments.results import NetworkResult
+from highway_jax import search
 
 ROOT = Path(__file__).parents[1]
 # How a program of ours ends that was asked to stop; negative: before it could do so in order.
 STOPPED = {128 + signal.SIGINT, 128 + signal.SIGTERM, -signal.SIGINT, -signal.SIGTERM}
 LARGE = 20_000  # rows of curves.csv; more are thinned
-WHOLE_CURVES = 10  # of the best runs of each network, which figures show, every epoch is kept
+WHOLE_CURVES = 10  # of the best runs of each network, and of those that ever led, every epoch is kept
 THIN = 20  # of the other runs every so many epochs, and the first, the best, the last and the first not finite
 # Of a depth's search on a CPU: the worse half of the runs stops every five epochs, until ten are left.
 HALVED = ("search.halving.every=5", "search.halving.at_least=10")
@@ -254,33 +257,39 @@ def collect(directory: Path, destination: Path) -> None:
             Image.open(path).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(destination / path.name)
     with (directory / "curves.csv").open(newline="") as file:
         header, *rows = csv.reader(file)
-    with (directory / "runs.csv").open(newline="") as file:
-        runs = {(run["network"], run["run"]): run for run in csv.DictReader(file)}
+    if len(rows) > LARGE:
+        rows = thinned(header, rows, results.load(directory).networks)
     with (destination / "curves.csv").open("w", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows([header, *thinned(header, rows, runs)])
+        csv.writer(file, lineterminator="\n").writerows([header, *rows])
 
 
-def thinned(header: list[str], rows: list[list[str]], runs: dict[tuple[str, str], dict[str, str]]) -> list[list[str]]:
-    """Fewer rows of a large `curves.csv`: as many as its figures and its `runs.csv` follow from.
+def thinned(header: list[str], rows: list[list[str]], networks: dict[str, NetworkResult]) -> list[list[str]]:
+    """The rows of a `curves.csv` from which its figures, its `runs.csv` and every number of the page follow."""
+    keep = {network: needed(runs) for network, runs in networks.items()}
+    network, run, epoch = map(header.index, ("network", "run", "epoch"))
+    return [
+        row
+        for row in rows
+        if row[network] in keep
+        and keep[row[network]][int(row[run]) - networks[row[network]].run[0], int(row[epoch]) - 1]
+    ]
 
-    Args:
-      header, rows: of `curves.csv`.
-      runs: the rows of `runs.csv`, by network and run.
+
+def needed(runs: NetworkResult) -> np.ndarray:
+    """(runs, epochs) bool: which losses are kept.
+
+    `claims.Best` may compare depths after fewer epochs than a search has had; so the runs that led then are kept whole.
     """
-    if len(rows) <= LARGE:
-        return rows
-    kept, lost = [], set()
-    for row in rows:
-        fields = dict(zip(header, row, strict=True))
-        key, epoch = (fields["network"], fields["run"]), int(fields["epoch"])
-        run = runs[key]
-        first_lost = fields["train_loss"] == "inf" and key not in lost
-        if first_lost:
-            lost.add(key)
-        landmark = epoch in (1, int(run["best_epoch"]), int(run["epochs"])) or first_lost
-        if int(run["rank"]) <= WHOLE_CURVES or epoch % THIN == 0 or landmark:
-            kept.append(row)
-    return kept
+    curves, each = runs.curves, np.arange(len(runs.run))
+    ranking = search.rank(curves)
+    keep = np.zeros(curves.shape, bool)
+    keep[:, 0] = keep[:, THIN - 1 :: THIN] = True
+    for epoch in ranking.best_epoch, ranking.epochs:
+        keep[each, np.maximum(epoch, 1) - 1] = True
+    keep[each, np.isinf(curves).argmax(axis=1)] = True
+    keep[runs.rank <= WHOLE_CURVES] = True
+    keep[claims.leaders(curves)] = True
+    return keep
 
 
 def _rounded(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""docs/reproduction.md, its Figure 1, and the README's table of claims: what `results/` says, and nothing else."""
+"""docs/reproduction.md, its Figure 1, and the README's first screen: what was measured says, and nothing else."""
 
 import dataclasses
 import re
@@ -9,11 +9,18 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from experiments import claims, findings, report, results, tables, workdir
+from experiments import claims, findings, observations, report, results, tables, workdir
+from experiments.findings import listed
 from experiments.results import Result
 from highway_jax import plotting
+from highway_jax.plotting import number
 
 DEPTHS = (10, 20, 50, 100)
+EXACT = (  # a property that tests hold, and no number of a run
+    "**Exact resume and replay:** a search that was stopped or killed resumes, and ends with the results of one that "
+    "never stopped, to the last bit; on a CPU, a run that is trained again alone repeats exactly "
+    "([tests](tests/experiments/test_resume.py))."
+)
 BETWEEN = re.compile(r"(?<=<!-- claims -->\n).*(?=<!-- /claims -->)", re.DOTALL)  # of the README
 DATA = {  # MD5 of the training set, as `data.md5` has it
     "a54d59b5fad9aa93751c3618b95cad3d": "MNIST (TFDS 3.0.1, lossless)",
@@ -22,7 +29,7 @@ DATA = {  # MD5 of the training set, as `data.md5` has it
 
 
 def write(root: Path) -> list[Path]:
-    """Write the page, its figure and the README's table; returns what was written."""
+    """Write the page, its figure and the README's first screen; returns what was written."""
     found = load(root / "results")
     searches = by_depth(found, "figure1")
     written = []
@@ -42,7 +49,7 @@ def texts(root: Path, found: Mapping[str, Result]) -> dict[Path, str]:
     judged = judge(root / "results", found)
     return {
         root / "docs" / "reproduction.md": page(root / "results", found, judged),
-        readme: BETWEEN.sub(lambda _: f"\n{summary(found, judged)}\n", readme.read_text()),
+        readme: BETWEEN.sub(lambda _: f"\n{first_screen(root, found, judged)}\n", readme.read_text()),
     }
 
 
@@ -108,7 +115,7 @@ def page(directory: Path, found: Mapping[str, Result], judged: list[claims.Claim
         slower=slower_table(found),
         tanh=tanh_table(directory),
         tanh_search=found.get("gates_tanh"),
-        number=plotting.number,
+        number=number,
         origins=origins(found),
         state=findings.state,
     )
@@ -122,32 +129,100 @@ def claims_table(judged: list[claims.Claim]) -> str:
     )
 
 
-def summary(found: Mapping[str, Result], judged: list[claims.Claim]) -> str:
-    """The README's first screen: Figure 1, what was judged of the claims, and how many were not."""
-    shown = [claim for claim in judged if claim.verdict != claims.NOT_RUN or "epochs" in claim.evidence]
-    more = f"{len(judged) - len(shown)} further claims have not been run."
-    searches = _finished(by_depth(found, "figure1"))
+def first_screen(root: Path, found: Mapping[str, Result], judged: list[claims.Claim]) -> str:
+    """The README's: Figure 1, what stands out in a line each, and how many of the paper's claims hold."""
+    verdicts = [claim.verdict for claim in judged]
+    holds, fails, open_ = (verdicts.count(verdict) for verdict in (claims.HOLDS, claims.FAILS, claims.NOT_RUN))
+    failed = next((f' (one is "{claim.words}")' for claim in judged if claim.verdict == claims.FAILS), "")
+    tally = (
+        f"Of the paper's {len(judged)} claims, {holds} hold here, {fails} do not{failed}, and {open_} have not been "
+        "run. [docs/reproduction.md](docs/reproduction.md) lists them all with their numbers."
+    )
+    lines = [_depth(found), _speed(root / "benchmarks" / "results"), _very_deep(found), EXACT, _inside(found)]
+    points = "\n".join(f"- {line}" for line in lines if line)
+    return "\n\n".join(part for part in (_figure(_finished(by_depth(found, "figure1"))), points, tally) if part)
+
+
+def _figure(searches: Mapping[int, Result]) -> str:
+    """Figure 1 and its caption."""
     if not searches:
-        return more
-    alike: dict[tuple[int, int], list[int]] = {}
-    for depth, search in searches.items():
-        alike.setdefault((search.config.num_runs, search.config.epochs), []).append(depth)
-    sizes = [f"{r} runs of each network and {e} epochs at depth {findings.listed(d)}" for (r, e), d in alike.items()]
-    halving = next(iter(searches.values())).config.search.halving
+        return ""
+    configs = [search.config for search in searches.values()]
+    runs, epochs = (_range({config[key] for config in configs}) for key in ("num_runs", "epochs"))
+    halving = configs[0].search.halving
     early = ""
     if halving.every:
-        early = f"; the worse half stopped every {halving.every} epochs, until {halving.at_least} runs were left"
-    seconds = sum(sum(search.provenance["seconds"].values()) for search in searches.values())
+        early = f" Every {halving.every} epochs the worse half of the runs stopped, until {halving.at_least} were left."
+    seconds = sum(sum(search.provenance.get("seconds", {}).values()) for search in searches.values())
     device = _device(next(iter(searches.values())).provenance)
-    cost = f"{findings.duration(seconds)} on {device}"
-    caption = f"Figure 1 of the paper, run again on MNIST: {findings.listed(sizes)}{early}; {cost}."
-    picture = "![Best training curves at every depth, and the mean of the best ten against depth](results/figure1.png)"
-    equal = "Section 3.1's rows compare depths after equal epochs."
+    return (
+        "![Best training curves at every depth, and the mean of the best ten against depth](results/figure1.png)\n\n"
+        f"*Figure 1 of the paper on MNIST: the best of {runs} runs of each network after {epochs} epochs (the paper: "
+        f"{claims.EPOCHS}).{early} All of it took {findings.duration(seconds)} on {device}.*"
+    )
+
+
+def _depth(found: Mapping[str, Result]) -> str:
+    """How much lower the loss of highway networks is at 100 layers; empty if it is not."""
+    search = found.get("figure1_depth100")
+    if search is None or search.summary is None or not {"highway", "plain"} <= search.networks.keys():
+        return ""
+    highway, plain = (float(search.networks[network].best_loss.min()) for network in ("highway", "plain"))
+    if not 0 < highway < plain < np.inf:
+        return ""
+    return (
+        f"**Depth:** at 100 layers, {_times(plain / highway)} times lower training loss than plain networks "
+        f"({number(highway)} against {number(plain)}; the best of {search.config.num_runs} runs of each, "
+        f"{search.config.epochs} epochs of MNIST)."
+    )
+
+
+def _speed(measured: Path) -> str:
+    """How much faster than PyTorch a population trains, on every device where that was measured at depth 100."""
+    devices = []
+    for path in sorted(measured.glob("population_*_depth100.json")):
+        timing = results.read_json(path)
+        ms = {name: contender["ms"] for name, contender in timing["contenders"].items() if "ms" in contender}
+        if not {"ours", "torch_loop"} <= ms.keys():
+            continue
+        loop, *batched = (_times(ms[name] / ms["ours"]) for name in ("torch_loop", "torch_bmm") if name in ms)
+        count, device = timing["contenders"]["ours"]["device"].split(" x ")
+        on = f"{count} CPU cores" if device == "cpu" else f"{count} {device}"
+        aside = f" ({batched[0]} times as fast as PyTorch batched by hand)" if batched else ""
+        devices.append(f"{loop} times as fast on {on}{aside}")
+    if not devices:
+        return ""
+    return (
+        f"**Speed:** compared with a loop over PyTorch modules, {timing['work']['runs']} networks of "
+        f"{timing['work']['depth']} layers train {listed(devices)}; from [benchmarks](docs/performance.md), not the "
+        "figure's runs."
+    )
+
+
+def _very_deep(found: Mapping[str, Result]) -> str:
+    """How far networks of more than a thousand layers get; empty unless they have not stalled."""
+    search = found.get("very_deep")
+    if search is None or claims.very_deep(search).verdict != claims.HOLDS:
+        return ""
+    runs = search.networks["highway"]
+    return (
+        f"**{search.depth:,} layers:** the best of {len(runs.run)} highway networks gets from loss "
+        f"{number(claims.CHANCE)} (guessing) to {number(runs.best_loss.min())} in {runs.best_epoch[runs.order[0]]} "
+        "epochs of MNIST (a separate search, not the figure's)."
+    )
+
+
+def _inside(found: Mapping[str, Result]) -> str:
+    """What lesions say of the figure's network of 50 layers; empty if it was not looked into."""
     looked = analysis(found["figure1_depth50"].directory) if "figure1_depth50" in found else None
-    if looked:
-        equal += f" Section 4's are of one network, our best of 50 layers: {looked['hyperparameters']['activation']}, "
-        equal += f"gates that began at {looked['hyperparameters']['transform_bias']:.2f}."
-    return f"{picture}\n\n*{caption}*\n\n{claims_table(shown)}\n\n{equal} {more}"
+    if looked is None:
+        return ""
+    return (
+        "**Inside the gates:** figures and lesions of any highway network; the figure's best 50-layer network can lose "
+        f"{looked['summary']['droppable_layers']} of its {len(looked['lesions']['error'])} highway layers at once "
+        f"before its error on the {looked['images']:,} training images rises by more than {observations.TOLERATED:.0%} "
+        "([more](docs/gates.md))."
+    )
 
 
 def figure1_table(searches: Mapping[int, Result]) -> str:
@@ -165,9 +240,10 @@ def figure1_table(searches: Mapping[int, Result]) -> str:
                 (
                     depth,
                     network,
-                    plotting.number(runs.best_loss[best]),
-                    *(plotting.number(runs.mean_of_best(count)) for count in (10, max(1, len(runs.run) // 10))),
-                    plotting.number(np.median(runs.best_loss)),
+                    number(runs.best_loss[best]),
+                    number(runs.mean_of_best(10)) if len(runs.run) >= 10 else "",
+                    number(runs.mean_of_best(max(1, len(runs.run) // 10))),
+                    number(np.median(runs.best_loss)),
                     *(_epochs(claims.epochs_to(loss, runs.curve(runs.run[best]))) for loss in (0.1, 0.01, 0.001)),
                     f"{runs.diverged.sum()} of {len(runs.run)}",
                     findings.duration(seconds) if seconds is not None else findings.state(search),
@@ -218,7 +294,7 @@ def slower_table(found: Mapping[str, Result]) -> str:
                         f"{low:g} to {high:g}",
                         len(runs.run),
                         search.config.epochs,
-                        plotting.number(runs.best_loss[best]),
+                        number(runs.best_loss[best]),
                         f"{runs.hyperparameters['decay'][best]:.3f}",
                         runs.hyperparameters["activation"][best],
                     )
@@ -267,6 +343,16 @@ def _device(about: Mapping[str, Any]) -> str:
     if about.get("platform") == "cpu":
         return f"{about.get('cpu_cores', '?')} CPU cores"
     return f"{about.get('devices', '?')} x {about.get('device', '?')}"
+
+
+def _times(ratio: float) -> str:
+    """Such as 2.5, 14.6, 2,676."""
+    return f"{ratio:,.{0 if ratio >= 100 else 1}f}"
+
+
+def _range(numbers: set[int]) -> str:
+    """Such as "60 to 100", or the only one."""
+    return " to ".join(map(str, sorted({min(numbers), max(numbers)})))
 
 
 def _epochs(epochs: float) -> str:

@@ -5,6 +5,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+PAGE = (ROOT / "docs/reproduction.md").read_text()
 
 
 def run_examples(text):
@@ -38,3 +39,18 @@ def test_what_a_page_names_exists(page):
 def test_what_the_readme_makes_exists():
     targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert set(re.findall(r"^make (\w+)$", README, re.MULTILINE)) <= set(targets)
+
+
+def test_the_first_screen_counts_the_claims_of_the_page():
+    verdicts = re.findall(r"^\| [\d.]+ \| .* \| \*\*(holds|does not hold|not run)\*\* \|", PAGE, re.MULTILINE)
+    counts = [len(verdicts), *(verdicts.count(verdict) for verdict in ("holds", "does not hold", "not run"))]
+    (said,) = re.findall(r"Of the paper's (\d+) claims, (\d+) hold here, (\d+) do not .*, and (\d+) have not", README)
+    assert [int(number) for number in said] == counts and counts[0] == sum(counts[1:])
+
+
+def test_the_first_screen_is_short():
+    screen = README[: README.index("## See it yourself")]
+    points = re.findall(r"^- \*\*(.*):\*\* (.*)$", screen, re.MULTILINE)
+    assert len(points) == 5 and max(len(text.split()) for _, text in points) <= 50 and "|" not in screen
+    for name, text in points:
+        assert re.search(r"\d", text) or "](tests/" in text, name
