@@ -147,6 +147,23 @@ def test_halving_keeps_the_best_that_have_not_diverged(curves, keep, at_least):
     assert all((diverged[i], best[i]) <= (diverged[j], best[j]) for i in kept for j in gone)
 
 
+tied = arrays(np.float32, st.tuples(st.integers(1, 9), st.integers(1, 4)), elements=st.sampled_from([1, 2, np.inf]))
+
+
+@given(tied, st.integers(1, 9), st.data())
+def test_of_equals_the_first_run_and_the_first_epoch_are_the_better_ones(curves, at_least, draw):
+    for curve in curves:
+        curve[draw.draw(st.integers(0, len(curve))) :] = np.nan  # stopped, or never begun
+    best = [min(curve[np.isfinite(curve)], default=np.inf) for curve in curves]
+    ranking = search.rank(curves)
+    assert ranking.order.tolist() == sorted(range(len(curves)), key=best.__getitem__)
+    for curve, loss, epoch in zip(curves, best, ranking.best_epoch, strict=True):
+        assert epoch == (curve.tolist().index(loss) + 1 if np.isfinite(loss) else 0)
+    halving = search.Halving(every=1, at_least=at_least)
+    order = sorted(range(len(curves)), key=lambda run: (np.inf in curves[run], best[run]))
+    assert halving.kept(curves).tolist() == sorted(order[: halving.num_kept(len(curves))])
+
+
 @pytest.mark.parametrize("kept", [[0, 3, 4], [2]])
 def test_runs_that_others_leave_behind_train_as_before(kept, two_devices):
     mesh = parallel.runs_mesh()
