@@ -1,32 +1,34 @@
 """What a trained highway network does inside: gates, routing, lesions, depth in use (Section 4).
 
-Pure functions of (model, params, data) for any Linen module that contains highway layers: an `MLP`, a `ConvNet`, or a
-network of one's own of `HighwayDense` and `HighwayConv`. Results are NumPy arrays with one row per highway layer, in
-the order in which the network applies them; feature maps are averaged over space. Where layers differ in width, a
-narrow layer's row ends in NaN. Images are given as stored; `preprocess` turns them into the network's input, as in a
+Pure functions of (model, params, data) for any Linen module that contains highway layers: an `MLP`, also of a `Block`
+that has a transform gate, a `ConvNet`, or a network of one's own of `HighwayDense`, `HighwayConv` and `Highway`, with
+`nn.scan` or without. Results are NumPy arrays with one row per highway layer, in the order in which the network calls
+them. A highway layer inside another one's gate is part of that gate and has no row. Feature maps are averaged over
+space, as is any axis between batch and blocks. Where layers differ in width, a narrow layer's row ends in NaN, and what
+a layer does not have is NaN. Images are given as stored; `preprocess` turns them into the network's input, as in a
 `training.Recipe`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import lax
 from jax.sharding import Mesh
 
 from highway_jax import parallel
 from highway_jax.data import Array, Split
+from highway_jax.layers import CLOSED, Gated
+from highway_jax.training import cross_entropy
 
 Preprocess = Callable[[Array], Array]
 Path = tuple[str, ...]
-
-# The biases that make T = 0 and C = 1 exactly, and so a layer the identity (Eq. 4); coupled gates need only T's.
-CLOSED = {"t": -jnp.inf, "c": jnp.inf}
 
 
 class InnerStates(NamedTuple):
@@ -42,7 +44,7 @@ class GateStatistics(NamedTuple):
     """The transform gates over a dataset (Figures 2 and 3).
 
     Attributes:
-      bias: (layers, blocks) the gates' biases b_T.
+      bias: (layers, blocks) the gates' biases b_T; NaN where none can be read from the parameters.
       mean: (layers, blocks) their mean output over all samples.
       class_mean: (classes, layers, blocks) their mean output over each class; NaN for a class without samples.
       class_size: (classes,) number of samples.
@@ -122,16 +124,24 @@ def gate_statistics(
     Raises:
       ValueError: if the model has no highway layers.
     """
-    paths = _paths(model, params, _inputs(split.images, preprocess))
+    found = _find(model, params, _inputs(split.images, preprocess))
     num_classes = int(np.max(split.labels)) + 1
 
     def step(sums, batch):
-        gates = [state["transform_gate"] for state in _states(model, params, preprocess(batch.images), paths)]
+        gates = [state["transform_gate"] for state in _states(model, params, preprocess(batch.images), found)]
         of_class = jax.nn.one_hot(batch.labels, num_classes)  # all zero for a sample that only fills up the batch
-        add = [jnp.einsum("nc,nb->cb", of_class, gate, precision="float32") for gate in gates]
-        return jax.tree.map(jnp.add, sums, add), sum(gate.mean(axis=-1) for gate in gates)
 
-    biases = _biases(params, paths)
+        def add(total, gate):
+            known = jnp.isfinite(gate)  # of a NaN, another class's zero would make a NaN
+            values, unknown = (
+                jnp.einsum("nc,nb->cb", of_class, of_gate, precision="float32")
+                for of_gate in (jnp.where(known, gate, 0), 1 - known.astype(gate.dtype))
+            )
+            return total + jnp.where(unknown > 0, jnp.nan, values)
+
+        return jax.tree.map(add, sums, gates), sum(gate.mean(axis=-1) for gate in gates)
+
+    biases = [bias for layers in found for bias in layers.biases(params)]
     start = [jnp.zeros((num_classes, len(bias))) for bias in biases]
     sums, open_layers = jax.jit(lambda batches: lax.scan(step, start, batches))(_batches(split, batch_size))
     by_class = np.stack([_table(layers) for layers in zip(*sums, strict=True)])
@@ -158,9 +168,15 @@ def inner_states(model: nn.Module, params: Any, image: Array, *, preprocess: Pre
       ValueError: if the model has no highway layers.
     """
     images = np.asarray(image)[None]
-    paths = _paths(model, params, _inputs(images, preprocess))
-    states = jax.jit(lambda images: _states(model, params, preprocess(images), paths))(images)
-    return InnerStates(*(_table([state[name][0] for state in states]) for name in InnerStates._fields))
+    found = _find(model, params, _inputs(images, preprocess))
+    states = jax.jit(lambda images: _states(model, params, preprocess(images), found))(images)
+    nothing = [jnp.full_like(state["transform_gate"], jnp.nan) for state in states]
+    return InnerStates(
+        *(
+            _table([state.get(name, nan)[0] for state, nan in zip(states, nothing, strict=True)])
+            for name in InnerStates._fields
+        )
+    )
 
 
 def lesion(
@@ -183,9 +199,9 @@ def lesion(
       mesh: from `parallel.runs_mesh`; all devices by default.
 
     Raises:
-      ValueError: if the model has no highway layers.
+      ValueError: if the model has no highway layers, one of them cannot be closed, or its outputs are not logits.
     """
-    layers = len(_biases(params, _paths(model, params, _inputs(split.images, preprocess))))
+    layers = sum(layers.count for layers in _find(model, params, _inputs(split.images, preprocess)))
     closed = np.eye(layers + 1, layers, dtype=bool)  # the last row is the whole network
     loss, error = _evaluate(model, params, split, closed, preprocess, batch_size, mesh)
     return Lesions(loss[:-1], error[:-1], float(loss[-1]), float(error[-1]))
@@ -208,9 +224,9 @@ def drop_layers(
       order: layer indices, the first to be dropped first: `Lesions.order`, say.
 
     Raises:
-      ValueError: if the model has no highway layers, or `order` is not a permutation of them.
+      ValueError: as in `lesion`, or if `order` is not a permutation of the layers.
     """
-    layers = len(_biases(params, _paths(model, params, _inputs(split.images, preprocess))))
+    layers = sum(layers.count for layers in _find(model, params, _inputs(split.images, preprocess)))
     order = np.asarray(order)
     if sorted(order.tolist()) != list(range(layers)):
         raise ValueError(f"order is {order.tolist()}; it must hold each of the layers 0 to {layers - 1} once")
@@ -245,23 +261,17 @@ def close_gates(model: nn.Module, params: Any, inputs: Any, closed: Array) -> An
       closed: (layers,) bool, which layers; may be traced, so that lesions can be mapped.
 
     Returns:
-      The parameters, of which only biases have changed: to minus infinity for T, to infinity for C.
+      The parameters, of which biases have changed: to minus infinity for T, to infinity for C. A `Highway` with a T or
+      C of its own, which need not have biases, gets a further parameter instead, `closed`.
 
     Raises:
-      ValueError: if the model has no highway layers.
+      ValueError: if the model has no highway layers, or one of them cannot be closed.
     """
     flat, first = dict(flatten_dict(params)), 0
-    for path in _paths(model, params, inputs):
-        layer = _at(params, path)
-        biases = _split_biases(layer)
-        count = len(jnp.atleast_2d(biases["t"]))
-        here = closed[first : first + count].reshape(-1, 1) if _is_stack(layer) else closed[first]
-        first += count
-        biases |= {name: jnp.where(here, bias, biases[name]) for name, bias in CLOSED.items() if name in biases}
-        if "t" in layer:
-            flat |= {(*path, name, "bias"): bias for name, bias in biases.items()}
-        else:
-            flat[(*path, "bias")] = jnp.concatenate(list(biases.values()), axis=-1)
+    for layers in _find(model, params, inputs):
+        here = jnp.asarray(closed)[first : first + layers.count].reshape(layers.leading)
+        first += layers.count
+        flat |= {(*layers.path, *rest): leaf for rest, leaf in flatten_dict(layers.closing(params, here)).items()}
     return unflatten_dict(flat)
 
 
@@ -269,27 +279,83 @@ def close_gates(model: nn.Module, params: Any, inputs: Any, closed: Array) -> An
 # one layer (`HighwayDense`) or a stack of them with a leading axis on every parameter (`MLP`, `nn.scan`).
 
 
-def _paths(model: nn.Module, params: Any, inputs: Any) -> list[Path]:
-    """Paths of the modules that hold highway layers, in the order of application."""
+@dataclasses.dataclass(frozen=True)
+class _Layers:
+    """The highway layers of one module.
+
+    Attributes:
+      path: the module's.
+      module: which it is.
+      leading: what stacks them in front of the batch, (layers,) or nothing.
+      blocks: of each.
+    """
+
+    path: Path
+    module: nn.Module
+    leading: tuple[int, ...]
+    blocks: int
+
+    @property
+    def count(self) -> int:
+        return math.prod(self.leading)
+
+    def biases(self, params: Any) -> jax.Array:
+        """Of the transform gates, (count, blocks)."""
+        shape, bias = (self.count, self.blocks), self._gates.gate_bias(self._own(params))
+        return jnp.full(shape, jnp.nan) if bias is None or bias.size != math.prod(shape) else bias.reshape(shape)
+
+    def closing(self, params: Any, closed: jax.Array) -> Any:
+        """What becomes of the module's parameters where layers are closed."""
+        try:
+            return self._gates.closing(self._own(params), closed)
+        except ValueError as error:
+            raise ValueError(f"layer {'/'.join(self.path)!r} cannot be closed: {error}") from None
+
+    @property
+    def _gates(self) -> Gated:
+        return self.module if isinstance(self.module, Gated) else Gated()  # a module of one's own
+
+    def _own(self, params: Any) -> Any:
+        for key in self.path:
+            params = params.get(key, {})
+        return params
+
+
+def _find(model: nn.Module, params: Any, inputs: Any) -> list[_Layers]:
+    """The modules that hold highway layers, in the order of their calls."""
     order: dict[Path, int] = {}
+    called: dict[Path, tuple[nn.Module, int]] = {}
 
     def note(call, args, kwargs, context):
-        order.setdefault(context.module.path, len(order))
-        return call(*args, **kwargs)
+        path = context.module.path
+        order.setdefault(path, len(order))
+        y = call(*args, **kwargs)
+        arrays = [leaf for leaf in jax.tree.leaves(y) if isinstance(leaf, jax.Array)]
+        if arrays and (path not in called or context.method_name == "__call__"):
+            called[path] = context.module, arrays[0].ndim  # less than what is sown has, if that is of a scan
+        return y
 
     def trace(params, inputs):
         with nn.intercept_methods(note):
             return model.apply({"params": params}, inputs, mutable="intermediates")[1]
 
     sown = flatten_dict(jax.eval_shape(trace, params, inputs).get("intermediates", {}))
+    holders = [path[:-1] for path in sown if path[-1] == "transform_gate"]
+    gates = {(*path, name) for path in holders for name in CLOSED}
+    holders = [path for path in holders if not any(path[:depth] in gates for depth in range(len(path) + 1))]
     # A traced function's dicts come back with sorted keys, "layer10" before "layer2"; its calls are in order.
-    paths = sorted((path[:-1] for path in sown if path[-1] == "transform_gate"), key=order.__getitem__)
+    paths = sorted(holders, key=order.__getitem__)
     if not paths:
         raise ValueError(f"this {type(model).__name__} has no highway layers, so there are no gates to look at")
     for path in paths:
         if len(sown[(*path, "transform_gate")]) > 1:
             raise ValueError(f"layer {'/'.join(path)!r} is applied more than once, so it has no place in the order")
-    return paths
+    found = []
+    for path in paths:
+        module, ndim = called[path]
+        shape = sown[(*path, "transform_gate")][0].shape
+        found.append(_Layers(path, module, shape[: len(shape) - ndim], shape[-1]))
+    return found
 
 
 def _inputs(images: Array, preprocess: Preprocess) -> Any:
@@ -297,45 +363,19 @@ def _inputs(images: Array, preprocess: Preprocess) -> Any:
     return jax.eval_shape(preprocess, jax.ShapeDtypeStruct((1, *images.shape[1:]), images.dtype))
 
 
-def _states(model: nn.Module, params: Any, inputs: Array, paths: Sequence[Path]) -> list[dict[str, jax.Array]]:
-    """The inner states of each highway layer by name, (batch, blocks)."""
+def _states(model: nn.Module, params: Any, inputs: Array, found: Sequence[_Layers]) -> list[dict[str, jax.Array]]:
+    """What each highway layer has of the inner states, by name, (batch, blocks)."""
     sown = flatten_dict(model.apply({"params": params}, inputs, mutable="intermediates")[1]["intermediates"])
-    layers: list[dict[str, jax.Array]] = []
-    for path in paths:
-        stacked = _is_stack(_at(params, path))
-        states = {name: sown[(*path, name)][0] for name in InnerStates._fields}
-        states = {name: s.mean(axis=tuple(range(1 + stacked, s.ndim - 1))) for name, s in states.items()}
-        if stacked:
-            count = len(states["transform_gate"])
-            layers += [{name: state[index] for name, state in states.items()} for index in range(count)]
-        else:
-            layers.append(states)
-    return layers
-
-
-def _at(params: Any, path: Path) -> Any:
-    for key in path:
-        params = params[key]
-    return params
-
-
-def _split_biases(layer: Mapping[str, Any]) -> dict[str, jax.Array]:
-    """Biases of H, T (and C) by name, (layers, blocks) or (blocks,), kept apart or fused (`MLP`)."""
-    if "t" in layer:
-        return {name: affine["bias"] for name, affine in layer.items() if "bias" in affine}
-    width = layer["kernel"].shape[-2]
-    parts = layer["bias"].shape[-1] // width
-    return dict(zip("htc"[:parts], jnp.split(layer["bias"], parts, axis=-1), strict=True))
-
-
-def _is_stack(layer: Mapping[str, Any]) -> bool:
-    return _split_biases(layer)["t"].ndim == 2
-
-
-def _biases(params: Any, paths: Sequence[Path]) -> list[jax.Array]:
-    """Each layer's transform-gate biases, (blocks,)."""
-    biases = [_split_biases(_at(params, path))["t"] for path in paths]
-    return [row for bias in biases for row in jnp.atleast_2d(bias)]
+    result: list[dict[str, jax.Array]] = []
+    for layers in found:
+        states = {name: sown[*layers.path, name][0] for name in InnerStates._fields if (*layers.path, name) in sown}
+        states = {name: s.reshape(layers.count, *s.shape[len(layers.leading) :]) for name, s in states.items()}
+        states = {
+            name: s.mean(axis=tuple(range(2, s.ndim - 1)), dtype=jnp.promote_types(s.dtype, jnp.float32))
+            for name, s in states.items()
+        }
+        result += [{name: state[index] for name, state in states.items()} for index in range(layers.count)]
+    return result
 
 
 def _evaluate(
@@ -357,7 +397,7 @@ def _evaluate(
         def step(sums, batch):
             outputs = model.apply({"params": params}, preprocess(batch.images))
             assert isinstance(outputs, jax.Array)  # no collection is mutable, so there is nothing else
-            loss = optax.softmax_cross_entropy_with_integer_labels(outputs, batch.labels)
+            loss = cross_entropy(outputs, batch.labels)
             wrong = jnp.where(jnp.isfinite(loss), outputs.argmax(axis=-1) != batch.labels, jnp.nan)
             return sums + jnp.stack([loss, wrong]).sum(axis=-1, where=batch.labels >= 0), None
 
@@ -373,16 +413,19 @@ def _evaluate(
 
 
 def _batches(split: Split, batch_size: int) -> Split:
-    """The samples in order, leaves with leading axes (steps, batch_size); the last batch is filled up with label -1."""
+    """The samples in order, leaves with leading axes (steps, batch_size).
+
+    The last batch is filled up with the last sample, labelled -1: `preprocess` and network get real samples alone.
+    """
     samples = len(split.labels)
     size = min(batch_size, samples)
 
-    def cut(array: Array, fill: int) -> np.ndarray:
-        array = np.asarray(array)
-        rest = np.full((-samples % size, *array.shape[1:]), fill, array.dtype)
-        return np.concatenate([array, rest]).reshape(-1, size, *array.shape[1:])
+    def cut(array: Array, filler: Array) -> np.ndarray:
+        filled = np.concatenate([array, np.repeat(filler, -samples % size, axis=0)])
+        return filled.reshape(-1, size, *filled.shape[1:])
 
-    return Split(cut(split.images, 0), cut(split.labels, -1))
+    images, labels = np.asarray(split.images), np.asarray(split.labels)
+    return Split(cut(images, images[-1:]), cut(labels, np.full_like(labels[-1:], -1)))
 
 
 def _table(rows: Sequence[Array]) -> np.ndarray:

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from highway_jax.activations import Function, gate
-from highway_jax.ops import highway
+from highway_jax.ops import explicit_highway
 
 States = dict[str, jax.Array]
 Cell = Callable[[Any, States, Function, Any], States]
@@ -28,11 +28,13 @@ class Block:
     """A kind of layer.
 
     Attributes:
-      cell: `cell(state, z, phi, transform_bias)`, elementwise. `state` is the layer's input x, (batch, width); z has
-        an affine map of x by name, each of x's shape; phi is the run's activation, `transform_bias` the run's.
-        Returns whatever is worth looking at, by name, the block's output among it. `phi` and
-        `highway_jax.activations.gate` keep nothing but their output for the backward pass.
-      biases: what each affine map's bias starts at, by name, given the run's `transform_bias`; it names the maps.
+      cell: `cell(state, z, phi, transform_bias)`, elementwise. `state` is the layer's input x, (batch, width); z has an
+        affine map of x by name, each of x's shape; phi is the run's activation, `transform_bias` the run's. Returns
+        whatever is worth looking at, by name, each of x's shape, `block_output` among it; `highway_jax.analysis` looks
+        at what is called `transform_gate`. `phi` and `highway_jax.activations.gate` keep nothing but their output for
+        the backward pass.
+      biases: what each affine map's bias starts at, by name, given the run's `transform_bias`; it names the maps. A
+        lesion (`highway_jax.analysis`) takes those named t and c for the pre-activations of transform and carry gates.
       carries: which of the cell's results the next layer gets. The affine maps read the first one, and the last
         layer's is the output. With several, `state` is a tuple of them; all start as the stack's input.
       gated: whether `transform_bias` means anything to it.
@@ -51,7 +53,7 @@ def _plain(x, z, phi, transform_bias):
 def _highway(x, z, phi, transform_bias):
     h, t = phi(z["h"]), gate(z["t"])
     c = gate(z["c"]) if "c" in z else None
-    y = highway(x, h, t, c)
+    y = explicit_highway(x, h, t, c)
     return {"block_state": h, "transform_gate": t, "carry_gate": 1 - t if c is None else c, "block_output": y}
 
 
@@ -68,7 +70,7 @@ def _fixed(x, z, phi, transform_bias):
 def _lstm(state, z, phi, transform_bias):
     _, c = state
     h, i, f, o = phi(z["h"]), gate(z["i"]), gate(z["f"]), gate(z["o"])
-    c = highway(c, h, i, f)
+    c = explicit_highway(c, h, i, f)
     gates = {"input_gate": i, "forget_gate": f, "output_gate": o}
     return {"block_state": h, **gates, "cell_state": c, "block_output": o * phi(c)}
 

@@ -2,71 +2,120 @@
 
 XLA's CPU compiler runs a convolution whose dimensions are in its own order, (batch, *spatial, channels), on
 fast kernels, but brings those of the gradients into that order outside loops only; in a training scan they were 5
-to 20 times slower (jax issue 12868). Here the gradients are asked for in that order.
+to 20 times slower (jax issue 12868). Here the tangents are written such that their transposes, which are the
+gradients, have that order.
 """
 
-from collections.abc import Sequence
-from functools import partial
+import contextlib
+import operator
+from collections.abc import Callable, Sequence
+from functools import partial, reduce
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.custom_derivatives import SymbolicZero
 
-Padding = tuple[tuple[int, int], ...]
+# What `lax.conv_general_dilated` does, but for its first two arguments and the order of their dimensions.
+Convolution = Callable[..., jax.Array]
 
 
-def conv(x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: Any, **options: Any) -> jax.Array:
-    """Convolve, as `jax.lax.conv_general_dilated` does for a `flax.linen.Conv` without dilation or groups.
+def conv(
+    lhs: jax.Array,
+    rhs: jax.Array,
+    window_strides: Sequence[int],
+    padding: str | Sequence[tuple[int, int]],
+    *,
+    dimension_numbers: Any = None,
+    out_sharding: Any = None,
+    **options: Any,
+) -> jax.Array:
+    """Convolve as `jax.lax.conv_general_dilated` does, by default with channels last, for a Flax `Conv` for example.
+
+    It takes all of its options, and has derivatives of both modes and any order. Gradients are fast in a loop on a CPU
+    with channels last and without `out_sharding`. Forward mode and higher orders are as slow there as JAX's own
+    gradients.
 
     Args:
-      x: (batch, *spatial, channels).
-      kernel: (*kernel_size, channels, features).
-      strides: one for each spatial dimension.
-      padding: "SAME", "VALID" or (low, high) for each spatial dimension.
-      options: what `flax.linen.Conv` gives further; its precision is used.
+      lhs: (batch, *spatial, channels).
+      rhs: the kernel, (*kernel_size, channels, features).
+      window_strides, padding, dimension_numbers, out_sharding, options: as in `jax.lax.conv_general_dilated`.
+
+    Returns:
+      (batch, *spatial', features).
     """
-    spatial, size = x.shape[1:-1], kernel.shape[:-2]
-    pairs = lax.padtype_to_pads(spatial, size, strides, padding) if isinstance(padding, str) else padding
-    return _conv(x, kernel, tuple(strides), tuple(map(tuple, pairs)), options.get("precision"))
+    run: Convolution = partial(lax.conv_general_dilated, window_strides=window_strides, padding=padding, **options)
+    numbers = native = _numbers(lhs.ndim)
+    if dimension_numbers is not None:
+        numbers = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
+    if numbers != native or out_sharding is not None:
+        return run(lhs, rhs, dimension_numbers=numbers, out_sharding=out_sharding)
+    return _conv(run, lhs, rhs)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def _conv(x: jax.Array, kernel: jax.Array, strides: tuple[int, ...], padding: Padding, precision: Any) -> jax.Array:
-    return _native(x, kernel, window_strides=strides, padding=padding, precision=precision)
+def window(kernel_size: Any) -> tuple[int, ...]:
+    """The receptive field of a layer, one number per spatial dimension.
+
+    Raises:
+      ValueError: if it is anything else.
+    """
+    with contextlib.suppress(TypeError):  # neither iterable nor of integers
+        size = tuple(map(operator.index, kernel_size))
+        if size and min(size) > 0:
+            return size
+    raise ValueError(
+        f"kernel_size is {kernel_size!r}; it must be a positive integer for each spatial dimension, such as (3, 3)"
+    )
 
 
-def _native(x, kernel, padding, **options):
-    last = x.ndim - 1
+def _numbers(ndim: int) -> lax.ConvDimensionNumbers:
+    """(batch, *spatial, channels), (*kernel_size, channels, features)."""
+    last = ndim - 1
     order = (0, last, *range(1, last))
-    numbers = lax.ConvDimensionNumbers(order, (last, last - 1, *range(last - 1)), order)
-    strides = options.pop("window_strides", (1,) * (last - 1))
-    return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=numbers, **options)
+    return lax.ConvDimensionNumbers(order, (last, last - 1, *range(last - 1)), order)
 
 
-def _fwd(x, kernel, strides, padding, precision):
-    return _conv(x, kernel, strides, padding, precision), (x, kernel)
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _conv(run: Convolution, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
+    return run(lhs, rhs, dimension_numbers=_numbers(lhs.ndim))
 
 
-def _bwd(strides, padding, precision, residuals, dy):
-    def native(x, kernel, dy):
-        run = partial(_native, window_strides=strides, padding=padding, precision=precision)
-        return jax.vjp(run, x, kernel)[1](dy)
+def _jvp(run, primals, tangents):
+    lhs, rhs = primals
+    dlhs, drhs = tangents
 
-    def ordered(x, kernel, dy):
-        axes = range(x.ndim - 2)
-        sizes = list(zip(x.shape[1:-1], kernel.shape, dy.shape[1:-1], strides, padding, strict=False))
-        # How far dy reaches when strides - 1 zeros stand between its values.
-        reach = [(outputs - 1) * stride + 1 for _, _, outputs, stride, _ in sizes]
-        pad_x = [(k - 1 - low, n - r + low) for (n, k, _, _, (low, _)), r in zip(sizes, reach, strict=True)]
-        pad_kernel = [(low, k - 1 + r - n - low) for (n, k, _, _, (low, _)), r in zip(sizes, reach, strict=True)]
-        turned = jnp.flip(kernel, axes).swapaxes(-1, -2)
-        dx = _native(dy, turned, pad_x, lhs_dilation=strides, precision=precision)
-        batch_last, batch_inside = jnp.moveaxis(dy, 0, -2), jnp.swapaxes(x, 0, -1)
-        dkernel = _native(batch_inside, batch_last, pad_kernel, rhs_dilation=strides, precision=precision)
-        return dx, jnp.moveaxis(dkernel, 0, -2)
+    def either(cpu, *args):
+        # The arrays are reordered where they are needed, in the backward pass, and not kept in both orders.
+        default = partial(_conv, run)
+        return jax.checkpoint(partial(lax.platform_dependent, cpu=cpu, default=default), prevent_cse=False)(*args)
 
-    return lax.platform_dependent(*residuals, dy, cpu=ordered, default=native)
+    terms = []
+    if not isinstance(dlhs, SymbolicZero):
+        terms.append(either(partial(_of_lhs, run), dlhs, rhs))
+    if not isinstance(drhs, SymbolicZero):
+        terms.append(either(partial(_of_rhs, run), lhs, drhs))
+    return _conv(run, lhs, rhs), reduce(jnp.add, terms)
 
 
-_conv.defvjp(_fwd, _bwd)
+_conv.defjvp(_jvp, symbolic_zeros=True)
+
+
+# A convolution's transpose has the orders of lhs and output exchanged, and features for channels in that of rhs; or,
+# for rhs, the orders of rhs and output exchanged, and in all three batch for channels or channels for features.
+
+
+def _of_lhs(run: Convolution, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
+    """The same, with a transpose for `lhs` that is in native order."""
+    order, (features, channels, *size), _ = _numbers(lhs.ndim)
+    numbers = lax.ConvDimensionNumbers(order, (channels, features, *size), order)
+    return run(lhs, rhs.swapaxes(-1, -2), dimension_numbers=numbers)
+
+
+def _of_rhs(run: Convolution, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
+    """The same, with a transpose for `rhs` that is in native order."""
+    (batch, channels, *spatial), (features, inner, *size), _ = _numbers(lhs.ndim)
+    order = (channels, batch, *spatial)
+    numbers = lax.ConvDimensionNumbers(order, order, (inner, features, *size))
+    y = run(lhs.swapaxes(0, -1), jnp.moveaxis(rhs, -2, 0), dimension_numbers=numbers)
+    return jnp.moveaxis(y, -2, 0)

@@ -31,7 +31,7 @@ WEIGHT = 4.0, 1.0  # of the teacher's outputs, at the second stage's beginning a
 
 def hint_loss(prediction: jax.Array, hint: jax.Array) -> jax.Array:
     """Half the mean squared difference of two arrays of one shape (Eq. 3 of the FitNets)."""
-    return jnp.square(prediction - hint).mean() / 2
+    return jnp.square(_float32(prediction) - _float32(hint)).mean() / 2
 
 
 def distillation_loss(logits: jax.Array, teacher: jax.Array, temperature: float = TEMPERATURE) -> jax.Array:
@@ -41,7 +41,13 @@ def distillation_loss(logits: jax.Array, teacher: jax.Array, temperature: float 
       logits, teacher: (batch, classes) outputs of student and teacher.
       temperature: what both are divided by.
     """
+    logits, teacher = _float32(logits), _float32(teacher)
     return optax.softmax_cross_entropy(logits / temperature, jax.nn.softmax(teacher / temperature)).mean()
+
+
+def _float32(x: jax.Array) -> jax.Array:
+    """Losses of bfloat16 outputs are computed in float32."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 @dataclasses.dataclass(frozen=True)

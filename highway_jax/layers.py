@@ -7,7 +7,7 @@ Each is an ordinary Flax Linen module for use in any model. Whole networks of ma
 (`highway_jax.models`) run the same mathematics as one scan instead.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -17,11 +17,14 @@ import jax.numpy as jnp
 from flax.typing import Dtype, Initializer
 
 from highway_jax.activations import Activation, activate
-from highway_jax.convolution import conv
+from highway_jax.adoption import adopt
+from highway_jax.convolution import conv, window
 from highway_jax.initializers import constant, normalized
 from highway_jax.ops import highway, resize
 
 CARRIES = ("coupled", "independent")
+# The biases that make T = 0 and C = 1 exactly, and so a layer the identity (Eq. 4); coupled gates need only T's.
+CLOSED = {"t": -jnp.inf, "c": jnp.inf}
 
 
 class PlainDense(nn.Module):
@@ -35,6 +38,9 @@ class PlainDense(nn.Module):
       kernel_init: initializer of the kernel; the normalized one of the activation by default.
       dtype: of the computation; the inputs' and parameters' promoted dtype by default.
       param_dtype: of the parameters.
+
+    Raises:
+      ValueError: for an unknown activation.
     """
 
     features: int
@@ -59,6 +65,9 @@ class PlainConv(nn.Module):
       padding: as in `flax.linen.Conv`.
       strides: of the windows, in every dimension.
       activation, kernel_init, dtype, param_dtype: as in `PlainDense`.
+
+    Raises:
+      ValueError: for an unknown activation, an invalid kernel size, or an input with another number of dimensions.
     """
 
     features: int
@@ -76,7 +85,26 @@ class PlainConv(nn.Module):
         return _plain(self, _conv(self, self.features, self.padding, "h")(x))
 
 
-class HighwayDense(nn.Module):
+class Gated:
+    """What `highway_jax.analysis` asks of a module with transform gates: here, of one with affine T and C."""
+
+    def gate_bias(self, params: Any) -> jax.Array | None:
+        """The transform gates' biases, from the module's parameters; None where they have none."""
+        return _bias(params, "t")
+
+    def closing(self, params: Any, closed: jax.Array) -> Any:
+        """The parameters to change or to add such that T = 0 and C = 1 exactly where `closed`.
+
+        Raises:
+          ValueError: where that cannot be.
+        """
+        biases = {name: bias for name in CLOSED if (bias := _bias(params, name)) is not None}
+        if "t" not in biases:
+            raise ValueError("it has no t/bias")
+        return {name: {"bias": jnp.where(closed[..., None], CLOSED[name], b)} for name, b in biases.items()}
+
+
+class HighwayDense(Gated, nn.Module):
     """A fully connected highway layer, y = H(x) T(x) + x C(x) (Eq. 2 and 3).
 
     Maps (..., n) to (..., n): a highway layer keeps its input's width, unless `features` changes it. Parameters
@@ -108,7 +136,7 @@ class HighwayDense(nn.Module):
         return _highway(self, x, resize(x, features), partial(_dense, self, features))
 
 
-class HighwayConv(nn.Module):
+class HighwayConv(Gated, nn.Module):
     """A convolutional highway layer (Eq. 2 and 3, Section 2.1).
 
     Maps (batch, *spatial, channels) to the same shape, unless `features` or `strides` change it: H and T use
@@ -123,7 +151,8 @@ class HighwayConv(nn.Module):
       activation, transform_bias, carry, kernel_init, dtype, param_dtype: as in `HighwayDense`.
 
     Raises:
-      ValueError: for an unknown activation or carry, or an input with too few dimensions.
+      ValueError: for an unknown activation or carry, an invalid kernel size, or an input with another number of
+        dimensions.
     """
 
     kernel_size: Sequence[int] = (3, 3)
@@ -144,19 +173,23 @@ class HighwayConv(nn.Module):
         return _highway(self, x, shortcut, partial(_conv, self, features, centered(self.kernel_size)))
 
 
-class Highway(nn.Module):
+class Highway(Gated, nn.Module):
     """A highway layer around any modules, y = H(x) T(x) + x C(x) (Eq. 2 and 3), whatever form H takes.
 
-    Maps x of any shape (..., n) to the same shape, which H keeps. Parameters live under `h`, `t` and `c`, as far as
-    the modules have any:
+    Maps x of any shape (..., n) to the same shape, which H keeps:
 
         Highway(nn.MultiHeadDotProductAttention(num_heads=4))  # of (batch, time, n)
         Highway(nn.RNN(nn.GRUCell(64)), transform_bias=-2.0)  # of (batch, time, 64)
 
+    Parameters and other variables live under `h`, `t` and `c`, as far as the modules have any, wherever the layer is
+    built. A module that is used in several places has them under the last layer that is given it, or where it was
+    first called, if that was before.
+
     Attributes:
       h: any module, called with x; its output is the block state.
       t: any module, called with x; sigmoid(t(x) + transform_bias) is the transform gate, so that whatever starts near
-        zero starts biased to carry. By default a dense layer, whose own bias starts at `transform_bias`.
+        zero starts biased to carry. By default a dense layer, which starts as that of `HighwayDense`: He's normal
+        kernel, and a bias of its own at `transform_bias`.
       c: likewise, with the opposite bias, an independent carry gate; by default C = 1 - T.
       transform_bias: of the gates (Section 2.2); negative values carry. May be traced.
 
@@ -169,11 +202,28 @@ class Highway(nn.Module):
     c: nn.Module | None = None
     transform_bias: float | jax.Array = -1.0
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.scope is not None:
+            adopt(self, *"htc")
+
+    def gate_bias(self, params: Any) -> jax.Array | None:
+        bias = _bias(params, "t")
+        if self.t is None or bias is None:
+            return bias
+        traced = isinstance(self.transform_bias, jax.core.Tracer)  # computed in a parent's method, so not known here
+        return None if traced else bias + self.transform_bias
+
+    def closing(self, params: Any, closed: jax.Array) -> Any:
+        if self.t is None and self.c is None:
+            return super().closing(params, closed)
+        return {"closed": closed}  # a parameter, as these alone follow their layer into a scan
+
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         if self.t is None:
             bias_init = constant(self.transform_bias)
-            t = nn.Dense(x.shape[-1], kernel_init=normalized("tanh"), bias_init=bias_init, name="t")(x)
+            t = nn.Dense(x.shape[-1], kernel_init=normalized("relu"), bias_init=bias_init, name="t")(x)
         else:
             t = self.t(x) + self.transform_bias
         c = None if self.c is None else self.c(x) - self.transform_bias
@@ -184,12 +234,18 @@ class Highway(nn.Module):
         return _mix(self, x, states["h"], jax.nn.sigmoid(t), None if c is None else jax.nn.sigmoid(c))
 
 
+def _bias(params: Any, name: str) -> jax.Array | None:
+    affine = params.get(name)
+    bias = affine.get("bias") if isinstance(affine, Mapping) else None
+    return None if isinstance(bias, Mapping) else bias
+
+
 def centered(kernel_size: Sequence[int]) -> list[tuple[int, int]]:
     """Zero-padding that centres receptive fields on the positions 0, stride, 2 * stride, ... of the input.
 
     With a stride of 1 it is "SAME", which shifts the fields with any other.
     """
-    return [((size - 1) // 2, size // 2) for size in kernel_size]
+    return [((size - 1) // 2, size // 2) for size in window(kernel_size)]
 
 
 def _plain(layer: Any, z: jax.Array) -> jax.Array:
@@ -209,6 +265,9 @@ def _highway(layer: Any, x: jax.Array, shortcut: jax.Array, affine: Callable[[st
 
 def _mix(layer: Any, shortcut: jax.Array, h: jax.Array, t: jax.Array, c: jax.Array | None) -> jax.Array:
     """Eq. 2 and 3, with the inner states sown."""
+    if layer.has_variable("params", "closed"):
+        closed = layer.get_variable("params", "closed")
+        t, c = jnp.where(closed, 0, t), None if c is None else jnp.where(closed, 1, c)
     y = highway(shortcut.astype(h.dtype), h, t, c)
     states = {"block_state": h, "transform_gate": t, "carry_gate": 1 - t if c is None else c, "block_output": y}
     for name, value in states.items():
@@ -221,7 +280,7 @@ def _dense(layer: Any, features: int, name: str, bias: Any = 0.0) -> nn.Dense:
 
 
 def _conv(layer: Any, features: int, padding: Any, name: str, bias: Any = 0.0) -> nn.Conv:
-    size, options = tuple(layer.kernel_size), _affine_options(layer, bias)
+    size, options = window(layer.kernel_size), _affine_options(layer, bias)
     return nn.Conv(features, size, layer.strides, padding, conv_general_dilated=conv, name=name, **options)
 
 
@@ -235,8 +294,9 @@ def _affine_options(layer: Any, bias: Any) -> dict[str, Any]:
 
 
 def _check_images(x: jax.Array, kernel_size: Sequence[int]) -> None:
-    if x.ndim != len(kernel_size) + 2:
+    size = window(kernel_size)
+    if x.ndim != len(size) + 2:
         raise ValueError(
-            f"a convolution with kernel_size {tuple(kernel_size)} needs an input of "
-            f"{len(kernel_size) + 2} dimensions, (batch, *spatial, channels), but got shape {x.shape}"
+            f"a convolution with kernel_size {size} needs an input of "
+            f"{len(size) + 2} dimensions, (batch, *spatial, channels), but got shape {x.shape}"
         )

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax.typing import Dtype, Initializer
 
-from highway_jax.convolution import conv
+from highway_jax.convolution import conv, window
 from highway_jax.initializers import normalized
 
 
@@ -28,6 +28,9 @@ class Maxout(nn.Module):
       kernel_init: initializer of the kernel; He's by default, as for a rectifier.
       dtype: of the computation; the inputs' and parameters' promoted dtype by default.
       param_dtype: of the parameters.
+
+    Raises:
+      ValueError: for an invalid kernel size.
     """
 
     features: int
@@ -50,7 +53,7 @@ class Maxout(nn.Module):
         if self.kernel_size is None:
             z = nn.Dense(size, **options)(x)
         else:
-            z = nn.Conv(size, tuple(self.kernel_size), padding=self.padding, conv_general_dilated=conv, **options)(x)
+            z = nn.Conv(size, window(self.kernel_size), padding=self.padding, conv_general_dilated=conv, **options)(x)
         y = z.reshape(*z.shape[:-1], self.features, self.pieces).max(axis=-1)
         self.sow("intermediates", "block_output", y)
         return y

@@ -24,7 +24,7 @@ from flax import nnx
 from flax.typing import Dtype, Initializer, PaddingLike
 
 from highway_jax.activations import Activation, activate
-from highway_jax.convolution import conv
+from highway_jax.convolution import conv, window
 from highway_jax.initializers import constant, normalized
 from highway_jax.layers import CARRIES, centered
 from highway_jax.ops import highway, resize
@@ -91,7 +91,7 @@ class PlainConv(_Plain):
       activation, kernel_init, dtype, param_dtype, rngs: as in `PlainDense`.
 
     Raises:
-      ValueError: for an unknown activation.
+      ValueError: for an unknown activation, or an invalid kernel size.
     """
 
     def __init__(
@@ -110,8 +110,9 @@ class PlainConv(_Plain):
     ):
         options = _options(activation, kernel_init, dtype, param_dtype, rngs)
         options |= {"padding": padding, "conv_general_dilated": conv}
+        size = window(kernel_size)
         super().__init__(
-            lambda bias: nnx.Conv(in_features, out_features, kernel_size, strides, bias_init=constant(bias), **options),
+            lambda bias: nnx.Conv(in_features, out_features, size, strides, bias_init=constant(bias), **options),
             activation,
         )
 
@@ -194,7 +195,7 @@ class HighwayConv(_Highway):
       kernel_init, dtype, param_dtype, rngs: as in `PlainDense`.
 
     Raises:
-      ValueError: for an unknown activation or carry.
+      ValueError: for an unknown activation or carry, or an invalid kernel size.
     """
 
     def __init__(
@@ -215,8 +216,9 @@ class HighwayConv(_Highway):
         features = in_features if out_features is None else out_features
         options = _options(activation, kernel_init, dtype, param_dtype, rngs)
         options |= {"padding": centered(kernel_size), "conv_general_dilated": conv}
+        size = window(kernel_size)
         super().__init__(
-            lambda bias: nnx.Conv(in_features, features, kernel_size, strides, bias_init=constant(bias), **options),
+            lambda bias: nnx.Conv(in_features, features, size, strides, bias_init=constant(bias), **options),
             activation,
             transform_bias,
             carry,

@@ -7,9 +7,8 @@ import jax.numpy as jnp
 def highway(x: jax.Array, h: jax.Array, t: jax.Array, c: jax.Array | None = None) -> jax.Array:
     """Mix a transformed input with the input itself: `h * t + x * c` (Eq. 2 and 7).
 
-    The carry gate is `c = 1 - t` where it is not given (Eq. 3 and 8). The backward pass is the paper's
-    own (Eq. 9) and keeps nothing but the arguments; with an independent carry gate it is
-    `dx = c * dy` and `dc = x * dy`. Reverse mode only: it is a `jax.custom_vjp`.
+    The carry gate is `c = 1 - t` where it is not given (Eq. 3 and 8). All derivatives exist, of any order and in
+    both modes. A gradient is the paper's (Eq. 9) and keeps nothing but the arguments.
 
     Args:
       x: the layer's input, of any shape.
@@ -23,13 +22,25 @@ def highway(x: jax.Array, h: jax.Array, t: jax.Array, c: jax.Array | None = None
     Raises:
       ValueError: if the shapes differ.
     """
+    args = _arguments(x, h, t, c)
+    operation = _coupled if c is None else _independent
+    return jax.checkpoint(operation, prevent_cse=False)(*args)  # or 1 - t would be kept too
+
+
+def explicit_highway(x: jax.Array, h: jax.Array, t: jax.Array, c: jax.Array | None = None) -> jax.Array:
+    """`highway` with Eq. 9 written out, for the cells of stacks. Reverse mode only: it is a `jax.custom_vjp`."""
+    args = _arguments(x, h, t, c)
+    return (_explicit_coupled if c is None else _explicit_independent)(*args)
+
+
+def _arguments(x, h, t, c):
+    """In one dtype."""
     gates = (x, h, t) if c is None else (x, h, t, c)
     if any(jnp.shape(a) != jnp.shape(x) for a in gates):
         given = ", ".join(f"{name} {jnp.shape(a)}" for name, a in zip("xhtc", gates, strict=False))
         raise ValueError(f"highway needs arrays of one shape, but got {given}")
     dtype = jnp.result_type(*gates)
-    operation = _coupled if c is None else _independent
-    return operation(*(jnp.asarray(a, dtype) for a in gates))
+    return [jnp.asarray(a, dtype) for a in gates]
 
 
 def resize(x: jax.Array, features: int, strides: int = 1) -> jax.Array:
@@ -63,12 +74,10 @@ def independent_vjp(
     return c * dy, t * dy, h * dy, x * dy
 
 
-@jax.custom_vjp
 def _coupled(x, h, t):
     return h * t + x * (1 - t)
 
 
-@jax.custom_vjp
 def _independent(x, h, t, c):
     return h * t + x * c
 
@@ -91,5 +100,6 @@ def _independent_bwd(args, dy):
     return independent_vjp(x, h, t, c, dy)
 
 
-_coupled.defvjp(_coupled_fwd, _coupled_bwd)
-_independent.defvjp(_independent_fwd, _independent_bwd)
+_explicit_coupled, _explicit_independent = jax.custom_vjp(_coupled), jax.custom_vjp(_independent)
+_explicit_coupled.defvjp(_coupled_fwd, _coupled_bwd)
+_explicit_independent.defvjp(_independent_fwd, _independent_bwd)

@@ -36,7 +36,7 @@ def stack(
 
     Args:
       block: the kind.
-      x: (batch, width).
+      x: (..., width).
       kernel: (layers, width, parts * width), the columns of the block's affine maps side by side.
       bias: (layers, parts * width).
       activation: see `highway_jax.activations`.
@@ -45,16 +45,18 @@ def stack(
         keeping what it needs of all of them: memory grows with sqrt(layers).
       implementation: "xla", or "fused": on a CPU the kernel of `highway_jax.fused` for what is differentiated, XLA
         for everything else. Put one `jax.jit` around a gradient: in separate programs the forward one returns what
-        either would keep. A gradient has no further gradient, and cannot be exported for a CPU.
+        either would keep. A gradient has no further derivative, and cannot be exported for a CPU.
 
     Returns:
-      (batch, width).
+      (..., width). There is no forward mode: `jax.jvp`, `jax.linearize` and `jax.jacfwd` raise TypeError. There are
+      second derivatives with "xla": `jax.hessian`, a gradient's gradient, and its `jax.jvp`.
 
     Raises:
       ValueError: for an unknown implementation, or if "fused" cannot compute this.
       fused.Unavailable: for the gradients of "fused" on a CPU that cannot build it.
     """
     function, index = _split_activation(activation)
+    shape, x = x.shape, _flat(x)
     state = _start(block, x)
     run = partial(_layers, block, function)
     if implementation not in IMPLEMENTATIONS:
@@ -67,7 +69,7 @@ def stack(
         run = partial(lax.platform_dependent, cpu=partial(_fused, block), default=run)
     choices = index, transform_bias
     if not remat:
-        return _output(run(state, kernel, bias, *choices))
+        return _output(run(state, kernel, bias, *choices)).reshape(shape)
     layers = len(kernel)
     size = _segment(layers)
     first = layers % size
@@ -78,7 +80,7 @@ def stack(
         return run(state, *weights, *choices), None
 
     segments = [leaf[first:].reshape(-1, size, *leaf.shape[1:]) for leaf in (kernel, bias)]
-    return _output(lax.scan(segment, state, segments)[0])
+    return _output(lax.scan(segment, state, segments)[0]).reshape(shape)
 
 
 def states(
@@ -89,9 +91,9 @@ def states(
     activation: Activation,
     transform_bias: float | jax.Array = 0.0,
 ) -> States:
-    """Look inside a stack: everything that its block's cell computes of `x`, by name, each (layers, batch, width).
+    """Look inside a stack: everything that its block's cell computes of `x`, by name, each (layers, ..., width).
 
-    Takes `stack`'s arguments.
+    Takes `stack`'s arguments, and has no forward mode either.
     """
     function, index = _split_activation(activation)
 
@@ -99,7 +101,12 @@ def states(
         found = _cell(block, function, state, _affine(_output(state), *weights), index, transform_bias)
         return _carried(block, found), found
 
-    return lax.scan(layer, _start(block, x), (kernel, bias))[1]
+    found = lax.scan(layer, _start(block, _flat(x)), (kernel, bias))[1]
+    return {name: value.reshape(len(kernel), *x.shape) for name, value in found.items()}
+
+
+def _flat(x: jax.Array) -> jax.Array:
+    return x.reshape(-1, x.shape[-1])
 
 
 def _segment(layers: int) -> int:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 from jax import lax
+from jax.interpreters.partial_eval import dce_jaxpr
 
 from highway_jax import optim
 from highway_jax.data import Array, Split
@@ -78,7 +79,7 @@ class Recipe:
       optimizer: `optimizer(hyperparameters, epoch)`, the optimizer of an epoch (from 0); its state must not
         depend on the epoch.
       objective: `objective(run, inputs, logits, cross_entropy)`, what a step lowers as a function of the run's
-        parameters: a batch's mean cross entropy, unless it is something else.
+        parameters: a batch's mean cross entropy, by default alone. It must depend on that, as it is what is reported.
     """
 
     network: Callable[[Hyperparameters], nn.Module]
@@ -96,12 +97,17 @@ def init(recipe: Recipe, hyperparameters: Hyperparameters, key: jax.Array, image
       hyperparameters: scalars.
       key: the run's own random key, of the implementation `PRNG`.
       images: any batch of images; only its shape and dtype matter.
+
+    Raises:
+      ValueError: for a network or an objective that is not a classifier's.
     """
-    # A batch of one is enough to learn the shapes.
-    params = recipe.network(hyperparameters).init(key, recipe.preprocess(images[:1]))["params"]
+    inputs = recipe.preprocess(images[:1])  # one is enough to learn the shapes
+    params = recipe.network(hyperparameters).init(key, inputs)["params"]
     epoch = jnp.int32(0)
     opt_state = recipe.optimizer(hyperparameters, epoch).init(params)
-    return Run(hyperparameters, jax.random.key_data(jax.random.fold_in(key, 0)), epoch, params, opt_state)
+    run = Run(hyperparameters, jax.random.key_data(jax.random.fold_in(key, 0)), epoch, params, opt_state)
+    jax.eval_shape(lambda: _losses(recipe, run, inputs, jnp.zeros(1, jnp.int32)))  # raises before anything is trained
+    return run
 
 
 def logits(recipe: Recipe, run: Run, images: Array) -> jax.Array:
@@ -109,10 +115,47 @@ def logits(recipe: Recipe, run: Run, images: Array) -> jax.Array:
     return _apply(recipe, run, recipe.preprocess(images))
 
 
+def cross_entropy(logits: jax.Array, labels: Array) -> jax.Array:
+    """Each example's cross entropy (nats), (batch,), in float32 at least.
+
+    Args:
+      logits: (batch, classes), two classes or more.
+      labels: (batch,) integers below the number of classes.
+
+    Raises:
+      ValueError: for logits of another shape.
+    """
+    if logits.shape[:-1] != labels.shape or logits.ndim != 2 or logits.shape[-1] < 2:
+        raise ValueError(
+            f"the network gives outputs of shape {logits.shape} for {labels.shape[0]} examples; they must be logits of "
+            f"shape (batch, classes), with at least 2 classes, whose cross entropy is reported"
+        )
+    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+
+
 def _apply(recipe: Recipe, run: Run, inputs: Array, **rngs: jax.Array) -> jax.Array:
     outputs = recipe.network(run.hyperparameters).apply({"params": run.params}, inputs, rngs=rngs)
     assert isinstance(outputs, jax.Array)  # no collection is mutable, so there is nothing else
     return outputs
+
+
+def _losses(recipe: Recipe, run: Run, inputs: Array, labels: Array, **rngs: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """What a step lowers, and the mean cross entropy, which is what is reported."""
+    outputs = _apply(recipe, run, inputs, **rngs)
+    loss = cross_entropy(outputs, labels).mean()
+
+    def objective(loss: jax.Array) -> jax.Array:
+        return recipe.objective(run, inputs, outputs, loss)
+
+    traced = jax.make_jaxpr(objective)(loss).jaxpr
+    _, (depends,) = dce_jaxpr(traced, [True] * len(traced.outvars))
+    if not depends:
+        raise ValueError(
+            "objective does not depend on the cross_entropy that it is given, which is reported and ranked all the "
+            "same; it must lower that, alone or with more"
+        )
+    return objective(loss), loss
 
 
 def train_step(recipe: Recipe, run: Run, batch: Split, key: jax.Array) -> tuple[Run, jax.Array]:
@@ -124,15 +167,16 @@ def train_step(recipe: Recipe, run: Run, batch: Split, key: jax.Array) -> tuple[
 
     Returns:
       The run, and the batch's mean cross entropy (nats) before the update.
+
+    Raises:
+      ValueError: as `init`.
     """
     augmentation, dropout = jax.random.split(key)
     inputs = recipe.augment(augmentation, recipe.preprocess(batch.images))
 
     def objective(params):
         now = dataclasses.replace(run, params=params)
-        outputs = _apply(recipe, now, inputs, dropout=dropout)
-        loss = optax.softmax_cross_entropy_with_integer_labels(outputs, batch.labels).mean()
-        return recipe.objective(now, inputs, outputs, loss), loss
+        return _losses(recipe, now, inputs, batch.labels, dropout=dropout)
 
     (_, loss), gradients = jax.value_and_grad(objective, has_aux=True)(run.params)
     optimizer = recipe.optimizer(run.hyperparameters, run.epoch)
@@ -160,12 +204,15 @@ def evaluate(recipe: Recipe, run: Run, split: Split, batch_size: int = 1000) -> 
     """Mean cross entropy `loss` (nats) and `accuracy` over a split; both NaN once a run has diverged.
 
     Examples are taken `batch_size` at a time to bound memory; the last batch may be smaller.
+
+    Raises:
+      ValueError: for a network that is not a classifier.
     """
 
     def one(example: Split) -> tuple[jax.Array, jax.Array]:
-        output = logits(recipe, run, example.images[None])[0]
-        loss = optax.softmax_cross_entropy_with_integer_labels(output, example.labels)
-        correct = (output.argmax() == example.labels).astype(jnp.float32)
+        output = logits(recipe, run, example.images[None])
+        loss = cross_entropy(output, example.labels[None])[0]
+        correct = (output[0].argmax() == example.labels).astype(jnp.float32)
         return loss, jnp.where(jnp.isfinite(loss), correct, jnp.nan)
 
     losses, correct = lax.map(one, split, batch_size=min(batch_size, split.labels.shape[0]))

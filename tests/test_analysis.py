@@ -1,4 +1,6 @@
 import functools
+import re
+from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -6,11 +8,24 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from highway_jax import MLP, ConvNet, HighwayConv, HighwayDense, PlainConv, PlainDense, analysis, gate_plots, parallel
+from highway_jax import (
+    MLP,
+    Block,
+    ConvNet,
+    Highway,
+    HighwayConv,
+    HighwayDense,
+    PlainConv,
+    PlainDense,
+    analysis,
+    gate_plots,
+    parallel,
+)
+from highway_jax.activations import gate
 from highway_jax.data import Split
 from highway_jax.ops import resize
 
@@ -262,3 +277,179 @@ def test_figures_of_networks_of_different_depth_and_width():
     figures = figure2, figure3, figure4, gate_plots.figure4({"perfect": perfect})
     for figure in (*figures, gate_plots.depth_in_use(statistics, lesions, dropped)):
         figure.canvas.draw()
+
+
+class Inside(nn.Module):
+    """Highway layers that `build` makes in this module's compact method, of 8 blocks, and an output layer."""
+
+    build: object
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Dense(8, name="input")(x.reshape(len(x), -1))
+        return nn.Dense(3, name="output")(self.build()(x))
+
+
+class Gate(nn.Module):
+    """A gate that shows its own activity under the name of a highway layer's."""
+
+    @nn.compact
+    def __call__(self, x):
+        z = nn.Dense(8)(x)
+        self.sow("intermediates", "transform_gate", nn.sigmoid(z))
+        return z
+
+
+class Step(nn.Module):
+    build: object
+
+    @nn.compact
+    def __call__(self, x, _):
+        return self.build()(x), None
+
+
+class Own(nn.Module):
+    """A highway layer of one's own, called as `nn.scan` calls it."""
+
+    @nn.compact
+    def __call__(self, x, _=None):
+        t = nn.sigmoid(nn.Dense(8, name="t")(x))
+        self.sow("intermediates", "transform_gate", t)
+        return x + t * (jnp.tanh(nn.Dense(8, name="h")(x)) - x), None
+
+
+def bare(*gates):
+    return Highway(nn.Dense(8), *(nn.Dense(8, use_bias=False) for _ in gates))
+
+
+def scanned(step):
+    axes = {"params": 0, "intermediates": 0}
+    steps = nn.scan(step, variable_axes=axes, split_rngs={"params": True}, length=2)
+    return lambda x: steps()(x, None)[0]
+
+
+def gated_residual(names):
+    def cell(x, z, phi, transform_bias):
+        t = gate(z["t"])
+        return {"transform_gate": t, "block_output": x + phi(z["h"]) * t}
+
+    return Block(cell, lambda bias: {name: bias if name == "t" else 0.0 for name in names})
+
+
+def two(build):
+    return lambda: nn.Sequential([build(), build()])
+
+
+# By what they are: a network of two highway layers, and whether their gates have biases.
+KINDS = {
+    "Highway": (Inside(two(lambda: Highway(nn.Dense(8)))), True),
+    "T without a bias": (Inside(two(lambda: bare("t"))), False),
+    "T and C without biases": (Inside(two(lambda: bare("t", "c"))), False),
+    "affine T and C": (Inside(two(lambda: Highway(*(nn.Dense(8) for _ in "htc")))), True),
+    "T that sows": (Inside(two(lambda: Highway(nn.Dense(8), Gate()))), False),
+    "highway layers in T": (Inside(two(lambda: Highway(nn.Dense(8), HighwayDense()))), False),
+    "highway layers in H": (Inside(lambda: Highway(HighwayDense(), nn.Dense(8, use_bias=False))), None),
+    "remat": (Inside(two(lambda: nn.remat(Highway)(nn.Dense(8), nn.Dense(8, use_bias=False)))), False),
+    "scan": (Inside(lambda: scanned(functools.partial(Step, functools.partial(bare, "t", "c")))), False),
+    "scan of HighwayDense": (Inside(lambda: scanned(functools.partial(Step, HighwayDense))), True),
+    "scan of one's own": (Inside(lambda: scanned(Own)), True),
+    "gated residual blocks": (MLP(3, 8, 3, block=gated_residual("ht")), True),
+    "their maps in another order": (MLP(3, 8, 3, block=gated_residual("th")), True),
+}
+
+
+@pytest.mark.parametrize(("model", "biased"), KINDS.values(), ids=KINDS)
+def test_highway_layers_of_any_kind_are_found_and_can_be_closed(model, biased):
+    params = initialized(model)
+    statistics = analysis.gate_statistics(model, params, SPLIT, preprocess=scale, batch_size=10)
+    assert statistics.mean.shape == (2, 8)
+    if biased is not None:
+        assert np.isfinite(statistics.bias).all() if biased else np.isnan(statistics.bias).all()
+    lesions = analysis.lesion(model, params, SPLIT, preprocess=scale, batch_size=10)
+    np.testing.assert_allclose((lesions.intact_loss, lesions.intact_error), performance(model, params), rtol=1e-6)
+    assert len(set(np.round([*lesions.loss, lesions.intact_loss], 6))) == (2 if biased is None else 3)
+    inputs = scale(SPLIT.images)
+    closed = analysis.close_gates(model, params, inputs, np.ones(2, bool))
+    first, last = params["input"].get("h", params["input"]), params["output"]
+    x = inputs.reshape(len(inputs), -1) @ first["kernel"] + first["bias"]
+    x = jax.nn.relu(x) if isinstance(model, MLP) else x
+    expected = x @ last["kernel"] + last["bias"]  # without any highway layer
+    np.testing.assert_allclose(logits(model, closed), expected, rtol=1e-5, atol=1e-5)
+    states = analysis.inner_states(model, params, SPLIT.images[0], preprocess=scale)
+    assert np.isfinite(states.transform_gate).all()
+
+
+def test_biases_are_the_gates_own_and_the_layers():
+    model = Inside(lambda: Highway(nn.Dense(8), nn.Dense(8), transform_bias=-2.5))
+    params = initialized(model)
+    found = analysis.gate_statistics(model, params, SPLIT, preprocess=scale).bias
+    np.testing.assert_allclose(found[0], params["Highway_0"]["t"]["bias"] - 2.5, rtol=1e-6)
+
+
+def test_a_layer_that_cannot_be_closed_is_named():
+    block = Block(lambda x, z, phi, b: {"transform_gate": gate(z["u"]), "block_output": x}, lambda b: {"u": b})
+    for model, message in (
+        (MLP(3, 8, 3, block=block), "layer 'layers' .* named t"),
+        (Inside(Gate), "layer 'Gate_0' .* t/bias"),
+    ):
+        params = initialized(model)
+        assert np.isnan(analysis.gate_statistics(model, params, SPLIT, preprocess=scale).bias).all()
+        with pytest.raises(ValueError, match=message):
+            analysis.lesion(model, params, SPLIT, preprocess=scale)
+
+
+@settings(max_examples=3)
+@example(samples=7, batch_size=3, nan=True)
+@given(samples=st.integers(1, 20), batch_size=st.integers(1, 25), nan=st.booleans())
+def test_nothing_depends_on_the_batches_and_only_real_samples_are_preprocessed(samples, batch_size, nan):
+    images = np.random.default_rng(samples).integers(1, 255, (samples, 6, 5, 1), np.uint8)
+    if nan:
+        images[0] = 0
+    split = Split(images, SPLIT.labels[:samples])
+
+    def relative(images):  # NaN where an image is empty
+        images = scale(images)
+        return images / images.max(axis=(1, 2, 3), keepdims=True)
+
+    model = MLP(depth=3, width=4, num_classes=3, transform_bias=-0.5)
+    params = initialized(model)
+    args = model, params, split
+    found, whole = (
+        analysis.gate_statistics(*args, preprocess=relative, batch_size=size) for size in (batch_size, samples)
+    )
+    for name in found._fields:
+        np.testing.assert_allclose(getattr(found, name), getattr(whole, name), rtol=1e-5)
+    assert np.isnan(found.open_layers).tolist() == [nan and sample == 0 for sample in range(samples)]
+    others = np.flatnonzero(found.class_size)
+    classes = [label for label in others if not nan or label != split.labels[0]]
+    assert np.isfinite(found.class_mean[classes]).all()
+    found, whole = (analysis.lesion(*args, preprocess=relative, batch_size=size) for size in (batch_size, samples))
+    for a, b in zip(found, whole, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5)
+    assert np.isfinite(found.loss).all() != nan
+
+
+def test_other_outputs_than_logits_are_refused():
+    model = mlp().clone(num_classes=1)
+    with pytest.raises(ValueError, match=r"outputs of shape \(37, 1\).*at least 2 classes"):
+        analysis.lesion(model, initialized(model), SPLIT, preprocess=scale)
+
+
+def test_the_documented_blocks_run_and_can_be_analysed():
+    page = (Path(__file__).parents[1] / "docs/blocks.md").read_text()
+    names: dict = {}
+    for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(code, names)
+    model = names["model"].clone(depth=3, num_classes=3)
+    params = model.init(KEY, scale(SPLIT.images))["params"]
+    statistics = analysis.gate_statistics(model, params, SPLIT, preprocess=scale)
+    np.testing.assert_array_equal(statistics.bias, np.full((2, 50), -2))
+    states = analysis.inner_states(model, params, SPLIT.images[0], preprocess=scale)
+    assert np.isfinite(states.block_output).all()
+    assert np.isnan(states.block_state).all()  # it has none of that name
+    assert (analysis.lesion(model, params, SPLIT, preprocess=scale).damage >= 0).all()
+    x = jax.random.normal(KEY, (2, 5, 64))
+    for layer in names["attention"], names["recurrent"]:
+        params = layer.init(KEY, x)["params"]
+        states = analysis.inner_states(layer, params, x[0])
+        assert states.transform_gate.shape == (1, 64)

@@ -28,6 +28,9 @@ def test_losses_are_the_papers():
     np.testing.assert_allclose(hint_loss(a, b), ((a - b) ** 2).mean() / 2, rtol=1e-5)
     soft = [np.exp(z / 3) / np.exp(z / 3).sum(-1, keepdims=True) for z in (a, b)]
     np.testing.assert_allclose(distillation_loss(a, b), -(soft[1] * np.log(soft[0])).sum(-1).mean(), rtol=1e-5)
+    rounded = [jnp.asarray(z, jnp.bfloat16) for z in (a, b)]
+    for loss in hint_loss, distillation_loss:  # in float32 all the same
+        np.testing.assert_allclose(loss(*rounded), loss(*map(jnp.float32, rounded)), rtol=1e-6)
 
 
 def test_a_students_network_is_the_network_alone():

@@ -1,11 +1,16 @@
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from flax.traverse_util import flatten_dict
 
 from highway_jax import Highway, HighwayConv, HighwayDense, PlainConv, PlainDense
+from highway_jax import nnx as native
+from highway_jax.maxout import Maxout
 
 KEY = jax.random.key(0)
 
@@ -151,6 +156,213 @@ def test_h_may_be_recurrent_or_attention(h, gates):
 
     carrying = layer.clone(transform_bias=-30.0)
     np.testing.assert_allclose(carrying.apply(carrying.init(KEY, x), x), x, rtol=1e-5)
+
+
+def linen(layer):
+    return lambda x: (layer.init(KEY, x), layer.apply)
+
+
+def nnx_layer(kind):
+    def start(x):
+        graph, params = nnx.split(kind(rngs=nnx.Rngs(0)), nnx.Param)
+        return params, lambda params, x: nnx.merge(graph, params)(x)
+
+    return start
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        linen(HighwayDense("tanh")),
+        linen(HighwayDense(carry="independent")),
+        linen(HighwayConv(features=4, strides=2)),
+        linen(PlainConv(2, activation="tanh")),
+        linen(Highway(nn.Dense(3), nn.Dense(3), nn.Dense(3))),
+        nnx_layer(functools.partial(native.HighwayDense, 3)),
+        nnx_layer(functools.partial(native.HighwayConv, 3)),
+    ],
+    ids=["HighwayDense", "independent", "HighwayConv", "PlainConv", "Highway", "nnx.HighwayDense", "nnx.HighwayConv"],
+)
+def test_derivatives_of_both_modes_and_of_second_order_agree(start):
+    # What one mode and the other make of the same derivative.
+    x = jax.random.normal(KEY, (2, 5, 4, 3))
+    params, apply = start(x)
+    directions = [jax.tree.map(lambda leaf: jnp.cos(leaf + shift), (params, x)) for shift in (0.0, 1.0)]  # noqa: B023
+
+    def loss(args):
+        return (apply(*args) ** 2).mean()
+
+    def along(f, direction):
+        return lambda args: jax.jvp(f, (args,), (direction,))[1]
+
+    def along_by_gradient(f, direction):
+        def dot(args):
+            products = jax.tree.map(lambda g, d: (g * d).sum(), jax.grad(f)(args), direction)
+            return sum(jax.tree.leaves(products))
+
+        return dot
+
+    @jax.jit
+    def everything(args):
+        firsts = [way(loss, directions[0]) for way in (along, along_by_gradient)]
+        seconds = [way(first, directions[1])(args) for way in (along, along_by_gradient) for first in firsts]
+        return [first(args) for first in firsts] + [jax.linearize(loss, args)[1](directions[0])], seconds
+
+    for values in everything((params, x)):
+        assert abs(values[0]) > 1e-4
+        np.testing.assert_allclose(values, values[0], rtol=1e-3, atol=1e-6)
+
+
+class Inside(nn.Module):
+    """A module in whose compact method a layer is built."""
+
+    build: object
+
+    @nn.compact
+    def __call__(self, x):
+        return self.build()(x)
+
+
+class InSetup(Inside):
+    def setup(self):
+        self.layer = self.build()
+
+    def __call__(self, x):
+        return self.layer(x)
+
+
+class Given(nn.Module):
+    """Passes a module on that it was given."""
+
+    h: nn.Module
+
+    @nn.compact
+    def __call__(self, x):
+        return Highway(self.h)(x)
+
+
+class Step(nn.Module):
+    """A layer as `nn.scan` wants it."""
+
+    @nn.compact
+    def __call__(self, x, _):
+        return Highway(nn.Dense(6))(x), None
+
+
+def dense():
+    return Highway(nn.Dense(6))
+
+
+def scanned():
+    steps = nn.scan(Step, variable_axes={"params": 0}, split_rngs={"params": True}, length=3)()
+    return lambda x: steps(x, None)[0]
+
+
+AFFINE = {"kernel": (6, 6), "bias": (6,)}
+PLACES = {
+    "compact": (Inside(dense), {"Highway_0": {"h": AFFINE, "t": AFFINE}}),
+    "setup": (InSetup(dense), {"layer": {"h": AFFINE, "t": AFFINE}}),
+    "alone": (dense(), {"h": AFFINE, "t": AFFINE}),
+    "gates of its own": (
+        Inside(lambda: Highway(*(nn.Dense(6, name=f"my{n}") for n in range(3)))),
+        {"Highway_0": {"h": AFFINE, "t": AFFINE, "c": AFFINE}},
+    ),
+    "given": (Inside(lambda: Given(nn.Dense(6))), {"Given_0": {"Highway_0": {"h": AFFINE, "t": AFFINE}}}),
+    "Sequential": (
+        Inside(lambda: nn.Sequential([dense(), nn.relu, dense()])),
+        {f"Highway_{n}": {"h": AFFINE, "t": AFFINE} for n in range(2)},
+    ),
+    "of a Sequential": (
+        Inside(lambda: Highway(nn.Sequential([nn.Dense(6), nn.relu, nn.Dense(6)]))),
+        {"Highway_0": {"h": {"layers_0": AFFINE, "layers_2": AFFINE}, "t": AFFINE}},
+    ),
+    "nested": (
+        Inside(lambda: Highway(dense(), HighwayDense())),
+        {"Highway_1": {"h": {"h": AFFINE, "t": AFFINE}, "t": {"h": AFFINE, "t": AFFINE}}},
+    ),
+    "remat": (
+        Inside(lambda: nn.remat(Highway)(nn.Dense(6))),
+        {"CheckpointHighway_0": {"h": AFFINE, "t": AFFINE}},
+    ),
+    "scan": (
+        Inside(scanned),
+        {"ScanStep_0": {"Highway_0": {name: {k: (3, *shape) for k, shape in AFFINE.items()} for name in ("h", "t")}}},
+    ),
+}
+
+
+@pytest.mark.parametrize(("model", "expected"), PLACES.values(), ids=PLACES)
+def test_parameters_live_under_h_t_and_c_wherever_the_layer_is_built(model, expected):
+    x = jax.random.normal(KEY, (2, 6))
+    y, variables = model.init_with_output(KEY, x)
+    assert jax.tree.map(jnp.shape, dict(variables)) == {"params": expected}
+    np.testing.assert_allclose(model.apply(variables, x), y, rtol=1e-5)  # they are the ones that are used
+    zeros = jax.tree.map(jnp.zeros_like, variables)
+    assert not np.allclose(model.apply(zeros, x), y)
+
+
+def test_dropout_and_batch_statistics_in_h_work_inside_a_module():
+    def build():
+        h = nn.Sequential([nn.Dense(6), nn.BatchNorm(use_running_average=False), nn.Dropout(0.5, deterministic=False)])
+        return Highway(h)
+
+    x = jax.random.normal(KEY, (8, 6))
+    for model, place in (Inside(build), "Highway_0"), (InSetup(build), "layer"):
+        variables = model.init({"params": KEY, "dropout": KEY}, x)
+        assert set(variables["batch_stats"][place]["h"]) == {"layers_1"}
+        run = functools.partial(model.apply, variables, x, mutable="batch_stats")
+        (y, updated), (again, _), (other, _) = (run(rngs={"dropout": jax.random.key(n)}) for n in (1, 1, 2))
+        mean = updated["batch_stats"][place]["h"]["layers_1"]["mean"]
+        dense = variables["params"][place]["h"]["layers_0"]
+        np.testing.assert_allclose(mean, 0.01 * (x @ dense["kernel"]).mean(axis=0), rtol=1e-4, atol=1e-6)
+        np.testing.assert_array_equal(y, again)
+        assert not np.allclose(y, other)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_module_that_others_use_as_well_keeps_its_parameters_shared(first):
+    class Shared(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            dense = nn.Dense(6)
+            before = dense(x) if first else 0
+            return Highway(dense)(nn.remat(Highway)(dense)(x)) + before + dense(x)
+
+    x = jax.random.normal(KEY, (2, 6))
+    params = Shared().init(KEY, x)["params"]
+    flat = flatten_dict(params)
+    (place,) = {path[:-1] for path, leaf in flat.items() if path[-2] != "t"}  # one kernel for all
+    assert len(flat) == 6
+    assert place == (("Dense_0",) if first else ("CheckpointHighway_0", "h"))
+    affine = functools.reduce(lambda tree, key: tree[key], place, params)
+    expected = x
+    for name in "CheckpointHighway_0", "Highway_0":
+        expected = Highway(nn.Dense(6)).apply({"params": {"h": affine, "t": params[name]["t"]}}, expected)
+    expected += (1 + first) * (x @ affine["kernel"] + affine["bias"])
+    np.testing.assert_allclose(Shared().apply({"params": params}, x), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_all_transform_gates_start_alike():
+    x = jnp.ones((2, 8))
+    ours, reference = (layer.init(KEY, x)["params"]["t"] for layer in (Highway(nn.Dense(8)), HighwayDense()))
+    jax.tree.map(np.testing.assert_array_equal, ours, reference)
+
+
+@pytest.mark.parametrize("size", [3, (3, 0), "33", (), (2.5, 3)])
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda size: HighwayConv(size).init(KEY, jnp.ones((1, 8, 8, 3))),
+        lambda size: PlainConv(3, size).init(KEY, jnp.ones((1, 8, 8, 3))),
+        lambda size: Maxout(3, size).init(KEY, jnp.ones((1, 8, 8, 3))),
+        lambda size: native.HighwayConv(3, kernel_size=size, rngs=nnx.Rngs(0)),
+        lambda size: native.PlainConv(3, 4, size, rngs=nnx.Rngs(0)),
+    ],
+)
+def test_a_kernel_size_has_a_number_for_each_dimension(build, size):
+    with pytest.raises(ValueError, match=r"kernel_size is .*such as \(3, 3\)") as error:
+        build(size)
+    assert repr(size) in str(error.value)
 
 
 @pytest.mark.parametrize(

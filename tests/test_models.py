@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from highway_jax import MLP, HighwayDense, PlainDense
+from highway_jax import MLP, HighwayDense, PlainDense, fused
 from highway_jax.activations import gate
 from highway_jax.blocks import BLOCKS, HIGHWAY, INDEPENDENT, Block
 from highway_jax.models import layer_params
@@ -133,8 +133,59 @@ def test_a_block_starts_with_the_biases_it_names():
         params = MLP(depth=4, width=5, block=block, transform_bias=-3.0).init(KEY, X)["params"]
         found = {name: p["bias"] for name, p in layer_params(params, tuple(expected)).items()}
         jax.tree.map(np.testing.assert_array_equal, found, {n: np.full((3, 5), b) for n, b in expected.items()})
-    mixed = MLP(depth=4, width=5, block="fixed", dtype=jnp.bfloat16, transform_bias=jnp.float32(-3))
-    assert mixed.init_with_output(KEY, X)[0].dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_logits_and_inner_states_have_their_dtypes(block):
+    mixed = MLP(depth=4, width=5, block=block, dtype=jnp.bfloat16, transform_bias=jnp.float32(-3))
+    logits, sown = mixed.apply(mixed.init(KEY, X), X, mutable="intermediates")
+    assert logits.dtype == jnp.float32
+    assert {leaf.dtype for leaf in jax.tree.leaves(sown)} == {jnp.dtype("bfloat16")}
+    assert mixed.clone(param_dtype=jnp.bfloat16).init_with_output(KEY, X)[0].dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("options", [{}, {"remat": True}, {"implementation": "fused"}], ids=str)
+@pytest.mark.parametrize("leading", [(), (2, 3), (1, 2, 3)])
+def test_a_stack_takes_any_leading_axes(leading, options):
+    if "implementation" in options:
+        try:
+            fused.load()
+        except fused.Unavailable as error:
+            pytest.skip(str(error))
+    x = jax.random.normal(KEY, (*leading, 4))
+    weights = jax.random.normal(KEY, (5, 4, 8)) / 2, jnp.ones((5, 8)) / 3
+
+    def gradients(flat):
+        def loss(x, *weights):
+            y = stack(HIGHWAY, x.reshape(-1, 4) if flat else x, *weights, "tanh", **options)
+            return (y**2).sum(), y.reshape(x.shape)
+
+        return jax.jit(jax.grad(loss, (0, 1, 2), has_aux=True))(x, *weights)
+
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), gradients(False), gradients(True))
+    found, flat = (states(HIGHWAY, x, *weights, "tanh") for x in (x, x.reshape(-1, 4)))
+    for name, value in found.items():
+        assert value.shape == (5, *leading, 4)
+        np.testing.assert_allclose(value.reshape(5, -1, 4), flat[name], rtol=1e-6)
+
+
+def test_a_stack_has_second_derivatives_and_no_forward_mode():
+    # As its docstring says.
+    x, weights = jax.random.normal(KEY, (2, 3)), (jax.random.normal(KEY, (4, 3, 6)) / 2, jnp.ones((4, 6)) / 3)
+
+    def hessian(apply):
+        return jax.jit(jax.hessian(lambda bias: (apply(x, weights[0], bias) ** 2).sum()))(weights[1])
+
+    ours = hessian(lambda *args: stack(HIGHWAY, *args, "tanh"))
+    sigmoid = jax.nn.sigmoid
+    np.testing.assert_allclose(ours, hessian(partial(by_hand, "highway", jnp.tanh, sigmoid, 0.0)), rtol=1e-3, atol=1e-5)
+
+    def output(x):
+        return stack(HIGHWAY, x, *weights, "tanh")
+
+    for forward in jax.jacfwd(output), lambda x: jax.jvp(output, (x,), (x,)), lambda x: jax.linearize(output, x)[1](x):
+        with pytest.raises(TypeError, match="forward-mode"):
+            forward(x)
 
 
 def test_an_lstm_block_with_closed_input_and_open_forget_gates_carries():

@@ -1,12 +1,14 @@
+import dataclasses
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from highway_jax import MLP, data, optim, parallel, search, training
+from highway_jax import MLP, ConvNet, data, optim, parallel, search, training
 from highway_jax.data import shuffled_batches
 from highway_jax.training import Hyperparameters, Recipe
 
@@ -19,6 +21,7 @@ def network(hp, block="highway"):
 
 
 RECIPE = Recipe(network, functools.partial(data.rescale, max_value=16))
+HP = Hyperparameters(*map(jnp.float32, (0.05, 0.9, 0.95)), jnp.int32(0), jnp.float32(-2.0))
 EPOCH = functools.partial(training.train_epoch, RECIPE)
 
 
@@ -154,3 +157,84 @@ def test_nesterov_is_caffes_update():
             updates, state = update(rate, gradient, state, params)
             params = jax.tree.map(jnp.add, params, updates)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), params, expected)
+
+
+def squared(run, inputs, logits, cross_entropy):
+    return jnp.square(logits).mean()
+
+
+@pytest.mark.parametrize("epochs", [0, 1])
+@pytest.mark.parametrize(
+    "objective",
+    [squared, jax.jit(squared), lambda run, inputs, logits, loss: jax.lax.cond(True, lambda: 0.0, lambda: 1.0)],
+)
+def test_an_objective_without_the_loss_that_is_reported_is_refused(objective, epochs):
+    recipe = dataclasses.replace(RECIPE, objective=objective)
+    with pytest.raises(ValueError, match="objective does not depend on the cross_entropy") as error:
+        if epochs:
+            training.train_epoch(recipe, start(0), BATCHES)
+        else:
+            jax.jit(functools.partial(training.init, recipe))(HP, jax.random.key(0), DIGITS.train.images)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        lambda run, inputs, logits, loss: loss + 0.1 * squared(run, inputs, logits, loss),
+        lambda run, inputs, logits, loss: jax.lax.cond(run.epoch < 1, lambda: loss, lambda: jnp.square(logits).mean()),
+    ],
+)
+def test_an_objective_may_have_more_than_the_loss_that_is_reported(objective):
+    run = training.init(dataclasses.replace(RECIPE, objective=objective), HP, jax.random.key(0), DIGITS.train.images)
+    epoch = jax.jit(functools.partial(training.train_epoch, dataclasses.replace(RECIPE, objective=objective)))
+    assert np.isfinite(epoch(run, BATCHES)[1])
+
+
+class Regression(nn.Module):
+    shape: tuple
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(int(np.prod(self.shape)))(x.reshape(len(x), -1)).reshape(-1, *self.shape)
+
+
+@pytest.mark.parametrize("shape", [(1,), (), (2, 3)])
+def test_a_network_that_is_no_classifier_is_refused(shape):
+    recipe = dataclasses.replace(RECIPE, network=lambda hp: Regression(shape))
+    run = dataclasses.replace(start(0), params=Regression(shape).init(jax.random.key(0), jnp.ones((1, 64)))["params"])
+    calls = [
+        lambda: training.init(recipe, HP, jax.random.key(0), DIGITS.train.images),
+        lambda: training.train_epoch(recipe, run.replace(opt_state=recipe.optimizer(HP, 0).init(run.params)), BATCHES),
+        lambda: training.evaluate(recipe, run, DIGITS.test),
+        lambda: search.init_population(
+            recipe, search.sample_population(search.SearchSpace(), 0, 2), 0, DIGITS.train.images, parallel.runs_mesh()
+        ),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match=r"outputs of shape \(.*logits of shape \(batch, classes\)") as error:
+            call()
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "net",
+    [
+        MLP(depth=3, width=20, dtype=jnp.bfloat16),
+        MLP(depth=3, width=20, dtype=jnp.bfloat16, param_dtype=jnp.bfloat16),
+        ConvNet(("conv 4 3x3", "highway 3x3"), dtype=jnp.bfloat16, param_dtype=jnp.bfloat16),
+    ],
+    ids=["MLP", "MLP's parameters", "ConvNet's parameters"],
+)
+def test_losses_are_computed_in_float32_whatever_the_networks_dtype(net):
+    recipe = dataclasses.replace(RECIPE, network=lambda hp: net)
+    run = training.init(recipe, HP, jax.random.key(0), DIGITS.train.images)
+    outputs = np.float64(jax.jit(functools.partial(training.logits, recipe))(run, DIGITS.test.images))
+    expected = np.log(np.exp(outputs).sum(axis=1)) - outputs[np.arange(297), DIGITS.test.labels]
+    found = jax.jit(functools.partial(training.evaluate, recipe))(run, DIGITS.test)
+    np.testing.assert_allclose(found["loss"], expected.mean(), rtol=1e-3)
+    batch = jax.tree.map(lambda leaf: leaf[:50], DIGITS.test)
+    _, loss = jax.jit(functools.partial(training.train_step, recipe))(run, batch, jax.random.key(0))
+    assert loss.dtype == jnp.float32
+    np.testing.assert_allclose(loss, expected[:50].mean(), rtol=1e-2)
+    assert float(loss) != float(jnp.bfloat16(loss))  # digits that bfloat16 does not have

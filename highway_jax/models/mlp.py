@@ -12,7 +12,7 @@ from flax.typing import Dtype
 from highway_jax.activations import Activation
 from highway_jax.blocks import HIGHWAY, INDEPENDENT, Block, named
 from highway_jax.initializers import column_blocks, layerwise, normalized
-from highway_jax.layers import CARRIES, PlainDense
+from highway_jax.layers import CARRIES, CLOSED, Gated, PlainDense
 from highway_jax.stack import stack, states
 
 
@@ -32,6 +32,8 @@ class MLP(nn.Module):
     `block_state` and `block_output` under `layers` (`block_output` alone in a plain network); of another block,
     all that its cell returns.
 
+    There is no forward mode (`jax.jvp`); there are second derivatives, but with "xla" alone (`highway_jax.stack`).
+
     Attributes:
       depth: layers as the paper counts them: depth 10 is the first plain layer and nine further ones.
       width: blocks (highway) or units (plain) per layer; the paper has 50 and 71, of about as many parameters.
@@ -42,7 +44,7 @@ class MLP(nn.Module):
         and residual ones nothing.
       carry: "coupled" or "independent" carry gates, as in `HighwayDense`; of highway blocks alone.
       dtype: of the computation; the inputs' and parameters' promoted dtype by default.
-      param_dtype: of the parameters.
+      param_dtype: of the parameters and the logits.
       remat: keep less for the backward pass and compute the layers again there: memory for activations grows with
         sqrt(depth) instead of depth, and a step takes up to a third longer.
       implementation: "xla", or "fused", up to twice as fast to train on a CPU where layers are narrow: all of them as
@@ -82,10 +84,11 @@ class MLP(nn.Module):
         x = PlainDense(self.width, self.activation, name="input", **dtypes)(x)
         run = self.activation, self.transform_bias
         x = _Stack(self.depth - 1, block, *run, self.remat, self.implementation, name="layers", **dtypes)(x)
-        return nn.Dense(self.num_classes, kernel_init=normalized(self.activation), name="output", **dtypes)(x)
+        x = nn.Dense(self.num_classes, kernel_init=normalized(self.activation), name="output", **dtypes)(x)
+        return x.astype(self.param_dtype)
 
 
-class _Stack(nn.Module):
+class _Stack(Gated, nn.Module):
     """`length` layers, the kernels of the block's affine maps side by side."""
 
     length: int
@@ -96,6 +99,20 @@ class _Stack(nn.Module):
     implementation: str
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
+
+    def gate_bias(self, params: Any) -> jax.Array | None:
+        return self._biases(params).get("t")
+
+    def closing(self, params: Any, closed: jax.Array) -> Any:
+        biases = self._biases(params)
+        if "t" not in biases:
+            raise ValueError(f"its block's affine maps are {', '.join(biases)}, and none is named t")
+        biases |= {n: jnp.where(closed[:, None], CLOSED[n], b) for n, b in biases.items() if n in CLOSED}
+        return {"bias": jnp.concatenate(list(biases.values()), axis=-1)}
+
+    def _biases(self, params: Any) -> dict[str, jax.Array]:
+        names = self.block.biases(0.0)
+        return dict(zip(names, jnp.split(params["bias"], len(names), axis=-1), strict=True))
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
