@@ -1,11 +1,14 @@
 PYTHON ?= python3
+LOWEST_PYTHON ?= python3.11
 BIN := .venv/bin
+LOWEST := .venv-lowest
 
-.PHONY: help search test stress notebooks lint format clean
+.PHONY: help search test test-lowest stress notebooks lint format clean
 
 help:
 	@echo "make search  install, then run 100 highway and 100 plain networks of depth 50 on the digits"
 	@echo "make test    install, then run the tests"
+	@echo "make test-lowest  run the tests with Python 3.11 and the lowest versions that setup.py allows, in .venv-lowest"
 	@echo "make stress  install, then kill searches and processes of searches, and damage their files"
 	@echo "make notebooks  install, then run the notebooks and keep their outputs"
 	@echo "make lint    install, then check style and types"
@@ -16,6 +19,9 @@ search: .venv/installed
 
 test: .venv/installed-test
 	$(BIN)/python -m pytest -n auto
+
+test-lowest: $(LOWEST)/installed
+	$(LOWEST)/bin/python -m pytest -n auto
 
 stress: .venv/installed-test
 	$(BIN)/python -m tests.faults
@@ -34,7 +40,7 @@ format: .venv/installed-dev
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv *.egg-info
+	rm -rf .venv $(LOWEST) *.egg-info
 
 $(BIN)/python:
 	@echo "installing into .venv, about half a minute"
@@ -49,3 +55,10 @@ $(BIN)/python:
 .venv/installed-%: setup.py | $(BIN)/python
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[$*]'
 	@touch $@ .venv/installed
+
+$(LOWEST)/installed: setup.py .ci/lowest.py
+	$(LOWEST_PYTHON) -m venv --clear $(LOWEST)
+	$(LOWEST)/bin/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	$(LOWEST)/bin/python .ci/lowest.py > $(LOWEST)/constraints.txt
+	$(LOWEST)/bin/pip install --quiet --disable-pip-version-check --constraint $(LOWEST)/constraints.txt --editable '.[test]'
+	@touch $@

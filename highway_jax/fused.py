@@ -1,6 +1,6 @@
 """Deep stacks of highway and plain layers as one kernel of our own on a CPU, forward and backward (fused.cc).
 
-The machine's C++ compiler builds it when it is first asked for, once for every kind of machine, in a few seconds.
+The machine's C++ compiler builds it when it is first lowered for a CPU, once for every kind of machine, in seconds.
 Where there is none, and on accelerators, `highway_jax.stack` does the same with XLA alone.
 """
 
@@ -11,6 +11,7 @@ import hashlib
 import os
 import platform
 import shutil
+import stat
 import subprocess
 import tempfile
 from pathlib import Path
@@ -19,6 +20,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import jaxlib.version
+from jax.extend.core import Primitive
+from jax.interpreters import batching, mlir
 
 from highway_jax import blocks
 from highway_jax.blocks import Block
@@ -26,6 +29,7 @@ from highway_jax.blocks import Block
 SOURCE = Path(__file__).with_suffix(".cc")
 WIDEST = 128  # beyond it XLA's products, made for all caches and cores, are mostly as fast or faster
 COMPILERS = ("c++", "g++", "clang++")
+HANDLERS = ("highway_forward", "highway_backward")
 
 
 class Unavailable(Exception):
@@ -45,21 +49,26 @@ def supports(block: Block) -> bool:
 def load() -> None:
     """Build the kernel, unless it has been built before, and make it known to XLA.
 
-    It is kept in `highway-jax` of the user's cache folder (`XDG_CACHE_HOME`, or ~/.cache).
+    It is kept in `highway-jax` of the user's cache folder (`XDG_CACHE_HOME`, or ~/.cache). That folder must belong to
+    the user, and nobody else may be able to write to it or to replace it.
 
     Raises:
       Unavailable: without a C++ compiler that can build it, or a folder to keep it in.
     """
     try:
-        library = ctypes.cdll.LoadLibrary(str(_built()))
-    except (OSError, RuntimeError) as error:  # says of which file; RuntimeError: there is no home
+        path = _built()
+        library = ctypes.CDLL(str(path))
+    except (OSError, RuntimeError) as error:  # names the file or folder; RuntimeError: there is no home
         raise Unavailable(f"it cannot be kept and loaded: {error}") from error
-    for name in "highway_forward", "highway_backward":
+    for name in HANDLERS:
+        if not hasattr(library, name):
+            raise Unavailable(f"{path} has no function {name}; remove the file")
+    for name in HANDLERS:
         jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
 
 
 def choose(width: int) -> str:
-    """An implementation of a stack: "fused" on a CPU that can build it, for widths that it is meant for, or "xla"."""
+    """The implementation for the default backend: "fused" on a CPU that can build it, at suitable widths, or "xla"."""
     if jax.default_backend() == "cpu" and width <= WIDEST:
         with contextlib.suppress(Unavailable):
             load()
@@ -74,13 +83,14 @@ def _built() -> Path:
     options = ["-std=c++17", "-O3", tuned, "-fPIC", "-shared", "-isystem", jax.ffi.include_dir(), str(SOURCE)]
     identity = SOURCE.read_bytes(), " ".join(compilers + options).encode(), jaxlib.version.__version__.encode(), _cpu()
     name = f"fused-{_digest(b''.join(identity))}"
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "highway-jax"
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").resolve() / "highway-jax"
+    if compilers or folder.exists():
+        _make_private(folder)
     for library in folder.glob(f"{name}-*.so"):
-        if library.stem == f"{name}-{_digest(library.read_bytes())}":
+        if _is_private(library) and library.stem == f"{name}-{_digest(library.read_bytes())}":
             return library
     if not compilers:
         raise NoCompiler(f"no C++ compiler ({', '.join(COMPILERS)}) is in the PATH")
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         made = Path(scratch, "fused.so")
         for compiler in compilers:
@@ -88,10 +98,56 @@ def _built() -> Path:
             environment = {**os.environ, "LC_ALL": "C"}
             done = subprocess.run(command, capture_output=True, text=True, errors="replace", env=environment)
             if done.returncode == 0:
+                made.chmod(0o700)  # whatever the umask
                 # At once: another process may be about to load it.
                 return made.replace(folder / f"{name}-{_digest(made.read_bytes())}.so")
     reason = next((line for line in done.stderr.splitlines() if "error" in line), f"status {done.returncode}")
     raise Unavailable(f"{compiler} cannot build it: {reason}")
+
+
+# The cache's files are run. So they and their folder must belong to this user, and nobody else may write to them. A
+# folder above may also belong to root, and be one where others may only add files of their own, such as /tmp.
+
+OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
+
+
+def _is_private(path: Path) -> bool:
+    status = path.lstat()
+    return stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & OTHERS_WRITE
+
+
+def _make_private(folder: Path) -> None:
+    """Make a folder for this user alone where it is missing, and refuse one that others can change or replace.
+
+    Raises:
+      OSError: naming that folder, or the one above it that lets them.
+    """
+    if not hasattr(os, "geteuid"):
+        raise PermissionError(f"this system does not say who can write to {folder}")
+    for place in (*reversed(folder.parents), folder):
+        if not place.exists():
+            place.mkdir(mode=0o700, exist_ok=True)
+        status, above = place.lstat(), place != folder
+        if not stat.S_ISDIR(status.st_mode):
+            raise NotADirectoryError(f"{place} must be a folder, not a file or link")
+        if status.st_uid != os.geteuid() and not (above and status.st_uid == 0):
+            raise PermissionError(f"{place} belongs to another user")
+        writers = status.st_mode & OTHERS_WRITE
+        harmless = status.st_mode & stat.S_ISVTX or (writers == stat.S_IWGRP and _is_own_group(status.st_gid))
+        if writers and not (above and harmless):
+            raise PermissionError(f"others can write to {place}")
+
+
+def _is_own_group(group: int) -> bool:
+    """Whether it is the group of this user and nobody else. Systems that make one for each user let it write."""
+    import grp
+    import pwd
+
+    try:
+        user, entry = pwd.getpwuid(os.geteuid()), grp.getgrgid(group)
+    except KeyError:
+        return False
+    return (user.pw_gid, user.pw_name) == (group, entry.gr_name) and set(entry.gr_mem) <= {user.pw_name}
 
 
 def _digest(content: bytes) -> str:
@@ -140,25 +196,40 @@ def forward(x: jax.Array, kernel: jax.Array, bias: jax.Array, activation: jax.Ar
       The output, (batch, width), and what `backward` needs. All arrays are float32.
 
     Raises:
-      Unavailable: on a CPU that cannot build the kernel.
+      Unavailable: when this is lowered for a CPU, if that cannot build the kernel.
     """
-    if jax.default_backend() == "cpu":
-        load()
     (batch, width), (layers, _, side) = x.shape, kernel.shape
     states = 2 * side // width - 1  # x, and h and t of a highway layer
-    return _call("highway_forward", [x.shape, (layers + 1, states, width, _padded(batch))], x, kernel, bias, activation)
+    shapes = [x.shape, (layers + 1, states, width, _padded(batch))]
+    return _call("highway_forward", shapes, x, kernel, bias, _loaded.bind(activation))
 
 
 def backward(
     dy: jax.Array, kernel: jax.Array, activation: jax.Array, kept: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Cotangents of x, kernel and bias from the output's (Eq. 9 and the chain rule)."""
-    return _call("highway_backward", [dy.shape, kernel.shape, kernel.shape[::2]], dy, kernel, activation, kept)
+    shapes = [dy.shape, kernel.shape, kernel.shape[::2]]
+    return _call("highway_backward", shapes, dy, kernel, _loaded.bind(activation), kept)
 
 
 def _padded(batch: int) -> int:
     """Examples are padded to a multiple of the most that a vector of a CPU holds."""
     return -(-batch // 16) * 16
+
+
+# The identity, for a call's index. It loads the kernel when it is lowered for a CPU; tracing knows no platform.
+_loaded = Primitive("highway_kernel")
+_loaded.def_abstract_eval(lambda index: index)
+_loaded.def_impl(jax.jit(_loaded.bind))
+batching.defvectorized(_loaded)
+
+
+def _lower_loaded(context: Any, operand: Any) -> list[Any]:
+    load()
+    return [operand]
+
+
+mlir.register_lowering(_loaded, _lower_loaded, platform="cpu")
 
 
 def _call(name: str, shapes: list[tuple[int, ...]], *args: jax.Array) -> Any:

@@ -24,6 +24,7 @@ from highway_jax.blocks import HIGHWAY, PLAIN
 from highway_jax.stack import stack
 
 DIGITS = data.load("digits").train
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -142,13 +143,37 @@ def test_a_run_alone_is_itself_in_a_population(two_devices):
         np.testing.assert_allclose(among[:1], alone, rtol=0 if "runs_per_batch" not in mapping else 1e-4)
 
 
-@pytest.mark.parametrize("platform", ["cuda", "tpu"])
-def test_accelerators_use_xla(platform):
-    model = MLP(3, 4, implementation="fused")
-    params = model.init(jax.random.key(0), jnp.ones((1, 4)))
-    gradient = jax.jit(jax.grad(lambda params: model.apply(params, jnp.ones((2, 4))).sum()))
-    exported = jax.export.export(gradient, platforms=[platform])(params)
-    assert "highway_forward" not in exported.mlir_module()
+WHERE_IT_RUNS = """
+import os, sys
+import jax, jax.numpy as jnp
+from highway_jax import MLP, fused
+
+cache, path = os.environ.pop("XDG_CACHE_HOME", None), os.environ["PATH"]
+os.environ.update(XDG_CACHE_HOME=sys.argv[1], PATH=sys.argv[1])
+model = MLP(3, 4, implementation="fused")
+params = model.init(jax.random.key(0), jnp.ones((1, 4)))
+gradient = jax.jit(jax.grad(lambda params: model.apply(params, jnp.ones((2, 4))).sum()))
+for platform in "cuda", "rocm", "tpu":
+    assert "highway_forward" not in jax.export.export(gradient, platforms=[platform])(params).mlir_module()
+try:
+    gradient.lower(params)
+except fused.NoCompiler:
+    print("a CPU needs it")
+
+jax.default_backend = lambda: "gpu"
+del os.environ["XDG_CACHE_HOME"]
+os.environ.update({"PATH": path, **({"XDG_CACHE_HOME": cache} if cache else {})})
+assert "highway_forward" in gradient.lower(params).as_text()
+jax.block_until_ready(gradient(params))
+print("a CPU has it")
+"""
+
+
+def test_the_platform_that_it_is_lowered_for_decides(tmp_path):
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", WHERE_IT_RUNS, str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout) == (0, "a CPU needs it\na CPU has it\n"), done.stderr
 
 
 @pytest.mark.parametrize(
@@ -192,13 +217,133 @@ def test_a_search_takes_what_is_meant_for_its_networks_and_keeps_to_it():
     assert choose_implementations(config, networks) == {"highway": mine, "plain": mine, "residual": "xla"}
 
 
-def test_a_damaged_library_is_built_again(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    library = fused._built()
-    whole = library.read_bytes()
-    library.write_bytes(whole[: len(whole) // 2])
-    assert fused._built().read_bytes() == whole
-    assert not list(tmp_path.glob("highway-jax/tmp*"))
+@pytest.fixture
+def kept(tmp_path, monkeypatch):
+    """`load` as in a new process: with a cache of the test's, and a compiler that does a line of shell to $made."""
+    whole, programs, cache = fused._built(), tmp_path / "bin", tmp_path / "cache"
+    path = os.environ["PATH"]
+    monkeypatch.setattr(jax.ffi, "register_ffi_target", lambda *_, **__: None)  # takes a second library for an error
+
+    def load(line=f"cp '{whole}' $made", cache=cache):
+        programs.mkdir(exist_ok=True)
+        (programs / "c++").write_text(f"#!/bin/sh\nPATH='{path}'\nfor made; do :; done\n{line}\n")
+        (programs / "c++").chmod(0o755)
+        monkeypatch.setenv("PATH", str(programs))
+        monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+        fused.load.cache_clear()
+        fused.load()
+        (library,) = (cache / "highway-jax").iterdir()
+        assert library.read_bytes() == whole.read_bytes()
+        return library
+
+    yield load
+    fused.load.cache_clear()
+
+
+def cut_short(library, elsewhere):
+    library.rename(elsewhere)  # it is in use
+    library.write_bytes(elsewhere.read_bytes()[:1000])
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        cut_short,
+        lambda library, _: library.chmod(0o666),
+        lambda library, elsewhere: library.rename(elsewhere) and library.symlink_to(elsewhere),
+    ],
+    ids=["damaged", "open to others", "a link"],
+)
+def test_a_library_that_may_not_be_ours_is_built_again(harm, kept, tmp_path):
+    library = kept()
+    harm(library, tmp_path / "elsewhere")
+    with pytest.raises(fused.Unavailable, match="not today"):
+        kept("echo 'error: not today' >&2; false")
+    again = kept()
+    assert again == library and not again.is_symlink() and not again.stat().st_mode & 0o022
+
+
+def test_what_is_kept_is_closed_to_others_whatever_the_umask(kept, tmp_path):
+    before = os.umask(0)
+    try:
+        library = kept(cache=tmp_path / "new/cache")
+    finally:
+        os.umask(before)
+    for place in library, *library.parents[:3]:
+        assert not place.stat().st_mode & 0o022
+
+
+def open_to_others(folder, mode=0o777):
+    folder.mkdir(exist_ok=True)
+    folder.chmod(mode)
+
+
+def become_another_user(folder, patch):
+    folder.mkdir(mode=0o700)
+    patch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+
+
+@pytest.mark.parametrize(
+    ("arrange", "reason"),
+    [
+        (lambda cache, _: open_to_others(cache.parent), "others can write to {cache.parent}"),
+        (lambda cache, _: open_to_others(cache), "others can write to {cache}"),
+        (lambda cache, _: open_to_others(cache / "highway-jax"), "others can write to {cache}/highway-jax"),
+        (lambda cache, _: open_to_others(cache / "highway-jax", 0o1777), "others can write to {cache}/highway-jax"),
+        (lambda cache, _: open_to_others(cache / "highway-jax", 0o770), "others can write to {cache}/highway-jax"),
+        (lambda cache, _: (cache / "highway-jax").symlink_to(cache.parent), "{cache}/highway-jax must be a folder"),
+        (lambda cache, _: (cache / "highway-jax").write_text("a file"), "{cache}/highway-jax must be a folder"),
+        (lambda cache, patch: become_another_user(cache / "highway-jax", patch), "/.* belongs to another user"),
+        (lambda _, patch: patch.delattr(os, "geteuid"), "this system does not say who can write to {cache}"),
+    ],
+)
+def test_nothing_is_loaded_from_where_others_may_write(arrange, reason, kept, tmp_path, monkeypatch):
+    cache = tmp_path / "shared/cache"
+    library = kept(cache=cache)
+    content = library.read_bytes()
+    shutil.rmtree(cache / "highway-jax")
+    with monkeypatch.context() as patch:
+        arrange(cache, patch)
+        if (cache / "highway-jax").is_dir():
+            library.write_bytes(content)
+        before = sorted(tmp_path.rglob("*"))
+        with pytest.raises(fused.Unavailable, match="it cannot be kept and loaded: " + reason.format(cache=cache)):
+            kept(cache=cache)
+        assert sorted(tmp_path.rglob("*")) == before  # nor is anything written there
+
+
+def test_a_folder_in_tmp_and_one_that_the_users_group_may_write_to_are_safe(kept, tmp_path):
+    import grp
+    import pwd
+
+    open_to_others(tmp_path / "tmp", 0o1777)
+    kept(cache=tmp_path / "tmp/cache")
+    user, group = pwd.getpwuid(os.geteuid()), grp.getgrgid(tmp_path.stat().st_gid)
+    if (user.pw_name, []) == (group.gr_name, group.gr_mem):
+        open_to_others(tmp_path / "tmp/cache", 0o770)
+        kept(cache=tmp_path / "tmp/cache")
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("echo nonsense > $made", r"it cannot be kept and loaded: .*\.so: .*"),
+        ("c++ -shared -x c++ /dev/null -o $made", r".*\.so has no function highway_forward; remove the file"),
+        ("echo 'error: the disk is full' >&2; false", ".*/c\\+\\+ cannot build it: error: the disk is full"),
+        ("true", "it cannot be kept and loaded: .*No such file.*"),
+    ],
+)
+def test_what_a_compiler_makes_is_loaded_or_refused_in_one_line(line, reason, kept):
+    with pytest.raises(fused.Unavailable) as refused:
+        kept(line)
+    assert re.fullmatch(reason, str(refused.value))
+
+
+def test_without_a_home_it_is_unavailable(kept, monkeypatch):
+    monkeypatch.setattr(Path, "home", lambda: Path("~").expanduser())
+    monkeypatch.setattr(os.path, "expanduser", str)
+    with pytest.raises(fused.Unavailable, match="it cannot be kept and loaded: Could not determine home directory"):
+        kept(cache="")
 
 
 SMALL = ["--config=digits_depth10", "--config.depth=3", "--config.num_runs=2", "--config.epochs=1"]
@@ -227,7 +372,7 @@ def test_without_it_a_search_uses_xla_or_says_why(why, reason, tmp_path):
         command = [sys.executable, "-m", "experiments.search", *SMALL, f"--workdir={tmp_path / implementation}"]
         return subprocess.run(
             [*command, f"--config.implementation={implementation}"],
-            cwd=Path(__file__).parents[1],
+            cwd=ROOT,
             env=environment,
             capture_output=True,
             text=True,
