@@ -1,7 +1,6 @@
 """Take part in work that several processes share, on one machine or many (docs/scaling.md)."""
 
 import re
-import socket
 import warnings
 from collections import Counter
 from collections.abc import Callable
@@ -45,8 +44,6 @@ def join(values: flags.FlagValues) -> None:
         raise UserError(f"--process_id is {number}; it must be below --num_processes, {count}")
     if coordinator is not None and not re.fullmatch(r".+:\d+", coordinator):
         raise UserError(f"--coordinator is {coordinator!r}; it must be HOST:PORT, of process 0")
-    if number == 0:
-        _check_address(coordinator)
     # It would take SIGTERM, which here ends the work after an epoch.
     jax.config.update("jax_enable_preemption_service", False)
     try:
@@ -55,7 +52,6 @@ def join(values: flags.FlagValues) -> None:
                 coordinator,
                 count,
                 number,
-                coordinator_bind_address=coordinator,  # JAX's default is every address of the machine
                 heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
                 shutdown_timeout_seconds=HEARTBEAT_SECONDS,
             )
@@ -74,31 +70,6 @@ def join(values: flags.FlagValues) -> None:
         )
     if not first:
         cli.ignore_output()
-
-
-def _check_address(coordinator: str) -> None:
-    """Refuse an address that process 0 cannot listen on; JAX would end the process without a word of it.
-
-    Raises:
-      UserError: with the reason.
-    """
-    host, port = coordinator.rsplit(":", 1)
-    reason: OSError | None = None
-    try:
-        for family, kind, _, _, address in socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM):
-            try:
-                with socket.socket(family, kind) as listening:
-                    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                    listening.bind(address)
-                return
-            except OSError as error:
-                reason = error
-    except (OSError, OverflowError) as error:
-        reason = OSError(0, str(error))
-    raise UserError(
-        f"--coordinator is {coordinator!r}, on which this machine cannot listen ({reason and reason.strerror}); "
-        "it must be an address and a free port of process 0's machine"
-    )
 
 
 def at_first(function: Callable[[], int | None]) -> int:
