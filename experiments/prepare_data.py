@@ -3,7 +3,7 @@
     pip install -e '.[prepare]'
     python -m experiments.prepare_data --dataset=mnist
 
---dataset=NAME     an image-classification dataset of TensorFlow Datasets
+--dataset=NAME     an image-classification dataset of TensorFlow Datasets; NAME/CONFIG and :VERSION may say which
 --data_dir=DIR     where it goes; by default $TFDS_DATA_DIR or ~/tensorflow_datasets
 --overwrite        prepare it again, in place of what is there
 
@@ -12,6 +12,7 @@ Preparing needs TensorFlow and a network, once; reading needs neither.
 
 import importlib.util
 import shutil
+import tempfile
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -35,6 +36,7 @@ def main(argv: list[str]) -> None:
         raise UserError("--dataset is missing; it must be a TFDS dataset, such as mnist, cifar10 or cifar100")
     if name == "digits":
         raise UserError("--dataset is 'digits', which is embedded and needs no preparing")
+    data.parse_name(name)
     if not values.overwrite:
         try:
             found = data.load_tfds(name, data_dir)
@@ -56,13 +58,18 @@ def prepare(name: str, data_dir: str | None, overwrite: bool) -> None:
     """Download a dataset and write it as ArrayRecord files; with `overwrite`, what is there goes first."""
     import tensorflow_datasets as tfds
 
-    data_dir = data_dir and str(Path(data_dir).expanduser())
+    dataset, config, version = data.parse_name(name)
+    folder = data.data_folder(data_dir)
     try:
-        there = tfds.builder(name, data_dir=data_dir)
+        # Not `tfds.builder`: it may read the folder before the dataset's own code, and import what that names.
+        cls = tfds.builder_cls(dataset)
+        with tempfile.TemporaryDirectory() as empty:
+            there = cls(config=config, version=version, data_dir=empty)
+            place = folder / Path(there.data_path).relative_to(empty)
         check_network(name, there)
-        if overwrite and Path(there.data_path).exists():
-            shutil.rmtree(there.data_path)
-        tfds.builder(name, data_dir=data_dir, file_format="array_record").download_and_prepare()
+        if overwrite and place.exists():
+            shutil.rmtree(place)
+        cls(config=config, version=version, data_dir=folder, file_format="array_record").download_and_prepare()
     except UserError:
         raise
     except Exception as error:

@@ -1,10 +1,21 @@
 """Datasets in memory, the batches of an epoch, and what happens to images on their way to a network."""
 
 from highway_jax.data.augmentation import random_crop, random_mirror
-from highway_jax.data.dataset import Array, DataError, Dataset, NotPreparedError, Split, md5, shuffled_batches
+from highway_jax.data.checks import checked
+from highway_jax.data.dataset import (
+    Array,
+    DataError,
+    Dataset,
+    NotPreparedError,
+    Split,
+    first_line,
+    md5,
+    shuffled_batches,
+)
 from highway_jax.data.digits import digits
+from highway_jax.data.prepared import data_folder, parse_name
 from highway_jax.data.preprocessing import global_contrast_normalize, mean_image, rescale
-from highway_jax.data.tfds import first_line, load_tfds, outline_tfds
+from highway_jax.data.tfds import load_tfds, outline_tfds
 
 __all__ = [
     "Array",
@@ -12,6 +23,8 @@ __all__ = [
     "Dataset",
     "NotPreparedError",
     "Split",
+    "checked",
+    "data_folder",
     "digits",
     "first_line",
     "global_contrast_normalize",
@@ -21,6 +34,7 @@ __all__ = [
     "mean_image",
     "outline",
     "outline_tfds",
+    "parse_name",
     "random_crop",
     "random_mirror",
     "rescale",
@@ -32,11 +46,11 @@ def load(name: str, data_dir: str | None = None) -> Dataset:
     """Load a dataset by name: "digits", which is embedded, or a TFDS image-classification dataset.
 
     Args:
-      name: the dataset.
+      name: the dataset; of TFDS as NAME, NAME/CONFIG, NAME:VERSION or NAME/CONFIG:VERSION.
       data_dir: where prepared TFDS datasets are; by default $TFDS_DATA_DIR or ~/tensorflow_datasets.
 
     Raises:
-      DataError: if it is unknown, not prepared, unreadable or unsuitable; the message is one line.
+      DataError: if it is unknown, not prepared, unreadable or unsuitable (see `checked`); the message is one line.
     """
     return digits() if name == "digits" else load_tfds(name, data_dir)
 

@@ -1,4 +1,7 @@
-"""Random changes of training images: pure functions that run inside the compiled step."""
+"""Random changes of training images: pure functions that run inside the compiled step.
+
+Dtypes are explicit, since JAX draws other bits for int64 and float64, its defaults where x64 is on.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -15,15 +18,15 @@ def random_crop(key: jax.Array, images: jax.Array, padding: int) -> jax.Array:
     """
     count, height, width, channels = images.shape
     padded = jnp.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
-    corners = jax.random.randint(key, (count, 2), 0, 2 * padding + 1)
+    corners = jax.random.randint(key, (count, 2), 0, 2 * padding + 1, jnp.int32)
 
     def crop(image: jax.Array, corner: jax.Array) -> jax.Array:
-        return lax.dynamic_slice(image, (corner[0], corner[1], 0), (height, width, channels))
+        return lax.dynamic_slice(image, (corner[0], corner[1], jnp.int32(0)), (height, width, channels))
 
     return jax.vmap(crop)(padded, corners)
 
 
 def random_mirror(key: jax.Array, images: jax.Array) -> jax.Array:
     """Mirror each image left to right with probability 1/2; shapes as in `random_crop`."""
-    mirrored = jax.random.bernoulli(key, 0.5, (images.shape[0], 1, 1, 1))
+    mirrored = jax.random.bernoulli(key, jnp.float32(0.5), (images.shape[0], 1, 1, 1))
     return jnp.where(mirrored, images[:, :, ::-1], images)

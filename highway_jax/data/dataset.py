@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
@@ -18,12 +19,17 @@ class NotPreparedError(DataError):
     """A TFDS dataset has not been downloaded and prepared yet."""
 
 
+def first_line(error: BaseException) -> str:
+    """An exception's kind and the first line of what it says."""
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no details'}"
+
+
 @struct.dataclass
 class Split:
     """Images and their labels; a batch is a Split too.
 
     Attributes:
-      images: (n, height, width, channels), as stored, usually uint8.
+      images: (n, height, width, channels), as stored: uint8 or uint16.
       labels: (n,) int32.
     """
 
@@ -33,13 +39,13 @@ class Split:
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """An image-classification dataset in memory.
+    """An image-classification dataset in memory; `checked` says what it must be.
 
     Attributes:
       name: its name.
       train, test: the two splits, NumPy arrays until they are put on a device.
       num_classes: number of classes.
-      max_value: the largest value a pixel can have.
+      max_value: the largest value a pixel can have: that of the dtype, or less.
     """
 
     name: str
@@ -50,9 +56,19 @@ class Dataset:
 
 
 def md5(split: Split) -> str:
-    """What tells versions of a split apart: the MD5 of its images' bytes, then its labels', in the order stored."""
+    """The fingerprint by which two copies of a split are compared: the MD5 of its contents in the order stored.
+
+    It covers the images' bytes, then the labels'. Before the bytes of an array that is not of the usual kind (uint8
+    images of four axes, int32 labels of one) come its dtype and shape. So uint8 images that differ in nothing but
+    height, width and channels, such as (n, 28, 28, 1) and (n, 784, 1, 1), have the same value: compare shapes as well.
+
+    Returns:
+      32 hexadecimal digits.
+    """
     digest = hashlib.md5(usedforsecurity=False)
-    for array in (split.images, split.labels):
+    for array, usual in (np.asarray(split.images), ("|u1", 4)), (np.asarray(split.labels), ("<i4", 1)):
+        if (array.dtype.str, array.ndim) != usual:
+            digest.update(f"{array.dtype.str} {array.shape}".encode())
         digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
 
@@ -75,5 +91,6 @@ def shuffled_batches(split: Split, key: jax.Array, batch_size: int) -> Split:
     if not 1 <= batch_size <= n:
         raise ValueError(f"batch_size is {batch_size}; it must be 1 to {n}, the number of examples")
     steps = n // batch_size
-    order = jax.random.permutation(key, n)[: steps * batch_size].reshape(steps, batch_size)
+    order = jax.random.permutation(key, jnp.arange(n, dtype=jnp.int32))  # of int64 where x64 is on, if n were given
+    order = order[: steps * batch_size].reshape(steps, batch_size)
     return jax.tree.map(lambda leaf: leaf[order], split)

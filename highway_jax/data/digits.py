@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from highway_jax.data.checks import checked
 from highway_jax.data.dataset import Dataset, Split
 
 TRAIN_SIZE = 1500
@@ -17,10 +18,12 @@ def digits() -> Dataset:
     images = bunch.images[order, :, :, None].astype(np.uint8)
     labels = bunch.target[order].astype(np.int32)
     train, test = slice(None, TRAIN_SIZE), slice(TRAIN_SIZE, None)
-    return Dataset(
-        name="digits",
-        train=Split(images[train], labels[train]),
-        test=Split(images[test], labels[test]),
-        num_classes=10,
-        max_value=16,
+    return checked(
+        Dataset(
+            name="digits",
+            train=Split(images[train], labels[train]),
+            test=Split(images[test], labels[test]),
+            num_classes=10,
+            max_value=16,
+        )
     )
