@@ -52,7 +52,7 @@ def join(values: flags.FlagValues) -> None:
     parts = re.fullmatch(r".+:(\d+)", coordinator or "")
     if coordinator is not None and not (parts and 0 < int(parts[1]) < 1 << 16):
         raise UserError(f"--coordinator is {coordinator!r}; it must be HOST:PORT, of process 0")
-    bind = None  # what JAX chooses: where it finds the cluster by itself, all of the machine's addresses
+    bind = None  # JAX's choice, which is all addresses of process 0's machine: for clusters that JAX detects
     if coordinator is not None and number == 0:
         bind = listening_address(coordinator)
     # It would take SIGTERM, which here ends the work after an epoch.
@@ -87,7 +87,7 @@ def join(values: flags.FlagValues) -> None:
 def listening_address(coordinator: str) -> str:
     """Where process 0 listens for the others: at the address that they are told, and no other.
 
-    $JAX_COORDINATOR_BIND_ADDRESS takes its place, for a machine that others know by an address which it does not have.
+    $JAX_COORDINATOR_BIND_ADDRESS replaces it, for a machine that others reach at an address it does not have itself.
 
     Raises:
       UserError: if this machine cannot listen there.
@@ -128,12 +128,12 @@ def _resolve(host: str, port: int) -> list[tuple[socket.AddressFamily, Any]]:
 
 
 def _failure_to_bind(family: socket.AddressFamily, place: Any) -> OSError | None:
-    with socket.socket(family, socket.SOCK_STREAM) as trial:
-        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port that was in use a moment ago is free
-        try:
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as trial:
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port that was in use a moment ago is free
             trial.bind(place)
-        except OSError as error:
-            return error
+    except OSError as error:
+        return error
     return None
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from experiments import cluster
+
 ROOT = Path(__file__).parents[2]
 ELSEWHERE = "198.51.100.1"  # of documentation; no machine has it
 JOIN = """
@@ -71,6 +73,24 @@ def test_the_coordinator_listens_at_the_address_given_and_no_other(coordinator, 
     finally:
         process.kill()
         process.communicate()
+
+
+def test_a_name_may_become_known_late_and_one_that_only_this_machine_can_reach_is_a_warning(monkeypatch, capsys):
+    port, answers = free_port(), iter([socket.gaierror(socket.EAI_NONAME, "unknown"), ("127.0.0.1", "node1")])
+
+    def getaddrinfo(host, port, **_):
+        answer = next(answers)
+        if isinstance(answer, OSError):
+            raise answer
+        assert host == answer[1]
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (answer[0], port))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    assert cluster.listening_address(f"node1:{port}") == f"node1:{port}"
+    warning = capsys.readouterr().err
+    assert warning.startswith("warning: 'node1' is 127.0.0.1 on this machine, which no other can reach")
+    assert warning.endswith(f"JAX_COORDINATOR_BIND_ADDRESS=0.0.0.0:{port} listens at all of its addresses\n")
 
 
 def test_an_address_that_cannot_be_listened_at_is_one_line_and_status_2():
