@@ -1,9 +1,14 @@
 """Take part in work that several processes share, on one machine or many (docs/scaling.md)."""
 
+import ipaddress
+import os
 import re
+import socket
+import time
 import warnings
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import jax
 from absl import flags
@@ -14,6 +19,8 @@ from highway_jax import data, parallel
 
 # A host that is silent for so long is lost, and all others stop.
 HEARTBEAT_SECONDS = 30
+# In a cluster that is just starting, process 0's name may not be known yet.
+NAME_SECONDS = 30
 # What JAX says where it detects none, and where it has been in use, as in a notebook.
 NO_CLUSTER = "coordinator_address should be defined", "must be called before"
 
@@ -42,8 +49,12 @@ def join(values: flags.FlagValues) -> None:
         raise UserError(f"--{missing[0]} is missing; --{', --'.join(names)} go together")
     if count and number >= count:
         raise UserError(f"--process_id is {number}; it must be below --num_processes, {count}")
-    if coordinator is not None and not re.fullmatch(r".+:\d+", coordinator):
+    parts = re.fullmatch(r".+:(\d+)", coordinator or "")
+    if coordinator is not None and not (parts and 0 < int(parts[1]) < 1 << 16):
         raise UserError(f"--coordinator is {coordinator!r}; it must be HOST:PORT, of process 0")
+    bind = None  # JAX's choice, which is all addresses of process 0's machine: for clusters that JAX detects
+    if coordinator is not None and number == 0:
+        bind = listening_address(coordinator)
     # It would take SIGTERM, which here ends the work after an epoch.
     jax.config.update("jax_enable_preemption_service", False)
     try:
@@ -52,6 +63,7 @@ def join(values: flags.FlagValues) -> None:
                 coordinator,
                 count,
                 number,
+                coordinator_bind_address=bind,
                 heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
                 shutdown_timeout_seconds=HEARTBEAT_SECONDS,
             )
@@ -70,6 +82,59 @@ def join(values: flags.FlagValues) -> None:
         )
     if not first:
         cli.ignore_output()
+
+
+def listening_address(coordinator: str) -> str:
+    """Where process 0 listens for the others: at the address that they are told, and no other.
+
+    $JAX_COORDINATOR_BIND_ADDRESS replaces it, for a machine that others reach at an address it does not have itself.
+
+    Raises:
+      UserError: if this machine cannot listen there.
+    """
+    address = os.environ.get("JAX_COORDINATOR_BIND_ADDRESS") or coordinator
+    host, _, port = address.rpartition(":")
+    host = host.strip("[]")
+    try:
+        places = _resolve(host, int(port))
+        failures = [error for place in places if (error := _failure_to_bind(*place))]
+        if len(failures) == len(places):
+            raise failures[0]
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"process 0 cannot listen at {address!r}: {getattr(error, 'strerror', None) or error}; "
+            "it must be HOST:PORT of the machine that process 0 is on, with a free port"
+        ) from error
+    is_name = host not in ("localhost", *(place[0] for _, place in places))
+    if is_name and all(ipaddress.ip_address(place[0]).is_loopback for _, place in places):
+        cli.warn(
+            f"{host!r} is {places[0][1][0]} on this machine, which no other can reach; "
+            f"JAX_COORDINATOR_BIND_ADDRESS=0.0.0.0:{port} listens at all of its addresses"
+        )
+    return address
+
+
+def _resolve(host: str, port: int) -> list[tuple[socket.AddressFamily, Any]]:
+    """The addresses of a host. Its name may not be known yet in a cluster that is just starting."""
+    end = time.monotonic() + NAME_SECONDS
+    while True:
+        try:
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            return [(family, place) for family, _, _, _, place in found]
+        except socket.gaierror:
+            if time.monotonic() > end:
+                raise
+            time.sleep(1)
+
+
+def _failure_to_bind(family: socket.AddressFamily, place: Any) -> OSError | None:
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as trial:
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port that was in use a moment ago is free
+            trial.bind(place)
+    except OSError as error:
+        return error
+    return None
 
 
 def at_first(function: Callable[[], int | None]) -> int:

@@ -299,6 +299,7 @@ def test_what_would_be_misread_is_refused_in_one_line(changes, message, said, tm
         ({"train": Split(pixels(3, 8, 6), np.arange(3))}, r"'train': images are of shape \(3, 8, 6\)"),
         ({"train": Split(pixels(3, *GREY) / 255, np.arange(3))}, "'train': images are float64; they must be uint8 or"),
         ({"test": Split(pixels(3, *GREY).astype(np.int8), np.arange(3))}, "'test': images are int8; they must be"),
+        ({"train": Split(DEEP.astype(">u2"), LABELS)}, "'train': images are >u2; they must be"),
         ({"test": Split(DEEP, LABELS)}, "'test': images are uint16 8x6x1; .* those of split 'train', uint8 8x6x1"),
         ({"test": Split(pixels(3, *RGB), np.arange(3))}, "'test': images are uint8 8x6x3; .* uint8 8x6x1"),
         ({"train": Split(pixels(3, *GREY), np.eye(3, dtype=int))}, r"labels are int64 of shape \(3, 3\); .* \(3,\)"),

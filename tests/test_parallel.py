@@ -78,6 +78,7 @@ def test_a_search_of_two_processes_goes_on_in_one_with_eight_devices_and_is_the_
         (["--num_processes=2"], "--coordinator is missing; --coordinator, --num_processes, --process_id go together"),
         (["--coordinator=h:1", "--num_processes=2", "--process_id=2"], "--process_id is 2; it must be below"),
         (["--coordinator=h", "--num_processes=2", "--process_id=1"], "--coordinator is 'h'; it must be HOST:PORT"),
+        (["--coordinator=h:65536", "--num_processes=2", "--process_id=0"], "'h:65536'; it must be HOST:PORT"),
     ],
 )
 def test_mistakes_are_explained(args, message, tmp_path):

@@ -7,7 +7,7 @@ import numpy as np
 
 from highway_jax.data.dataset import Array, DataError, Dataset
 
-IMAGE_DTYPES = "uint8", "uint16"
+IMAGE_DTYPES = np.dtype(np.uint8), np.dtype(np.uint16)
 
 
 def checked(dataset: Dataset, contents: bool = True) -> Dataset:
@@ -30,8 +30,8 @@ def checked(dataset: Dataset, contents: bool = True) -> Dataset:
         def refuse(found: str, name: str = name) -> NoReturn:
             raise DataError(f"dataset {dataset.name!r}, split {name!r}: {found}")
 
-        if images.dtype.name not in IMAGE_DTYPES:
-            refuse(f"images are {images.dtype}; they must be {' or '.join(IMAGE_DTYPES)}")
+        if images.dtype not in IMAGE_DTYPES:
+            refuse(f"images are {images.dtype}; they must be {' or '.join(map(str, IMAGE_DTYPES))}")
         if images.ndim != 4 or 0 in images.shape[1:]:
             refuse(f"images are of shape {images.shape}; it must be (n, height, width, channels)")
         if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
