@@ -179,23 +179,25 @@ def _depth(found: Mapping[str, Result]) -> str:
 
 def _speed(measured: Path) -> str:
     """How much faster than PyTorch a population trains, on every device where that was measured at depth 100."""
-    devices = []
+    devices: list[str] = []
     for path in sorted(measured.glob("population_*_depth100.json")):
         timing = results.read_json(path)
         ms = {name: contender["ms"] for name, contender in timing["contenders"].items() if "ms" in contender}
         if not {"ours", "torch_loop"} <= ms.keys():
             continue
-        loop, *batched = (_times(ms[name] / ms["ours"]) for name in ("torch_loop", "torch_bmm") if name in ms)
         count, device = timing["contenders"]["ours"]["device"].split(" x ")
-        on = f"{count} CPU cores" if device == "cpu" else f"{count} {device}"
-        aside = f" ({batched[0]} times as fast as PyTorch batched by hand)" if batched else ""
-        devices.append(f"{loop} times as fast on {on}{aside}")
+        said = f"{_times(ms['torch_loop'] / ms['ours'])} times" + " as fast as a loop over PyTorch modules" * (
+            not devices
+        )
+        said += f" ({count} CPU cores" if device == "cpu" else f" ({count} {device}"
+        if "torch_bmm" in ms:
+            said += f"; {_times(ms['torch_bmm'] / ms['ours'])} times" + " PyTorch batched by hand" * (not devices)
+        devices.append(said + ")")
     if not devices:
         return ""
     return (
-        f"**Speed:** compared with a loop over PyTorch modules, {timing['work']['runs']} networks of "
-        f"{timing['work']['depth']} layers train {listed(devices)}; from [benchmarks](docs/performance.md), not the "
-        "figure's runs."
+        f"**Speed:** {timing['work']['runs']} networks of {timing['work']['depth']} layers train {listed(devices)}; "
+        "from [benchmarks](docs/performance.md), not the figure's runs."
     )
 
 

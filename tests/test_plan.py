@@ -116,10 +116,10 @@ def shown(capsys, monkeypatch, *flags):
 
 
 def test_what_was_not_measured_is_not_guessed(capsys, monkeypatch):
-    out = shown(capsys, monkeypatch, "--device=h100", "--devices=256", "--config.num_runs=12")
+    out = shown(capsys, monkeypatch, "--device=a100", "--devices=256", "--config.num_runs=12")
     assert "not measured" in out
     assert "bound, not estimate" in out
-    assert "which stands in for NVIDIA H100" in out
+    assert "which stands in for NVIDIA A100" in out
     assert "warning: 256 devices for 12 runs" in out
     monkeypatch.setattr(plan, "measured_rate", lambda kind, depth, contender: costs.Rate(1e6, 5e5, 2e6, ("file.json",)))
     out = shown(capsys, monkeypatch, "--config.num_runs=11", "--devices=2")

@@ -547,9 +547,9 @@ def test_the_readme_says_what_was_measured(tmp_path):
         "best of 3 runs of each, 60 epochs of MNIST)."
     )
     assert speed == (
-        "- **Speed:** compared with a loop over PyTorch modules, 100 networks of 100 layers train 16.0 times as fast "
-        "on 2 CPU cores (2.0 times as fast as PyTorch batched by hand) and 866 times as fast on 1 NVIDIA H100; from "
-        "[benchmarks](docs/performance.md), not the figure's runs."
+        "- **Speed:** 100 networks of 100 layers train 16.0 times as fast as a loop over PyTorch modules (2 CPU cores; "
+        "2.0 times PyTorch batched by hand) and 866 times (1 NVIDIA H100); from [benchmarks](docs/performance.md), not "
+        "the figure's runs."
     )
     assert very_deep == (
         "- **1,100 layers:** the best of 2 highway networks gets from loss 2.3 (guessing) to 0.056 in 2 epochs of "
