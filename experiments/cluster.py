@@ -96,6 +96,8 @@ def listening_address(coordinator: str) -> str:
     host, _, port = address.rpartition(":")
     host = host.strip("[]")
     try:
+        if not 0 < int(port) < 2**16:
+            raise ValueError(f"{port} is no port")
         places = _resolve(host, int(port))
         failures = [error for place in places if (error := _failure_to_bind(*place))]
         if len(failures) == len(places):
@@ -103,7 +105,8 @@ def listening_address(coordinator: str) -> str:
     except (OSError, ValueError) as error:
         raise UserError(
             f"process 0 cannot listen at {address!r}: {getattr(error, 'strerror', None) or error}; "
-            "it must be HOST:PORT of the machine that process 0 is on, with a free port"
+            "it must be HOST:PORT of the machine that process 0 is on, with a free port; "
+            "$JAX_COORDINATOR_BIND_ADDRESS says where else to listen"
         ) from error
     is_name = host not in ("localhost", *(place[0] for _, place in places))
     if is_name and all(ipaddress.ip_address(place[0]).is_loopback for _, place in places):

@@ -1,7 +1,7 @@
 """Guided search: hyperparameters from Optuna's TPE sampler, a generation of runs at a time (extra `optuna`).
 
 The first generation is random search's. What is asked for after it follows from the seed and the runs before, and
-from nothing else: each generation is asked of a study made anew of them. So the study in the workdir, for
+from nothing else: for each generation the study is rebuilt from earlier runs. So the study in the workdir, for
 optuna-dashboard, is a result like its other files and no state, and a search that was stopped ends as if it had not
 been.
 """
@@ -20,6 +20,7 @@ from experiments.workdir import Outcome
 from highway_jax import data, search
 from highway_jax.activations import ACTIVATIONS
 from highway_jax.blocks import BLOCKS
+from highway_jax.files import first_link
 from highway_jax.search import SearchSpace
 from highway_jax.training import Hyperparameters
 
@@ -139,9 +140,11 @@ def store(directory: Path, network: str, finished: list[Any]) -> None:
     """Add to a network's study in the workdir the trials that it does not have yet.
 
     Raises:
-      UserError: if the study cannot be read or written.
+      UserError: if the study cannot be read or written, or the workdir holds a link.
     """
     optuna = _optuna()
+    if link := first_link(directory):  # SQLite would write to what it points to
+        raise UserError(f"{str(directory)!r} holds a symbolic link, {str(link)!r}; remove it")
     try:
         study = optuna.create_study(storage=f"sqlite:///{directory / STUDIES}", study_name=network, load_if_exists=True)
         study.add_trials(finished[len(study.get_trials(deepcopy=False)) :])

@@ -1,4 +1,4 @@
-"""What JAX is told by every program, whatever the environment says: the settings that decide results."""
+"""What JAX is told before anything is trained or analyzed, whatever the environment says: what decides results."""
 
 import jax
 

@@ -208,7 +208,9 @@ def train_again(values: flags.FlagValues, overrides: Mapping[str, str]) -> None:
             md5 = {"train": data.md5(dataset.train), "test": data.md5(dataset.test)}
             workdir.check_data(found.directory, found.provenance, md5)
         title = f"{dataset.name}, depth {config.depth}, {network} run {run}"
-        earlier = found.provenance.get("implementations", {})  # to repeat it exactly
+        earlier = workdir.earlier_implementations(directory)
+        if earlier is None:
+            earlier = found.provenance.get("implementations", {})  # to repeat it exactly
         implementations = search.choose_implementations(config, [network], earlier)
         return trainer.Job(
             config=config,
@@ -281,7 +283,7 @@ def check_draw(found: results.Result, network: str, run: int, drawn: training.Hy
         if name == "activation":
             same = there == here
         else:  # compilers and devices differ in the last digit; a network without gates has no transform bias
-            same = np.isnan(there) or np.isclose(there, here, rtol=1e-5, atol=0)
+            same = np.isnan(there) or np.isclose(there, here, rtol=1e-5, atol=1e-6 * np.abs(values).max())
         if not same:
             raise UserError(
                 f"{found.directory / 'runs.csv'}: {name} of {network} run {run} is {there!s}, but the workdir's config "

@@ -105,7 +105,7 @@ def summary_of(config: ConfigDict, directory: Path, console: Output, prepare: Ca
     """
     settings.pin()
     if summary := workdir.finished(directory, config):
-        if config.data_dir is not None:  # it may be another data set than the results'
+        if cluster.at_first(lambda: config.data_dir is not None):  # it may be another data set than the results'
             about = workdir.read_provenance(directory)
             workdir.check_data(directory, about, prepare().identity.data_md5)
         console.print(f"{directory} holds these results:")
@@ -119,8 +119,8 @@ def do(job: Job, directory: Path, console: Output) -> dict[str, Any]:
     check_batch_size(config, job.train)
     jax.config.update("jax_default_matmul_precision", config.matmul_precision)
     mesh = find_devices(config)
-    _check_alike(job.identity)
-    with workdir.opened(directory, job.identity, workdir.provenance(mesh)) as done:
+    _check_alike(job.identity, mesh)
+    with workdir.opened(directory, job.identity, workdir.provenance(mesh, config.runs_per_batch)) as done:
         if done:  # by another process, while this one got ready
             return done
         console.print(
@@ -146,12 +146,13 @@ def do(job: Job, directory: Path, console: Output) -> dict[str, Any]:
     return summary
 
 
-def _check_alike(identity: workdir.Identity) -> None:
+def _check_alike(identity: workdir.Identity, mesh: Mesh) -> None:
     """Refuse processes that have been given different work, or read different data."""
-    said = parallel.agree(*np.frombuffer(bytes.fromhex(identity.fingerprint()), np.int32))
+    said = parallel.agree(*np.frombuffer(bytes.fromhex(identity.fingerprint()), np.int32), *mesh.devices.shape)
     if strange := np.flatnonzero((said != said[0]).any(axis=1)).tolist():
         raise UserError(
-            f"process {strange[0]} has another config, other data or other layers than process 0; they must be the same"
+            f"process {strange[0]} has another config, mesh, data or implementation than process 0; "
+            "all must have the same"
         )
 
 
@@ -348,8 +349,8 @@ def _newest_intact(checkpoints: Checkpoints, fingerprint: str) -> int | None:
         if not (file := checkpoints.damaged_file(step)):
             if checkpoints.notes(step).get("fingerprint") != fingerprint:
                 raise UserError(
-                    f"{checkpoints.directory}: checkpoint {step} is of another config or other data than the workdir; "
-                    "choose another --workdir"
+                    f"{checkpoints.directory}: checkpoint {step} is of another config, other data or another "
+                    "implementation; choose another --workdir"
                 )
             return step
         checkpoints.remove(step)

@@ -42,8 +42,8 @@ RESULTS = ("config.json", "runs.csv", "curves.csv", "summary.json", "provenance.
 FREE = ("data_dir", "resume", "checkpoint_every", "log_every", "tensorboard")
 # Those that a result depends on by rounding alone: how and where it is computed.
 ROUNDING = ("implementation", "runs_per_batch", "mesh")
-# Those that may change when work goes on. The devices may, and provenance.json lists them; the rest may not.
-CHANGEABLE = (*FREE, "mesh")
+# Those that may change when work goes on: with other devices, how they share it. `provenance.json` lists each.
+CHANGEABLE = (*FREE, "runs_per_batch", "mesh")
 
 
 @struct.dataclass
@@ -128,7 +128,9 @@ def _is_finished(workdir: Path, config: ConfigDict) -> bool:
 
 
 def _has_work(workdir: Path) -> bool:
-    return any((workdir / name).exists() for name in (CHECKPOINTS, "runs.csv", checkpoint.SUMS))
+    """Whether there is anything to keep: results, or a complete checkpoint."""
+    done = any((workdir / name).exists() for name in ("runs.csv", checkpoint.SUMS))
+    return done or any((workdir / CHECKPOINTS).glob(f"*/*/{checkpoint.SUMS}"))
 
 
 def _check_empty(workdir: Path) -> None:
@@ -162,8 +164,8 @@ def _check_format(workdir: Path, about: Mapping[str, Any], known: Sequence[int])
 
 
 def earlier_implementations(workdir: Path) -> dict[str, str] | None:
-    """What computed each network's layers in a workdir's unfinished work; None if there is no such work."""
-    return read_provenance(workdir)["implementations"] if (workdir / CHECKPOINTS).exists() else None
+    """What computed each network's layers in a workdir's work; None if there is no work."""
+    return read_provenance(workdir).get("implementations", {}) if _has_work(workdir) else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -278,7 +280,7 @@ def check_data(workdir: Path, about: Mapping[str, Any], data_md5: Mapping[str, s
 
 
 def _earlier(before: dict[str, Any], now: dict[str, Any]) -> list[dict[str, Any]]:
-    """What processes used that worked on it before, in order, where it is not what the next one used."""
+    """The records of earlier processes, in order; equal neighbours are listed once."""
     last = {key: value for key, value in before.items() if key not in ("earlier", "seconds")}
     return before.get("earlier", []) + [last] * (bool(last) and last != now)
 
@@ -353,8 +355,13 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
-def provenance(mesh: Mesh) -> dict[str, Any]:
-    """What a process works with: commit, versions, hardware, and how runs and batches are split over it."""
+def provenance(mesh: Mesh, runs_per_batch: int | None) -> dict[str, Any]:
+    """What a process works with: commit, versions, hardware, and how runs and batches are split over it.
+
+    Args:
+      mesh: the devices.
+      runs_per_batch: as the config has it.
+    """
     devices = jax.devices()
     return {
         "format": FORMAT,
@@ -367,6 +374,7 @@ def provenance(mesh: Mesh) -> dict[str, Any]:
         "processes": jax.process_count(),
         "cpu_cores": parallel.cpu_cores(),
         "mesh": list(mesh.devices.shape),
+        "runs_per_batch": runs_per_batch,
         "xla_flags": os.environ.get("XLA_FLAGS"),
     }
 

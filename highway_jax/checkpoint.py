@@ -134,7 +134,8 @@ class Checkpoints:
         """
         saved, needed = _named(self._orbax.metadata(self._path(step)).item_metadata.tree), _named(like)
         if strange := saved.keys() ^ needed.keys():
-            raise ValueError(f"checkpoint {step} is of another form: {min(strange)} is in it alone, or not in it")
+            name = min(strange)
+            raise ValueError(f"checkpoint {step} is of another form: it {'has' if name in saved else 'lacks'} {name}")
         for name, leaf in needed.items():
             there, free = saved[name], isinstance(leaf, jax.ShapeDtypeStruct)  # free to differ in its leading axis
             same = (len(there.shape), there.shape[free:]) == (len(leaf.shape), leaf.shape[free:])

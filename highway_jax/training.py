@@ -106,7 +106,8 @@ def init(recipe: Recipe, hyperparameters: Hyperparameters, key: jax.Array, image
     epoch = jnp.int32(0)
     opt_state = recipe.optimizer(hyperparameters, epoch).init(params)
     run = Run(hyperparameters, jax.random.key_data(jax.random.fold_in(key, 0)), epoch, params, opt_state)
-    jax.eval_shape(lambda: _losses(recipe, run, inputs, jnp.zeros(1, jnp.int32)))  # raises before anything is trained
+    # It raises before anything is trained.
+    jax.eval_shape(lambda: _losses(recipe, run, inputs, jnp.zeros(1, jnp.int32), dropout=key))
     return run
 
 

@@ -69,8 +69,8 @@ def test_a_population_comes_back_cut_or_filled_up_to_what_other_devices_share(ru
         ({"kernel": jax.ShapeDtypeStruct((4, 3), np.uint32)}, "it must be uint32.4, 3."),
         ({"kernel": jax.ShapeDtypeStruct((4,), np.float32)}, "it must be float32.4."),
         ({"kernel": np.zeros((5, 3), np.float32)}, "it must be float32.5, 3."),
-        ({}, "population/kernel is in it alone, or not in it"),
-        ({"kernel": np.zeros((4, 3), np.float32), "bias": np.zeros(4)}, "population/bias is in it alone, or not in it"),
+        ({}, "it has population/kernel"),
+        ({"kernel": np.zeros((4, 3), np.float32), "bias": np.zeros(4)}, "it lacks population/bias"),
     ],
 )
 def test_a_checkpoint_of_another_form_is_refused(like, message, checkpoints):

@@ -89,5 +89,5 @@ def test_mistakes_are_explained(args, message, tmp_path):
 def test_processes_that_were_given_different_work_are_told_so(tmp_path):
     for status, _, errors in hosts.end(hosts.start(tmp_path / "work", 2, 1, "--config.seed=NUMBER")):
         assert status == 2
-        assert "error: process 1 has another config, other data or other layers than process 0" in errors
+        assert "error: process 1 has another config, mesh, data or implementation than process 0" in errors
     assert not (tmp_path / "work").exists()

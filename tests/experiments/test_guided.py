@@ -186,3 +186,15 @@ def test_a_damaged_study_is_named(tmp_path):
     (tmp_path / guided.STUDIES).write_text("no database")
     with pytest.raises(cli.UserError, match=f"{guided.STUDIES} cannot be used: "):
         guided.store(tmp_path, "highway", [])
+
+
+def test_a_study_is_not_written_through_a_link(tmp_path):
+    args = ["--config=digits_depth10", *SMALL, f"--workdir={tmp_path}/work"]
+    search.main(args)
+    study = tmp_path / "work" / guided.STUDIES
+    precious = study.rename(tmp_path / "precious")
+    study.symlink_to(precious)
+    before = precious.read_bytes()
+    with pytest.raises(cli.UserError, match="holds a symbolic link"):
+        search.main(args)
+    assert precious.read_bytes() == before

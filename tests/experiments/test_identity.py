@@ -12,6 +12,7 @@ from tensorboard.backend.event_processing import event_accumulator
 
 from experiments import analyze, cli, report, results, search, settings, train, workdir
 from highway_jax import checkpoint, data
+from highway_jax import search as library
 from tests.tfds_files import MNIST, write_tfds
 
 SMALL = (
@@ -103,7 +104,7 @@ def test_a_search_on_one_data_set_does_not_go_on_on_another(data_dirs, refuse, m
     swapped = {"train": data.md5(dataset.train), "test": data.md5(dataset.test)}
     (directory / "provenance.json").write_text(json.dumps(about | {"data_md5": swapped}))
     said = refuse(search, *SMALL, other, workdir_flag)
-    assert "checkpoints/highway: checkpoint 1 is of another config or other data than the workdir" in said
+    assert "checkpoints/highway: checkpoint 1 is of another config, other data or another implementation" in said
     (directory / "provenance.json").write_text(json.dumps(about))
     search.main([*SMALL, mine, workdir_flag])
     assert json.loads((directory / "provenance.json").read_text())["data_md5"] == about["data_md5"]
@@ -127,16 +128,39 @@ def test_another_searchs_checkpoints_are_refused(data_dirs, refuse, monkeypatch,
     shutil.rmtree(directory / "checkpoints")
     shutil.copytree(other / "checkpoints", directory / "checkpoints")
     said = refuse(search, *SMALL, mine, f"--workdir={directory}", untouched=[directory])
-    assert "checkpoint 1 is of another config or other data than the workdir" in said
+    assert "checkpoint 1 is of another config, other data or another implementation" in said
 
 
-@pytest.mark.parametrize("change", ["implementation=fused", "runs_per_batch=2", "matmul_precision=bfloat16", "seed=1"])
+@pytest.mark.parametrize("change", ["implementation=fused", "matmul_precision=bfloat16", "seed=1"])
 def test_what_changes_numbers_does_not_change_when_a_search_goes_on(change, data_dirs, refuse, monkeypatch, tmp_path):
     mine = f"--config.data_dir={data_dirs[0]}"
     directory = stop_halfway(tmp_path / "work", monkeypatch, mine, "--config.implementation=xla")
     args = [*SMALL, mine, "--config.implementation=xla", f"--config.{change}", f"--workdir={directory}"]
     said = refuse(search, *args, untouched=[directory])
     assert f"which holds work of another config: {change.partition('=')[0]} (" in said
+
+
+def test_before_there_is_anything_to_keep_all_may_change(data_dirs, monkeypatch, tmp_path):
+    """Such as `runs_per_batch`, where the first epoch did not fit into memory."""
+    directory = tmp_path / "work"
+
+    def out_of_memory(*args):
+        raise RuntimeError
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError):
+        patch.setattr(library, "population_epoch", out_of_memory)
+        search.main([*SMALL, f"--config.data_dir={data_dirs[0]}", f"--workdir={directory}"])
+    assert (directory / "checkpoints").exists()
+    search.main([*SMALL, f"--config.data_dir={data_dirs[1]}", "--config.seed=7", f"--workdir={directory}"])
+
+
+def test_the_devices_share_of_the_work_may_change_and_is_recorded(data_dirs, monkeypatch, tmp_path):
+    mine = f"--config.data_dir={data_dirs[0]}"
+    directory = stop_halfway(tmp_path / "work", monkeypatch, mine)
+    search.main([*SMALL, mine, "--config.runs_per_batch=2", "--config.mesh=(1, 1)", f"--workdir={directory}"])
+    about = json.loads((directory / "provenance.json").read_text())
+    assert (about["runs_per_batch"], about["mesh"]) == (2, [1, 1])
+    assert [earlier["runs_per_batch"] for earlier in about["earlier"]] == [None]
 
 
 def test_layers_are_computed_as_before_or_not_at_all(data_dirs, refuse, monkeypatch, tmp_path):
@@ -292,7 +316,12 @@ def test_finished_work_of_the_format_before_can_be_read_but_not_gone_on_with(
     ):
         path = directory / "provenance.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | {"format": workdir.FORMAT - 1}))
-    (tmp_path / "finished/SHA256SUMS").unlink()
+    checkpoint.write_sums(
+        tmp_path / "finished", set(checkpoint.files_in(tmp_path / "finished")) - {tmp_path / "finished/SHA256SUMS"}
+    )
     assert results.load(tmp_path / "finished").summary
+    search.main([*SMALL, mine, f"--workdir={tmp_path}/finished"])
+    again = [f"--from_search={tmp_path}/finished", "--run=0", mine, f"--workdir={tmp_path}/again"]
+    train.main(again)
     said = refuse(search, *SMALL, mine, f"--workdir={tmp_path}/halfway", untouched=[tmp_path])
     assert "was written by another version, in format 3; this version reads format 4" in said
