@@ -52,7 +52,7 @@ setup(
         "matplotlib>=3.10.7",
         "pillow>=10.1",
         "rich>=13.8",  # lets a program go on when nobody reads its output
-        "filelock>=4.2.1",  # follows no link in place of its file (3.20.1), and leaves its date alone
+        "filelock>=3.20.3",  # follows no link that stands where its file should
         "jinja2>=3.1",
     ],
     extras_require={
