@@ -18,10 +18,10 @@ search: .venv/installed
 	$(BIN)/python -m experiments.search --config=digits_depth50 --workdir=runs/digits_depth50
 
 test: .venv/installed-test
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto
 
 test-lowest: $(LOWEST)/installed
-	$(LOWEST)/bin/python -m pytest -n auto --dist loadfile
+	$(LOWEST)/bin/python -m pytest -n auto
 
 stress: .venv/installed-test
 	$(BIN)/python -m tests.faults
