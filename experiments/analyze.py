@@ -35,7 +35,7 @@ from experiments.observations import Analysis, captions, summarize
 from experiments.results import Result
 from highway_jax import analysis, checkpoint, data, gate_plots, parallel, training
 from highway_jax.blocks import BLOCKS
-from highway_jax.files import replacing
+from highway_jax.files import write_whole
 
 SAMPLE = 0  # the index of the training image whose gates and block outputs are shown
 BINS = 60  # of the histogram of open layers
@@ -200,8 +200,7 @@ def write(directory: Path, dataset: data.Dataset, network: Network, found: Analy
         "figure4.png": gate_plots.figure4(lesions),
         "depth_in_use.png": gate_plots.depth_in_use(gates, lesions, {title: found.dropped}),
     }.items():
-        with replacing(directory / name) as file:
-            file.write(report.png(figure))
+        write_whole(directory / name, report.png(figure))
     counts, edges = np.histogram(found.gates.open_layers, BINS)
     images, label = len(dataset.train.labels), int(dataset.train.labels[SAMPLE])
     summary = summarize(found, hp.transform_bias)

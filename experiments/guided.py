@@ -14,13 +14,12 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments import results, trainer
+from experiments import results, trainer, workdir
 from experiments.cli import UserError
 from experiments.workdir import Outcome
 from highway_jax import data, search
 from highway_jax.activations import ACTIVATIONS
 from highway_jax.blocks import BLOCKS
-from highway_jax.files import first_link
 from highway_jax.search import SearchSpace
 from highway_jax.training import Hyperparameters
 
@@ -54,7 +53,12 @@ def sampler(config: ConfigDict, space: SearchSpace, directory: Path) -> trainer.
 
 
 def store_results(directory: Path, space: SearchSpace) -> None:
-    """Tell the study in a workdir all that the workdir holds."""
+    """Tell the study in a workdir, finished or not, all that the workdir holds.
+
+    Raises:
+      UserError: if the workdir holds a link, or the study cannot be read or written.
+    """
+    workdir.refuse_links(directory)  # nobody has, where it was finished before
     for network, runs in results.load(directory).networks.items():
         store(directory, network, trials(space, network, int(runs.run[0]), runs.hyperparameters, runs.curves))
 
@@ -140,11 +144,9 @@ def store(directory: Path, network: str, finished: list[Any]) -> None:
     """Add to a network's study in the workdir the trials that it does not have yet.
 
     Raises:
-      UserError: if the study cannot be read or written, or the workdir holds a link.
+      UserError: if the study cannot be read or written.
     """
     optuna = _optuna()
-    if link := first_link(directory):  # SQLite would write to what it points to
-        raise UserError(f"{str(directory)!r} holds a symbolic link, {str(link)!r}; remove it")
     try:
         study = optuna.create_study(storage=f"sqlite:///{directory / STUDIES}", study_name=network, load_if_exists=True)
         study.add_trials(finished[len(study.get_trials(deepcopy=False)) :])

@@ -31,7 +31,7 @@ from experiments.findings import BEST
 from experiments.results import HYPERPARAMETERS, Result
 from experiments.workdir import FREE
 from highway_jax import plotting
-from highway_jax.files import replacing
+from highway_jax.files import write_whole
 
 # What searches of one page may differ in and still be compared.
 COMPARABLE = ("depth", *FREE)
@@ -120,8 +120,7 @@ def _write_files(output: Path, files: Mapping[str, bytes]) -> None:
     try:
         output.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
-            with replacing(output / name) as file:
-                file.write(content)
+            write_whole(output / name, content)
     except OSError as error:
         raise UserError(f"--output is {str(output)!r}, which cannot be written: {error.strerror}") from error
 

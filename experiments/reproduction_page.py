@@ -13,6 +13,7 @@ from experiments import claims, findings, observations, report, results, tables,
 from experiments.findings import listed
 from experiments.results import Result
 from highway_jax import plotting
+from highway_jax.files import write_whole
 from highway_jax.plotting import number
 
 DEPTHS = (10, 20, 50, 100)
@@ -35,7 +36,7 @@ def write(root: Path) -> list[Path]:
     written = []
     if searches:
         picture = root / "results" / "figure1.png"
-        picture.write_bytes(report.png(figure1(searches)))
+        write_whole(picture, report.png(figure1(searches)))
         written.append(picture)
     for path, text in texts(root, found).items():
         workdir.write_text(path, text)

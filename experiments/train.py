@@ -204,15 +204,12 @@ def train_again(values: flags.FlagValues, overrides: Mapping[str, str]) -> None:
 
     def prepare() -> trainer.Job:
         dataset = data.load(config.dataset, config.data_dir)
-        if config.dataset == found.config.dataset:
-            md5 = {"train": data.md5(dataset.train), "test": data.md5(dataset.test)}
-            workdir.check_data(found.directory, found.provenance, md5)
         title = f"{dataset.name}, depth {config.depth}, {network} run {run}"
         earlier = workdir.earlier_implementations(directory)
         if earlier is None:
             earlier = found.provenance.get("implementations", {})  # to repeat it exactly
         implementations = search.choose_implementations(config, [network], earlier)
-        return trainer.Job(
+        job = trainer.Job(
             config=config,
             networks=config.networks,
             sample=search.sampler(config, space),
@@ -225,6 +222,9 @@ def train_again(values: flags.FlagValues, overrides: Mapping[str, str]) -> None:
             halving=halving,
             keep_params=True,
         )
+        if config.dataset == found.config.dataset:
+            workdir.check_data(found.directory, found.provenance, job.identity.data_md5)
+        return job
 
     summary = trainer.summary_of(config, directory, console, prepare)
     print_summary(summary, console)

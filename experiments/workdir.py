@@ -30,7 +30,7 @@ from experiments.cli import UserError, leaves
 from highway_jax import checkpoint, data, parallel, search, training
 from highway_jax.activations import ACTIVATIONS
 from highway_jax.blocks import BLOCKS
-from highway_jax.files import PARTIAL, check_path, first_link, replacing
+from highway_jax.files import PARTIAL, check_path, first_link, replacing, write_whole
 
 FORMAT = 4  # of a workdir; 3 did not tie its checkpoints to config and data
 READABLE = (3, FORMAT)  # formats of finished work that can be read
@@ -40,10 +40,10 @@ RESULTS = ("config.json", "runs.csv", "curves.csv", "summary.json", "provenance.
 
 # Config keys that no number of a result depends on.
 FREE = ("data_dir", "resume", "checkpoint_every", "log_every", "tensorboard")
-# Those that a result depends on by rounding alone: how and where it is computed.
-ROUNDING = ("implementation", "runs_per_batch", "mesh")
-# Those that may change when work goes on: with other devices, how they share it. `provenance.json` lists each.
-CHANGEABLE = (*FREE, "runs_per_batch", "mesh")
+# How devices share the work. `provenance.json` lists each change of it.
+SHARING = ("runs_per_batch", "mesh")
+ROUNDING = ("implementation", *SHARING)  # what a result depends on by rounding alone
+CHANGEABLE = (*FREE, *SHARING)  # what may change when work goes on
 
 
 @struct.dataclass
@@ -208,14 +208,13 @@ def opened(workdir: Path, identity: Identity, about: Mapping[str, Any]) -> Itera
 
     def begin() -> bool:
         try:
-            if link := first_link(workdir):  # what it points to is not the workdir's
-                raise UserError(f"--workdir is {str(workdir)!r}, which holds a symbolic link, {str(link)!r}; remove it")
+            refuse_links(workdir)
             workdir.mkdir(parents=True, exist_ok=True)
             lock.acquire()
             if _is_finished(workdir, identity.config):
                 return True
             before = read_provenance(workdir) if _has_work(workdir) else {}
-            check_identity(workdir, before, identity)
+            _check_identity(workdir, before, identity)
             for leftover in workdir.glob(PARTIAL):  # of a killed process
                 leftover.unlink()
             # In this order: a workdir with a config also says its format.
@@ -236,17 +235,14 @@ def opened(workdir: Path, identity: Identity, about: Mapping[str, Any]) -> Itera
         lock.release()
 
 
-def check_identity(workdir: Path, about: Mapping[str, Any], identity: Identity) -> None:
-    """Refuse to go on with work, or to repeat it, on other data, or with its layers computed otherwise.
+def refuse_links(workdir: Path) -> None:
+    """Refuse to write to a workdir that holds a symbolic link: what it points to is not the workdir's."""
+    if link := first_link(workdir):
+        raise UserError(f"--workdir is {str(workdir)!r}, which holds a symbolic link, {str(link)!r}; remove it")
 
-    Args:
-      workdir: where the work is.
-      about: its `provenance.json`.
-      identity: of what is to be done now.
 
-    Raises:
-      UserError: naming what differs.
-    """
+def _check_identity(workdir: Path, about: Mapping[str, Any], identity: Identity) -> None:
+    """Refuse to go on with work on other data, or with its layers computed otherwise."""
     check_data(workdir, about, identity.data_md5)
     for network, now in identity.implementations.items():
         there = about.get("implementations", {}).get(network, now)
@@ -346,8 +342,7 @@ def _check_same(there: ConfigDict, now: ConfigDict, workdir: Path) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file at once or not at all."""
-    with replacing(path) as file:
-        file.write(text.encode())
+    write_whole(path, text.encode())
 
 
 def write_json(path: Path, value: Any) -> None:

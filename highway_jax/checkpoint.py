@@ -15,7 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from highway_jax import parallel
-from highway_jax.files import check_path, replacing
+from highway_jax.files import check_path, write_whole
 
 SUMS = "SHA256SUMS"
 
@@ -185,8 +185,7 @@ def _named(tree: Any) -> dict[str, Any]:
 def write_sums(directory: Path, files: Iterable[Path]) -> None:
     """Write `directory/SHA256SUMS` for files in it, atomically, in the form that `sha256sum --check` reads."""
     lines = [f"{_sum(file)}  {file.relative_to(directory).as_posix()}\n" for file in sorted(files)]
-    with replacing(directory / SUMS) as sums:
-        sums.write("".join(lines).encode())
+    write_whole(directory / SUMS, "".join(lines).encode())
 
 
 def damaged_file(directory: Path, files: Iterable[Path]) -> str | None:

@@ -33,6 +33,12 @@ def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
             raise
 
 
+def write_whole(path: str | os.PathLike, content: bytes) -> None:
+    """Write a small file as `replacing` does."""
+    with replacing(path) as file:
+        file.write(content)
+
+
 def check_path(path: str | os.PathLike) -> None:
     """Refuse a path under which arrays would be stored elsewhere, or not found again.
 

@@ -291,7 +291,7 @@ def test_runs_to_come_are_not_reported(data_dirs, tmp_path, capsys):
     search.main([*args, "--config.num_runs=3", "--config.runs_in_memory=1", "--config.search.learning_rate=0.01"])
     said = capsys.readouterr()
     assert said.err == ""
-    events = event_accumulator.EventAccumulator(f"{tmp_path}/work/tensorboard/highway").Reload()
+    events = event_accumulator.EventAccumulator(str(tmp_path / "work" / "tensorboard" / "highway")).Reload()
     for name in ("best_loss", "top10_mean_loss", "median_loss"):
         values = [event.value for event in events.Scalars(name)]
         assert len(values) == 6 and np.isfinite(values).all()
