@@ -18,10 +18,10 @@ search: .venv/installed
 	$(BIN)/python -m experiments.search --config=digits_depth50 --workdir=runs/digits_depth50
 
 test: .venv/installed-test
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 test-lowest: $(LOWEST)/installed
-	$(LOWEST)/bin/python -m pytest -n auto
+	$(LOWEST)/bin/python -m pytest -n auto --dist worksteal
 
 stress: .venv/installed-test
 	$(BIN)/python -m tests.faults

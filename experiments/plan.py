@@ -21,7 +21,7 @@ from absl import flags
 from ml_collections import ConfigDict
 from rich.table import Table
 
-from experiments import cli, search, train, trainer
+from experiments import cli, search, settings, train, trainer
 from experiments.checks import check_search, check_training
 from experiments.cli import UserError
 from experiments.costs import DEVICES, Device, Plan, Rate, compiler_of, make_plan, measured_rate, this_device
@@ -39,6 +39,7 @@ def main(argv: list[str]) -> None:
         raise UserError(f"--device is {values.device!r}; it must be one of here, {', '.join(DEVICES)}")
     label, config = cli.load_config(name)
     cli.override(config, overrides)
+    settings.pin()
     here = values.device == "here"
     job = read(config, here)
     device = this_device() if here else DEVICES[values.device]

@@ -23,17 +23,20 @@ SUMS = "SHA256SUMS"
 def save_params(path: str | os.PathLike, params: Any) -> None:
     """Write a tree of arrays to the directory `path`, atomically, in place of what was there.
 
-    They are written as host arrays, so that they can be read on a machine with other devices, and by the calling
-    process alone.
+    What a killed process left half-written beside it is removed. The arrays are written as host arrays, so that they
+    can be read on a machine with other devices, and by the calling process alone.
 
     Raises:
       ValueError: for a path that cannot be stored under (`files.check_path`).
     """
     check_path(path)
+    path = Path(path).absolute()
+    for unfinished in path.parent.glob(f"{path.name}.orbax-checkpoint-tmp*"):
+        shutil.rmtree(unfinished)
     this = jax.process_index()
     alone = ocp.options.MultiprocessingOptions(primary_host=this, active_processes={this})
     with ocp.StandardCheckpointer(multiprocessing_options=alone) as checkpointer:
-        checkpointer.save(Path(path).absolute(), jax.device_get(params), force=True)
+        checkpointer.save(path, jax.device_get(params), force=True)
 
 
 def restore_params(path: str | os.PathLike) -> Any:

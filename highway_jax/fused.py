@@ -59,7 +59,7 @@ def load() -> None:
         path = _built()
         library = ctypes.CDLL(str(path))
     except (OSError, RuntimeError) as error:  # names the file or folder; RuntimeError: there is no home
-        raise Unavailable(f"it cannot be kept and loaded: {error}") from error
+        raise Unavailable(f"it cannot be kept and loaded: {error}; XDG_CACHE_HOME may name another folder") from error
     for name in HANDLERS:
         if not hasattr(library, name):
             raise Unavailable(f"{path} has no function {name}; remove the file")

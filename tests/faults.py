@@ -31,19 +31,12 @@ SEARCH = (
 )  # fmt: skip
 
 
-def optimized() -> dict[str, str]:
-    """An environment in which JAX compiles as it does for users."""
-    return {**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}
-
-
 def start(workdir: Path, *args: str, shell: str = "") -> subprocess.Popen:
     """Begin, or go on with, the search in a process of its own; `shell` is what a shell does before."""
     command = [sys.executable, "-m", "experiments.search", *SEARCH, f"--workdir={workdir}", *args]
     if shell:
         command = ["bash", "-c", shell + shlex.join(command)]
-    return subprocess.Popen(
-        command, cwd=ROOT, env=optimized(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def finish(workdir: Path, *args: str) -> tuple[int, str, str]:

@@ -26,6 +26,13 @@ def test_parameters_come_back_exactly_also_where_there_are_fewer_devices(tmp_pat
     assert "array(-0., dtype=float32)" in alone.stdout
 
 
+def test_what_a_killed_process_left_half_written_goes_with_the_next_save(tmp_path):
+    for name in "mine.orbax-checkpoint-tmp", "mine.orbax-checkpoint-tmp-3", "others.orbax-checkpoint-tmp":
+        (tmp_path / name / "d").mkdir(parents=True)
+    checkpoint.save_params(tmp_path / "mine", {"x": jnp.ones(2)})
+    assert {path.name for path in tmp_path.iterdir()} == {"mine", "others.orbax-checkpoint-tmp"}
+
+
 @pytest.fixture
 def checkpoints(tmp_path):
     with contextlib.closing(checkpoint.Checkpoints(tmp_path / "checkpoints", keep=2)) as checkpoints:
