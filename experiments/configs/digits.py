@@ -8,10 +8,12 @@ Hardware: two CPU cores (AMD EPYC). What it gave there, 100 runs of each network
 
     depth   best loss         mean of the best 10   time
             highway  plain    highway  plain        highway  plain
-    10      2.5e-4   2.5e-4   5.4e-4   8.0e-4        12 s    10 s
-    20      3.1e-4   9.1e-4   7.6e-4   5.6e-3        21 s    19 s
-    50      1.7e-4   8.3e-2   7.0e-4   1.9e-1        50 s    44 s
-    100     2.4e-4   5.9e-1   9.9e-4   8.6e-1        99 s    88 s
+    10      2.7e-4   2.4e-4   5.4e-4   5.5e-4         7 s     6 s
+    20      2.4e-4   2.9e-3   7.5e-4   7.0e-3        13 s    12 s
+    50      1.7e-4   7.9e-2   6.8e-4   1.7e-1        29 s    26 s
+    100     3.8e-4   6.4e-1   1.0e-3   8.0e-1        56 s    52 s
+
+Another CPU rounds otherwise: the best of a hundred may differ by a factor of two, a test accuracy by a few images.
 
 docs/blocks.md says what comes of other kinds of layers (digits_shortcuts10, 50, 100) and of 1000 of them
 (digits_depth1000).
