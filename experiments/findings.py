@@ -43,11 +43,14 @@ def describe(searches: Sequence[Result]) -> str:
     """What was searched, such as "digits, depth 10 and 20; 100 runs of each network; 30 epochs"."""
     each = {key: listed(dict.fromkeys(search.config[key] for search in searches)) for key in DESCRIBED}
     each["depth"] = listed(dict.fromkeys(search.depth for search in searches))
-    return f"{each['dataset']}, depth {each['depth']}; {each['num_runs']} runs of each network; {each['epochs']} epochs"
+    runs = f"{each['num_runs']} {'run' if each['num_runs'] == '1' else 'runs'} of each network"
+    return f"{each['dataset']}, depth {each['depth']}; {runs}; {each['epochs']} epochs"
 
 
 def kind(searches: Sequence[Result]) -> str:
-    """Where the hyperparameters came from: "random", or "guided" if any search's were."""
+    """Where the hyperparameters came from: "random" or "guided" search, or a config's "training" without a search."""
+    if all("search" not in search.config for search in searches):
+        return "training"
     return "guided" if any(search.config.get("sampler", "random") != "random" for search in searches) else "random"
 
 

@@ -83,6 +83,13 @@ def captions(network: str, images: int, sample: str, initial_bias: float, s: Map
       initial_bias: of the transform gates.
       s: from `summarize`.
     """
+    if s["effective_layers"]:
+        rise = (
+            f"The lesions of {s['minor_layers']} layers raise the loss by at most a tenth of what the worst one does. "
+            "Effective layers: the exponential of the entropy of the lesions' shares of the total rise in loss."
+        )
+    else:
+        rise = "No lesion of a single layer raises the loss."
     return {
         "figure2.png": (
             f"Inside {network}; the first highway layer is on top. Biases: they started from {initial_bias:.2f}, and "
@@ -100,9 +107,7 @@ def captions(network: str, images: int, sample: str, initial_bias: float, s: Map
         "figure4.png": (
             f"Error on all {images:,} training images with the gates of one layer closed: "
             f"{percent(s['intact_error'])} without a lesion, {percent(s['worst_error'])} with the worst, of layer "
-            f"{s['worst_layer']}. The lesions of {s['minor_layers']} layers raise the loss by at most a tenth of "
-            "what the worst one does. Effective layers: the exponential of the entropy of the lesions' shares of the "
-            "total rise in loss."
+            f"{s['worst_layer']}. {rise}"
         ),
         "depth_in_use.png": (
             f"Left: error without several layers at once; {s['droppable_layers']} can go before it has risen by more "

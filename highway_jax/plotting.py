@@ -398,9 +398,11 @@ def _epochs(axes: Axes) -> None:
 
 
 def _log_losses(axes: Axes) -> None:
-    """A logarithmic axis, unless nothing drawn has a place on it."""
-    drawn = np.concatenate([np.empty(0), *(line.get_ydata() for line in axes.lines)])
-    if (drawn[np.isfinite(drawn)] > 0).any():
+    """A logarithmic axis, unless nothing drawn has a place on it, or all of it is too close together for its ticks."""
+    sharing = axes.get_shared_y_axes().get_siblings(axes)
+    drawn = np.concatenate([np.empty(0), *(line.get_ydata() for other in sharing for line in other.lines)])
+    drawn = drawn[np.isfinite(drawn) & (drawn > 0)]
+    if len(drawn) and drawn.max() > 3 * drawn.min():
         axes.set_yscale("log")
 
 
