@@ -167,10 +167,7 @@ def check_batch_size(config: ConfigDict, train: data.Split) -> None:
 
 def find_devices(config: ConfigDict) -> Mesh:
     """The devices to train on, as `config.mesh` says or by default."""
-    try:
-        devices = jax.devices()
-    except RuntimeError as error:  # such as JAX_PLATFORMS naming what is not there
-        raise UserError(f"JAX finds no device: {data.first_line(error)}") from error
+    devices = jax.devices()
     if config.mesh is None:
         return parallel.choose_mesh(config.num_runs, config.batch_size)
     runs, shares = config.mesh
@@ -196,9 +193,8 @@ def _train(job: Job, directory: Path, mesh: Mesh, console: Output) -> dict[str, 
         for network in job.networks:
             outcomes[network] = train_network(job, network, directory, mesh, monitor, stop)
             if jax.process_index() == 0:
-                workdir.write_tables(directory, outcomes, bool(config.evaluate_every))
                 with _writing(directory):
-                    workdir.write_params(directory, network, outcomes[network])
+                    workdir.write_results(directory, network, outcomes, bool(config.evaluate_every))
             if stop.agreed:
                 raise cli.Interrupted(stop.agreed, f"after {monitor.place}; the same command goes on from there")
     return outcomes
@@ -264,14 +260,14 @@ def train_network(
                 with _writing(checkpoints.directory):
                     if step < len(plan) and (stopping or due):
                         _check_space(checkpoints.directory, state)
-                        checkpoints.save(step, state, notes)
+                        checkpoints.save(step, state, notes | {"step": step})
                     if stopping:
                         checkpoints.wait()
                         break
         outcome = dataclasses.replace(state.outcome, seconds=notes["seconds"])
         if step == len(plan):
             with _writing(checkpoints.directory):
-                checkpoints.save(step, outcome, notes)
+                checkpoints.save(step, outcome, notes | {"step": step})
                 checkpoints.wait()
     return outcome.so_far()
 
@@ -347,10 +343,16 @@ def _newest_intact(checkpoints: Checkpoints, fingerprint: str) -> int | None:
     """The newest checkpoint's step; damaged ones are removed."""
     for step in reversed(checkpoints.steps()):
         if not (file := checkpoints.damaged_file(step)):
-            if checkpoints.notes(step).get("fingerprint") != fingerprint:
+            notes = checkpoints.notes(step)
+            if notes.get("fingerprint") != fingerprint:
                 raise UserError(
                     f"{checkpoints.directory}: checkpoint {step} is of another config, other data or another "
                     "implementation; choose another --workdir"
+                )
+            if notes.get("step") != step:
+                raise UserError(
+                    f"{checkpoints.directory}: checkpoint {step} was saved as {notes.get('step')}; give it its "
+                    "name back"
                 )
             return step
         checkpoints.remove(step)

@@ -443,9 +443,21 @@ def _write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
             pyarrow.parquet.write_table(table, file)
 
 
-def write_params(directory: Path, network: str, outcome: Outcome) -> None:
-    """Write the best run's parameters to `best/NETWORK`, and any final ones to `params/NETWORK/runN`."""
-    for name, params in _params(network, outcome):
+def write_results(directory: Path, network: str, outcomes: Mapping[str, Outcome], accuracy_curves: bool) -> None:
+    """Write the tables, and a network's parameters: `best/NETWORK`, and any final ones as `params/NETWORK/runN`.
+
+    Its earlier parameters go first, so that tables never stand beside parameters of other epochs.
+
+    Args:
+      directory: the workdir.
+      network: the kind of network that has just been trained.
+      outcomes: what there is of all kinds.
+      accuracy_curves: whether accuracies go into the curves.
+    """
+    for parent in "best", "params":
+        shutil.rmtree(directory / parent / network, ignore_errors=True)
+    write_tables(directory, outcomes, accuracy_curves)
+    for name, params in _params(network, outcomes[network]):
         checkpoint.save_params(directory / name, params)
 
 

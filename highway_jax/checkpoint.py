@@ -83,7 +83,8 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """The steps of complete checkpoints, ascending."""
-        return sorted(int(entry.parent.name) for entry in self.directory.glob(f"*/{SUMS}"))
+        names = (entry.parent.name for entry in self.directory.glob(f"*/{SUMS}"))
+        return sorted(int(name) for name in names if re.fullmatch(r"\d{6,}", name))  # not copies under other names
 
     def save(self, step: int, tree: Any, notes: Mapping[str, Any]) -> None:
         """Begin to write a tree of arrays and JSON-able notes; waits for the save before it, raising its error.

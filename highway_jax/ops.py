@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def highway(x: jax.Array, h: jax.Array, t: jax.Array, c: jax.Array | None = None) -> jax.Array:
@@ -59,7 +60,7 @@ def resize(x: jax.Array, features: int, strides: int = 1) -> jax.Array:
         x = x[:, *(slice(None, None, strides),) * (x.ndim - 2)]
     if features > n:
         return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, features - n)])
-    return x if features == n else x[..., jnp.arange(features) * n // features]
+    return x if features == n else x[..., np.arange(features, dtype=np.int64) * n // features]
 
 
 def highway_vjp(x: jax.Array, h: jax.Array, t: jax.Array, dy: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -1,5 +1,6 @@
 import contextlib
 import os
+import shutil
 import subprocess
 import sys
 
@@ -41,6 +42,16 @@ def checkpoints(tmp_path):
 
 def tree(runs):
     return {"population": {"kernel": jnp.arange(runs * 3.0).reshape(runs, 3)}, "curves": np.full((runs, 2), np.nan)}
+
+
+def test_copies_under_other_names_are_no_checkpoints_and_stay(checkpoints, tmp_path):
+    checkpoints.save(1, tree(2), {})
+    checkpoints.wait()
+    shutil.copytree(tmp_path / "checkpoints/000001", tmp_path / "checkpoints/000001.bak")
+    assert checkpoints.steps() == [1]
+    with contextlib.closing(checkpoint.Checkpoints(tmp_path / "checkpoints")) as again:
+        assert again.steps() == [1]
+    assert (tmp_path / "checkpoints/000001.bak").exists()
 
 
 def test_checkpoints_come_back_and_the_last_few_stay(checkpoints):

@@ -331,6 +331,8 @@ def test_fingerprints_are_those_of_results_and_tell_contents_dtypes_and_shapes_a
         (images.astype(np.int8), labels),
         (images.reshape(20, 8, 3, 2).view(np.uint16), labels),
         (images.reshape(20, -1), labels),
+        (images.reshape(20, 6, 8, 1), labels),
+        (images.reshape(20, 4, 4, 3), labels),
         (images[..., 0], labels),
         (images, labels.astype(np.uint32)),
         (images, labels[:, None]),

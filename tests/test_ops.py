@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from jax.test_util import check_grads
 
 from highway_jax import highway
-from highway_jax.ops import explicit_highway
+from highway_jax.ops import explicit_highway, resize
 
 shapes = st.lists(st.integers(1, 5), max_size=4).map(tuple)
 
@@ -64,3 +64,9 @@ def test_dtypes_promote_and_gradients_keep_their_own():
 def test_shapes_must_agree():
     with pytest.raises(ValueError, match=r"one shape.*x \(2, 3\), h \(2, 3\), t \(3,\)"):
         highway(jnp.ones((2, 3)), jnp.ones((2, 3)), jnp.ones(3))
+
+
+@pytest.mark.parametrize(("n", "features"), [(7, 3), (70_000, 40_000)])
+def test_features_are_sub_sampled_evenly_however_many_there_are(n, features):
+    kept = resize(jnp.arange(n)[None], features)[0]
+    np.testing.assert_array_equal(kept, [i * n // features for i in range(features)])

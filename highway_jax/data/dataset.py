@@ -58,16 +58,19 @@ class Dataset:
 def md5(split: Split) -> str:
     """The fingerprint by which two copies of a split are compared: the MD5 of its contents in the order stored.
 
-    It covers the images' bytes, then the labels'. Before the bytes of an array that is not of the usual kind (uint8
-    images of four axes, int32 labels of one) come its dtype and shape. So uint8 images that differ in nothing but
-    height, width and channels, such as (n, 28, 28, 1) and (n, 784, 1, 1), have the same value: compare shapes as well.
+    It covers the images' bytes, then the labels'. Before the bytes of an array that is not of the usual kind (square
+    uint8 images of 1 or 3 channels, int32 labels of one axis) come its dtype and shape. So no two splits that differ
+    have the same value, those with the same bytes in another shape included.
 
     Returns:
       32 hexadecimal digits.
     """
     digest = hashlib.md5(usedforsecurity=False)
-    for array, usual in (np.asarray(split.images), ("|u1", 4)), (np.asarray(split.labels), ("<i4", 1)):
-        if (array.dtype.str, array.ndim) != usual:
+    images, labels = np.asarray(split.images), np.asarray(split.labels)
+    square = images.ndim == 4 and images.shape[1] == images.shape[2] and images.shape[3] in (1, 3)
+    plain = labels.ndim == 1 and labels.dtype.str == "<i4"
+    for array, usual in (images, square and images.dtype == np.uint8), (labels, plain):
+        if not usual:
             digest.update(f"{array.dtype.str} {array.shape}".encode())
         digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()

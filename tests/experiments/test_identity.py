@@ -177,6 +177,35 @@ def test_every_setting_that_is_pinned_exists():
     settings.pin()  # JAX raises an error for a name that it does not know
 
 
+@pytest.mark.parametrize("value", ["--xla_cpu_enable_fast_math", "--a=1 --xla_cpu_enable_fast_math=true"])
+def test_a_compiler_that_does_not_heed_nan_is_refused(value, refuse, monkeypatch, tmp_path):
+    monkeypatch.setenv("XLA_FLAGS", value)
+    assert "XLA_FLAGS has --xla_cpu_enable_fast_math" in refuse(search, *SMALL, f"--workdir={tmp_path}/work")
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=false")
+    settings.pin()
+
+
+@pytest.mark.parametrize("error", [RuntimeError("Unable to initialize backend 'foo'\nmore"), AssertionError()])
+def test_a_machine_without_the_devices_asked_for_is_one_line(error, refuse, monkeypatch, tmp_path):
+    monkeypatch.setenv("JAX_PLATFORMS", "foo")
+    monkeypatch.setattr("jax.devices", lambda *args: (_ for _ in ()).throw(error))
+    assert "JAX finds no device; JAX_PLATFORMS is 'foo'" in refuse(search, *SMALL, f"--workdir={tmp_path}/work")
+
+
+def test_tables_never_stand_beside_parameters_of_other_epochs(data_dirs, refuse, monkeypatch, tmp_path):
+    """A search that was stopped goes on, and is killed once its new tables are there, but not its parameters."""
+    mine = f"--config.data_dir={data_dirs[0]}"
+    directory = stop_halfway(tmp_path / "work", monkeypatch, mine)
+    assert (directory / "best/highway").exists()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(checkpoint, "save_params", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+        search.main([*SMALL, mine, f"--workdir={directory}"])
+    assert results.load(directory).networks["highway"].epochs.tolist() == [2, 2]
+    assert "best/highway is missing" in refuse(analyze, f"--workdir={directory}", mine.replace("config.", ""))
+    search.main([*SMALL, mine, f"--workdir={directory}"])
+    assert results.load(directory).summary
+
+
 @pytest.mark.parametrize("name", ["learning_rate", "activation", "transform_bias"])
 def test_a_run_is_repeated_only_with_the_hyperparameters_of_the_table(name, data_dirs, refuse, finished, tmp_path):
     changed = shutil.copytree(finished, tmp_path / "changed")

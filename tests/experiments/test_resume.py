@@ -109,6 +109,13 @@ def test_another_config_an_older_format_and_resume_never_are_refused(copied, mon
     assert "was written by another version, in format 1; this version reads" in refused(copied, monkeypatch, capsys)
 
 
+def test_a_checkpoint_under_another_number_is_refused(copied, monkeypatch, capsys):
+    *_, last = sorted(copied.glob("checkpoints/highway/*"))
+    last.rename(last.with_name("000009"))
+    said = refused(copied, monkeypatch, capsys)
+    assert f"checkpoint 9 was saved as {int(last.name)}; give it its name back" in said
+
+
 def test_a_missing_config_beside_checkpoints_is_refused(copied, monkeypatch, capsys):
     (copied / "config.json").unlink()
     assert "config.json is damaged" in refused(copied, monkeypatch, capsys)
