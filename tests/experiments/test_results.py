@@ -92,7 +92,7 @@ DAMAGE = [
     ("config.json", replace(r'"highway", "plain"', "1"), r"networks is \[1\]"),
     ("config.json", replace(r'"seed"', '"a.b"'), "a.b"),
     ("summary.json", lambda text: "{}", "an entry of each of highway, plain"),
-    ("summary.json", lambda text: '{"highway": 1, "plain": 2}', "an entry of each of highway, plain"),
+    ("summary.json", lambda text: '{"highway": 1, "plain": 2}', "the entry of highway is 1"),
     ("provenance.json", lambda text: "", "remove the workdir"),
     ("runs.csv", None, "is missing"),
     ("runs.csv", lambda text: "", "it is no table"),
