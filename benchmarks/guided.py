@@ -31,7 +31,7 @@ def main(argv: list[str]) -> None:
     """The program."""
     values = flags.FlagValues()
     flags.DEFINE_integer("seeds", 5, "", lower_bound=1, flag_values=values)
-    flags.DEFINE_string("folder", "runs/guided", "", flag_values=values)
+    cli.define_path("folder", "runs/guided", "", values)
     name, overrides, rest = cli.split_config_flags(argv)
     cli.parse_flags(rest, values)
     given = [f"--config={name}", *(f"--config.{key}={value}" for key, value in overrides.items())]

@@ -236,7 +236,7 @@ def main(argv: list[str]) -> None:
     flags.DEFINE_integer("runs_per_batch", None, "", lower_bound=1, flag_values=values)
     flags.DEFINE_list("only", list(CONTENDERS), "", flag_values=values)
     flags.DEFINE_bool("scaling", False, "", flag_values=values)
-    flags.DEFINE_string("out", "benchmarks/results", "", flag_values=values)
+    cli.define_path("out", "benchmarks/results", "", values)
     cli.parse_flags(argv, values)
     if unknown := set(values.only) - set(CONTENDERS):
         raise UserError(f"--only has {min(unknown)!r}; it must be some of {', '.join(CONTENDERS)}")

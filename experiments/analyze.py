@@ -33,7 +33,7 @@ from experiments.checks import check_search, check_training
 from experiments.cli import UserError
 from experiments.observations import Analysis, captions, summarize
 from experiments.results import Result
-from highway_jax import analysis, checkpoint, data, gate_plots, parallel, training
+from highway_jax import analysis, data, gate_plots, parallel, training
 from highway_jax.blocks import BLOCKS
 from highway_jax.files import write_whole
 
@@ -62,11 +62,11 @@ class Network:
 
 def main(argv: list[str]) -> None:
     values = flags.FlagValues()
-    flags.DEFINE_string("workdir", None, "of a search or a run", flag_values=values)
+    cli.define_path("workdir", None, "of a search or a run", values)
     flags.DEFINE_string("network", "highway", "kind of network", flag_values=values)
     flags.DEFINE_integer("rank", None, "rank, from 1", flag_values=values)
     flags.DEFINE_integer("run", None, "run number", flag_values=values)
-    flags.DEFINE_string("data_dir", None, "where prepared datasets are", flag_values=values)
+    cli.define_path("data_dir", None, "where prepared datasets are", values)
     flags.DEFINE_string("title", None, "what the figures call the network", flag_values=values)
     cli.parse_flags(argv, values)
     settings.pin()
@@ -74,11 +74,14 @@ def main(argv: list[str]) -> None:
         raise UserError("--workdir is missing; it must be the workdir of a search or of a run trained again")
     found = results.load(values.workdir)
     network = choose(found, values.network, values.run, values.rank)
-    config = train.as_program_has_it(found.config)
+    config = results.as_program_has_it(found.config)
+    check = check_search if "search" in config else check_training
+    with results.naming_config(found):
+        check(config)
     if values.data_dir is not None:
         config.data_dir = values.data_dir
-    check_search(config) if "search" in config else check_training(config)
-    params = restore(found.directory, network.file)
+        check(config)
+    params = results.read_params(found, network.file)
     dataset = data.load(config.dataset, config.data_dir)
     if "stages" in config:  # the held-out part of the training set was not trained on
         dataset = dataclasses.replace(dataset, train=train.hold_out(config, dataset)[0])
@@ -137,17 +140,6 @@ def choose(found: Result, kind: str, run: int | None, rank: int | None) -> Netwo
     )
 
 
-def restore(directory: Path, file: Path) -> Any:
-    """Read a network's parameters, of a finished workdir only if they are as they were written."""
-    sums = directory / checkpoint.SUMS
-    if sums.exists() and (damaged := checkpoint.damaged_file(directory, checkpoint.files_in(file))):
-        raise workdir.damaged(directory / damaged)
-    try:
-        return checkpoint.restore_params(file)
-    except Exception as error:  # Orbax and TensorStore have many
-        raise UserError(f"{file} is damaged, or holds no parameters: {data.first_line(error)}") from error
-
-
 def build(
     config: ConfigDict, dataset: data.Dataset, network: Network, params: Any
 ) -> tuple[nn.Module, analysis.Preprocess]:
@@ -161,11 +153,7 @@ def build(
     else:
         recipe = train.recipe(config, dataset, dataset.train, network.kind)
     model = recipe.network(network.hyperparameters)
-    images = dataset.train.images[:1]
-    expected = jax.eval_shape(lambda: model.init(jax.random.key(0), recipe.preprocess(images)))["params"]
-    there, needed = (jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree) for tree in (params, expected))
-    if there != needed:
-        raise UserError(f"{network.file} does not fit the workdir's config: its parameters are of another network")
+    results.check_params(network.file, params, model, recipe.preprocess(dataset.train.images[:1]))
     if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params)):
         raise UserError(
             f"{network.file} holds parameters that are not finite: {network.kind} run {network.run} diverged"

@@ -166,7 +166,7 @@ def load_config(name: str | None) -> tuple[str, ConfigDict]:
     if name in known:
         module, variant = known[name]
         return name, module.get_config(variant)
-    path, _, variant = name.partition(":")
+    path, _, variant = expanded(name).partition(":")
     if not path.endswith(".py"):
         raise UserError(f"--config is {name!r}; it must be one of {', '.join(known)}, or a path to a .py file")
     if not Path(path).is_file():
@@ -187,6 +187,26 @@ def load_config(name: str | None) -> tuple[str, ConfigDict]:
     except (TypeError, ValueError) as error:
         raise UserError(f"--config is {name!r}, which has a value that is no JSON: {first_line(error)}") from error
     return Path(path).stem + (f"_{variant}" if variant else ""), config
+
+
+def expanded(path: str) -> str:
+    """A path as it was given, with the home directory for a leading `~`, which a shell leaves in `--flag=~/x`."""
+    if not path.startswith("~"):
+        return path
+    try:
+        return str(Path(path).expanduser())
+    except RuntimeError as error:
+        raise UserError(f"path {path!r} begins with '~', for which there is no home directory") from error
+
+
+class _PathParser(flags.ArgumentParser):
+    def parse(self, argument: str) -> str:
+        return expanded(argument)
+
+
+def define_path(name: str, default: str | None, help: str, values: flags.FlagValues) -> None:
+    """Define a flag whose value is a path (see `expanded`)."""
+    flags.DEFINE(_PathParser(), name, default, help, flag_values=values, serializer=flags.ArgumentSerializer())
 
 
 def parse_flags(argv: list[str], values: flags.FlagValues, positional: bool = False) -> list[str]:

@@ -1,6 +1,5 @@
 """What searches found, in words and tables, from their workdirs alone."""
 
-import json
 import math
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,7 +9,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments import cli
-from experiments.results import NetworkResult, Result
+from experiments.cli import UserError
+from experiments.results import NetworkResult, Result, defaults
+from experiments.workdir import as_json
 from highway_jax.plotting import number
 
 BEST = 10
@@ -189,24 +190,39 @@ def duration(seconds: float) -> str:
 
 
 def command(search: Result) -> str:
-    """The command that makes this search again: the known config nearest to its own, and what differs."""
-    mine = cli.leaves(search.config)
+    """The command that makes this search again: the known config nearest to its own, and what differs.
 
-    def differing(config: ConfigDict) -> dict[str, Any]:
-        known = cli.leaves(ConfigDict(json.loads(config.to_json())))
-        return {key: mine[key] for key in known if key in mine and mine[key] != known[key]}
-
-    configs = {name: module.get_config(variant) for name, (module, variant) in cli.known_configs().items()}
-    alike = {name: config for name, config in configs.items() if config.keys() == search.config.keys()}
-    known = {name: differing(config) for name, config in alike.items()}
-    name = min(known, key=lambda name: len(known[name]))
-    changes = [
-        f"--config.{key}={tuple(value) if isinstance(value, (list, tuple)) else value}"
-        for key, value in known[name].items()
-    ]
+    A key that its config lacks has its default. Empty where no known config can be changed into its own.
+    """
+    mine = _leaves(defaults(search.config)) | cli.leaves(search.config)
     program = "search" if "search" in search.config else "train"
-    arguments = [f"--config={name}", *changes, f"--workdir={search.directory}"]
-    return shlex.join(["python", "-m", f"experiments.{program}", *arguments])
+    candidates = []
+    for name, (module, variant) in cli.known_configs().items():
+        known = _leaves(module.get_config(variant))
+        if known.keys() == mine.keys():
+            changes = {key: value for key, value in mine.items() if value != known[key]}
+            candidates.append((name, changes))
+    for name, changes in sorted(candidates, key=lambda candidate: len(candidate[1])):
+        texts = {key: tuple(value) if isinstance(value, list) else value for key, value in changes.items()}
+        flags = [f"--config={name}", *(f"--config.{key}={text}" for key, text in texts.items())]
+        if _makes(flags, mine):
+            return shlex.join(["python", "-m", f"experiments.{program}", *flags, f"--workdir={search.directory}"])
+    return ""
+
+
+def _makes(flags: list[str], expected: dict[str, Any]) -> bool:
+    """Whether the programs take a config's flags and get this config from them."""
+    try:
+        name, overrides, rest = cli.split_config_flags(flags)
+        config = cli.load_config(name)[1]
+        cli.override(config, overrides)
+    except UserError:
+        return False
+    return not rest and _leaves(config) == expected
+
+
+def _leaves(config: ConfigDict) -> dict[str, Any]:
+    return cli.leaves(as_json(config))
 
 
 def replay_command(search: Result) -> str:

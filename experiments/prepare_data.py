@@ -28,7 +28,7 @@ from highway_jax import data
 def main(argv: list[str]) -> None:
     values = flags.FlagValues()
     flags.DEFINE_string("dataset", None, "name", flag_values=values)
-    flags.DEFINE_string("data_dir", None, "where it goes", flag_values=values)
+    cli.define_path("data_dir", None, "where it goes", values)
     flags.DEFINE_bool("overwrite", False, "prepare again", flag_values=values)
     cli.parse_flags(argv, values)
     name, data_dir = values.dataset, values.data_dir

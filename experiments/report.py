@@ -53,10 +53,10 @@ class Picture:
 
 def main(argv: list[str]) -> None:
     values = flags.FlagValues()
-    flags.DEFINE_string("output", None, "where the page goes", flag_values=values)
+    cli.define_path("output", None, "where the page goes", values)
     flags.DEFINE_bool("tables", False, "Tables 1 to 3 instead", flag_values=values)
     flags.DEFINE_bool("curves", False, "learning curves instead", flag_values=values)
-    workdirs = [Path(workdir) for workdir in cli.parse_flags(argv, values, positional=True)]
+    workdirs = [Path(cli.expanded(workdir)) for workdir in cli.parse_flags(argv, values, positional=True)]
     if not workdirs:
         raise UserError("no workdir is given; give one or more, such as runs/digits_depth50")
     for i, workdir in enumerate(workdirs):
@@ -140,6 +140,7 @@ def render(searches: Sequence[Result], pictures: dict[str, list[Picture]]) -> st
     return environment.get_template("report.html.jinja").render(
         searches=named,
         findings=findings,
+        commands=[(name, findings.command(search)) for name, search in named],
         pictures=pictures,
         analyses=[(name, found) for name, search in named if (found := analysis(search))],
         configs=configs,

@@ -120,7 +120,7 @@ def main(argv: list[str]) -> None:
     flags.DEFINE_list("depths", ["10", "20", "50", "100"], "of figure1", flag_values=values)
     flags.DEFINE_enum("scale", None, ["paper", "small"], "how much of it", flag_values=values)
     flags.DEFINE_float("budget_minutes", None, "when to stop", lower_bound=0.0, flag_values=values)
-    flags.DEFINE_string("workdirs", "runs/reproduction", "where the work is done", flag_values=values)
+    cli.define_path("workdirs", "runs/reproduction", "where the work is done", values)
     cli.parse_flags(argv, values)
     if values["depths"].present and "figure1" not in values.what:
         raise UserError(f"--depths is {','.join(values.depths)!r}, which is for --what=figure1")
@@ -131,7 +131,7 @@ def main(argv: list[str]) -> None:
     chosen = choose(values.what, values.depths)
     scale = values.scale or (default_scale() if chosen else "")
     end = math.inf if values.budget_minutes is None else time.monotonic() + 60 * values.budget_minutes
-    status = 0
+    status, kept = 0, False
     for experiment in chosen:
         if scale == "small" and experiment.small is None:
             cli.warn(f"{experiment.name} is nothing for a CPU; --scale=paper runs it all the same")
@@ -140,10 +140,10 @@ def main(argv: list[str]) -> None:
         for command in commands(experiment, scale, directory):
             status = status or run_program(command, end)
         if status in {0, *STOPPED} and (directory / "runs.csv").exists():
-            keep(directory, ROOT / "results" / experiment.name)
+            kept |= keep(directory, ROOT / "results" / experiment.name)
         if status:
             break
-    for path in reproduction_page.write(ROOT):
+    for path in reproduction_page.write(ROOT) if kept or not chosen else ():
         cli.say(f"written: {path}")
     if status in STOPPED and time.monotonic() >= end:
         cli.say(f"stopped after {values.budget_minutes:g} minutes; the same command goes on from there")
@@ -220,17 +220,18 @@ def run_program(command: list[str], end: float) -> int:
                 signal.signal(number, handler)
 
 
-def keep(directory: Path, destination: Path) -> None:
-    """Put a workdir's results in the place of earlier ones, unless those are of more work."""
+def keep(directory: Path, destination: Path) -> bool:
+    """Put a workdir's results in the place of earlier ones, unless those are of more work; returns whether it did."""
     before, now = map(_progress, (destination, directory))
     if now < before:
         cli.say(f"{destination} stays as it is: it is of {before[1]:,} runs' epochs, {directory} of {now[1]:,}")
-        return
+        return False
     fresh = destination.with_name(f".{destination.name}")
     shutil.rmtree(fresh, ignore_errors=True)
     collect(directory, fresh)
     shutil.rmtree(destination, ignore_errors=True)
     fresh.rename(destination)
+    return True
 
 
 def _progress(directory: Path) -> tuple[bool, int, bool]:

@@ -4,23 +4,31 @@ import csv
 import io
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments import workdir
+from experiments import cli, workdir
 from experiments.cli import UserError
-from highway_jax import checkpoint, search
+from experiments.configs.convolutional import training
+from experiments.configs.figure1 import random_search
+from highway_jax import checkpoint, data, search
 from highway_jax.activations import ACTIVATIONS
+from highway_jax.blocks import BLOCKS
 from highway_jax.models import stages
 
 INTEGER = re.compile(r"-?\d{1,18}", re.ASCII)
 HYPERPARAMETERS = ("learning_rate", "momentum", "decay", "activation", "transform_bias")
 OUTCOMES = ("run", "rank", "best_loss", "best_epoch", "final_loss", "diverged", "epochs", "test_accuracy")
-CONFIG_TYPES = {"dataset": str, "num_runs": int, "first_run": int, "epochs": int}
+POSITIVE = ("num_runs", "epochs")
+LARGEST = 2**63  # of a config's integers
 
 
 @dataclass(frozen=True)
@@ -102,6 +110,7 @@ def load(directory: str | Path) -> Result:
         raise UserError(f"workdir {str(directory)!r} does not exist")
     if not directory.is_dir():
         raise UserError(f"workdir {str(directory)!r} is a file; it must be a search's workdir")
+    workdir.refuse_special(directory)
     config, kinds, depth = _read_config(directory / "config.json")
     provenance = workdir.read_provenance(directory)
     if (directory / checkpoint.SUMS).exists() and (name := checkpoint.damaged_file(directory, [])):
@@ -109,8 +118,8 @@ def load(directory: str | Path) -> Result:
     path = directory / "summary.json"
     summary = read_json(path) if _exists(path) else None
     networks = _read_networks(directory, config, kinds, finished=summary is not None)
-    if summary is not None and not (summary.keys() == networks.keys() and all(map(_is_object, summary.values()))):
-        raise _damaged(path, f"it must have an entry of each of {', '.join(networks)}")
+    if summary is not None:
+        workdir.check_summary(path, summary, list(networks))
     return Result(directory, config, kinds, depth, networks, provenance, summary)
 
 
@@ -137,26 +146,111 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def defaults(config: ConfigDict | dict[str, Any]) -> ConfigDict:
+    """The programs' config of the same kind, a search's or a training's, with the value of every key by default."""
+    return random_search("digits", 2, 1, 1) if "search" in config else training("digits", (), 1)
+
+
+def as_program_has_it(read: ConfigDict) -> ConfigDict:
+    """A config read from a workdir, with the types that JSON forgets; where and how it is run is left to defaults."""
+    config = defaults(read)
+    with config.ignore_type():
+        for key, value in cli.leaves(read).items():
+            if key not in (*workdir.FREE, *workdir.ROUNDING):
+                config.update_from_flattened_dict({key: value})
+    return config
+
+
+@contextmanager
+def naming_config(found: Result) -> Iterator[None]:
+    """What is wrong with a workdir's config is said with the name of the file."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{found.directory / 'config.json'}: {error}") from error
+
+
+def read_params(found: Result, file: Path) -> Any:
+    """Read a network's parameters, of a finished workdir only if they are as they were written.
+
+    Raises:
+      UserError: if they are not, or are none.
+    """
+    sums = found.directory / checkpoint.SUMS
+    if sums.exists() and (name := checkpoint.damaged_file(found.directory, checkpoint.files_in(file))):
+        raise workdir.damaged(found.directory / name)
+    try:
+        return checkpoint.restore_params(file)
+    except Exception as error:  # Orbax and TensorStore have many
+        raise UserError(f"{file} is damaged, or holds no parameters: {data.first_line(error)}") from error
+
+
+def check_params(file: Path, params: Any, network: nn.Module, inputs: Any) -> None:
+    """Refuse parameters read from a workdir that do not have the names, shapes and dtypes of a network's.
+
+    Args:
+      file: where they were read.
+      params: what was read.
+      network: a model, built as the workdir's config says.
+      inputs: a batch of what it takes.
+
+    Raises:
+      UserError: if they do not, or the network does not fit the inputs.
+    """
+    try:
+        expected = jax.eval_shape(lambda: network.init(jax.random.key(0), inputs))["params"]
+    except ValueError as error:
+        raise UserError(f"{file}: the workdir's config is of no network: {data.first_line(error)}") from error
+    there, needed = (
+        jax.tree.map(lambda leaf: (np.shape(leaf), getattr(leaf, "dtype", None)), tree) for tree in (params, expected)
+    )
+    if there != needed:
+        raise UserError(f"{file} does not fit the workdir's config: its parameters are of another network")
+
+
 def _read_config(path: Path) -> tuple[ConfigDict, tuple[str, ...], int]:
     config = read_json(path)
-    for key, kind in CONFIG_TYPES.items():
-        value = config.get(key)
-        if (
-            not isinstance(value, kind)
-            or isinstance(value, bool)
-            or (isinstance(value, int) and value < (key != "first_run"))
-        ):
-            raise _damaged(path, f"{key} is {value!r}")
+    is_search = "search" in config
+    if is_search == ("stages" in config):
+        raise _damaged(path, "it must have either search or stages")
+    for key in ("dataset", "num_runs", "first_run", "epochs", *(("networks", "depth") if is_search else ("block",))):
+        if key not in config:
+            raise _damaged(path, f"it has no {key!r}")
+    _check_types(path, config, defaults(config))
+    for key in POSITIVE:
+        if config[key] < 1:
+            raise _damaged(path, f"{key} is {config[key]}")
     try:
-        kinds = config["networks"] if "networks" in config else [config["block"]]
-        if not isinstance(kinds, list) or not kinds or not all(isinstance(kind, str) for kind in kinds):
-            raise ValueError(f"networks is {kinds!r}")
-        depth = stages.depth(config["stages"]) if "stages" in config else config["depth"]
-        if type(depth) is not int:
-            raise ValueError(f"depth is {depth!r}")
-        return ConfigDict(config), tuple(kinds), depth
+        kinds = config["networks"] if is_search else [config["block"]]
+        kinds = [kinds] if isinstance(kinds, str) else kinds
+        allowed = tuple(BLOCKS if is_search else stages.BLOCKS)
+        if not kinds or len(kinds) > len(allowed) or not all(kind in allowed for kind in kinds):
+            raise ValueError(f"networks is {kinds!r}; they must be of {', '.join(allowed)}")
+        depth = config["depth"] if is_search else stages.depth(config["stages"])
+        return ConfigDict(config), tuple(dict.fromkeys(kinds)), depth
     except (KeyError, TypeError, ValueError) as error:
         raise _damaged(path, error) from error
+
+
+def _check_types(path: Path, config: dict[str, Any], known: ConfigDict, prefix: str = "") -> None:
+    """Refuse values of other types than the programs' configs have; keys that these lack may have any.
+
+    A number may stand for a range or the other way round, and a single name for several.
+    """
+    for key in config.keys() & known.keys():
+        value, default, kind = config[key], known.get(key), known.get_type(key)
+        if kind is ConfigDict:
+            if not _is_object(value):
+                raise _damaged(path, f"{prefix}{key} is {value!r}")
+            _check_types(path, value, known[key], f"{prefix}{key}.")
+            continue
+        numbers = (int, float) if kind in (float, tuple) else (kind,)
+        allowed = (*numbers, *((str, list) if kind is tuple else (list,) if kind is float else ()))
+        fits = isinstance(value, allowed) and (kind is bool or not isinstance(value, bool))
+        if isinstance(value, int) and abs(value) >= LARGEST:
+            fits = False
+        if not fits and not (value is None and default is None):
+            raise _damaged(path, f"{prefix}{key} is {value!r}")
 
 
 def _read_networks(

@@ -34,7 +34,7 @@ from highway_jax import MLP, blocks, data, fused, parallel, plotting, search, tr
 
 def main(argv: list[str]) -> None:
     values = flags.FlagValues()
-    flags.DEFINE_string("workdir", None, "where the results go", flag_values=values)
+    cli.define_path("workdir", None, "where the results go", values)
     name, overrides, rest = cli.split_config_flags(argv)
     cluster.define_flags(values)
     cli.parse_flags(rest, values)

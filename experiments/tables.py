@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import jax
 
-from experiments import plan, train, trainer
-from experiments.results import Result, best_mean_std
+from experiments import plan, trainer
+from experiments.results import Result, as_program_has_it, best_mean_std
 from highway_jax.models import paper, stages
 
 
@@ -120,7 +120,7 @@ def _cells(result: Result) -> list[tuple[str, str, str, str]]:
 
 
 def _parameters(result: Result, network: str) -> str:
-    config = train.as_program_has_it(result.config)
+    config = as_program_has_it(result.config)
     config.data_dir = None  # what is there counts no more than what was
     job = plan.read(config)
     params = trainer.run_shapes(job, job.recipe(network)).params

@@ -6,9 +6,10 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments import results, workdir
+from experiments import cli, results, workdir
+from experiments.checks import check_training
 from experiments.cli import UserError
-from highway_jax import ConvNet, checkpoint, data, training
+from highway_jax import ConvNet, data, training
 from highway_jax.distillation import Student, Teacher, taught
 from highway_jax.models import stages
 
@@ -43,18 +44,24 @@ def load(config: ConfigDict, dataset: data.Dataset) -> Teacher:
     Raises:
       UserError: if there is none, or it is damaged, unfinished, or was trained on something else.
     """
-    found = results.load(config.teacher)
+    found = results.load(cli.expanded(config.teacher))
     if "stages" not in found.config or found.summary is None:
         raise UserError(f"config.teacher is {config.teacher!r}, which must be a finished workdir of experiments.train")
+    theirs = results.as_program_has_it(found.config)
+    with results.naming_config(found):
+        check_training(theirs)
     for key in SHARED:
-        if found.config[key] != config[key]:
+        if theirs[key] != config[key]:
             raise UserError(
-                f"config.teacher is {config.teacher!r}, whose {key} is {found.config[key]!r}; "
+                f"config.teacher is {config.teacher!r}, whose {key} is {theirs[key]!r}; "
                 f"it must be {config[key]!r}, as here"
             )
     (block,) = found.kinds
     path = found.directory / "best" / block
     if not path.is_dir():
         raise workdir.damaged(path)
-    network = ConvNet(found.config.stages, dataset.num_classes, block, found.config.activation)
-    return Teacher(network, checkpoint.restore_params(path), config.hint_layer)
+    network = ConvNet(theirs.stages, dataset.num_classes, block, theirs.activation)
+    params = results.read_params(found, path)
+    image = np.zeros((1, *dataset.train.images.shape[1:]), np.float32)
+    results.check_params(path, params, network, image)
+    return Teacher(network, params, config.hint_layer)

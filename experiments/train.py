@@ -36,8 +36,6 @@ from ml_collections import ConfigDict
 from experiments import cli, cluster, results, search, settings, teacher, trainer, workdir
 from experiments.checks import check_search, check_training
 from experiments.cli import UserError
-from experiments.configs import convolutional
-from experiments.configs.figure1 import random_search
 from experiments.progress import Output, print_summary
 from experiments.workdir import Outcome
 from highway_jax import ConvNet, data, optim, parallel, plotting, training
@@ -48,11 +46,11 @@ from highway_jax.search import sample_population
 
 def main(argv: list[str]) -> None:
     values = flags.FlagValues()
-    flags.DEFINE_string("from_search", None, "a search's workdir", flag_values=values)
+    cli.define_path("from_search", None, "a search's workdir", values)
     flags.DEFINE_string("network", None, "kind of network", flag_values=values)
     flags.DEFINE_integer("run", None, "run number", flag_values=values)
     flags.DEFINE_integer("rank", None, "rank, from 1", flag_values=values)
-    flags.DEFINE_string("workdir", None, "where the results go", flag_values=values)
+    cli.define_path("workdir", None, "where the results go", values)
     name, overrides, rest = cli.split_config_flags(argv)
     cluster.define_flags(values)
     cli.parse_flags(rest, values)
@@ -196,7 +194,9 @@ def train_again(values: flags.FlagValues, overrides: Mapping[str, str]) -> None:
     network, run = choose(found, values.network, values.run, values.rank)
     settings.pin()
     config = config_of_run(found, network, run)
-    check_draw(found, network, run, sample_population(check_search(config)[0], config.seed, 1, run))
+    with results.naming_config(found):
+        space, _ = check_search(config)
+    check_draw(found, network, run, sample_population(space, config.seed, 1, run))
     cli.override(config, overrides)
     space, halving = check_search(config)
     directory = Path(values.workdir or f"runs/{Path(values.from_search).resolve().name}_{network}_run{run}")
@@ -257,7 +257,7 @@ def choose(found: results.Result, network: str | None, run: int | None, rank: in
 
 def config_of_run(found: results.Result, network: str, run: int) -> ConfigDict:
     """The config that trains one run of a search by itself, evaluated after every epoch."""
-    config = as_program_has_it(found.config)
+    config = results.as_program_has_it(found.config)
     config.networks, config.first_run, config.num_runs, config.evaluate_every = (network,), run, 1, 1
     config.search.halving.every = None
     if config.sampler != "random":  # what such a run has does not follow from its number
@@ -289,16 +289,6 @@ def check_draw(found: results.Result, network: str, run: int, drawn: training.Hy
                 f"{found.directory / 'runs.csv'}: {name} of {network} run {run} is {there!s}, but the workdir's config "
                 f"gives {here!s}; the workdir was changed, or made by another version"
             )
-
-
-def as_program_has_it(read: ConfigDict) -> ConfigDict:
-    """A config read from a workdir, with the types that JSON forgets; where and how it is run is left to defaults."""
-    config = random_search("digits", 2, 1, 1) if "search" in read else convolutional.training("digits", (), 1)
-    with config.ignore_type():
-        for key, value in cli.leaves(read).items():
-            if key not in (*workdir.FREE, *workdir.ROUNDING):
-                config.update_from_flattened_dict({key: value})
-    return config
 
 
 def compare(before: np.ndarray, now: np.ndarray) -> str:

@@ -11,6 +11,7 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -30,13 +31,16 @@ from experiments.cli import UserError, leaves
 from highway_jax import checkpoint, data, parallel, search, training
 from highway_jax.activations import ACTIVATIONS
 from highway_jax.blocks import BLOCKS
-from highway_jax.files import PARTIAL, check_path, first_link, replacing, write_whole
+from highway_jax.files import PARTIAL, check_path, first_link, first_special, replacing, write_whole
 
 FORMAT = 4  # of a workdir; 3 did not tie its checkpoints to config and data
 READABLE = (3, FORMAT)  # formats of finished work that can be read
 LOCK = ".lock"
 CHECKPOINTS = "checkpoints"  # the folder of each network's checkpoints, until the work is finished
 RESULTS = ("config.json", "runs.csv", "curves.csv", "summary.json", "provenance.json")
+# What `summary.json` has of each network: integers, and numbers that are null where they are not finite.
+INTEGERS = ("best_run", "diverged", "num_runs")
+NUMBERS = ("best_loss", "top10_mean_loss", "median_loss", "best_run_test_accuracy", "seconds")
 
 # Config keys that no number of a result depends on.
 FREE = ("data_dir", "resume", "checkpoint_every", "log_every", "tensorboard")
@@ -93,7 +97,7 @@ def finished(workdir: Path, config: ConfigDict) -> dict[str, Any] | None:
       UserError: if the workdir is a file, is damaged, holds work of another config or of an older version,
         or holds any at all where `config.resume` is "never".
     """
-    return _read_object(workdir / "summary.json") if cluster.at_first(lambda: _is_finished(workdir, config)) else None
+    return _summary(workdir, config) if cluster.at_first(lambda: _is_finished(workdir, config)) else None
 
 
 def _is_finished(workdir: Path, config: ConfigDict) -> bool:
@@ -101,6 +105,7 @@ def _is_finished(workdir: Path, config: ConfigDict) -> bool:
         check_path(workdir)
         if workdir.exists() and not workdir.is_dir():
             raise UserError(f"--workdir is {str(workdir)!r}, which is a file; it must be a directory or not exist yet")
+        refuse_special(workdir)
         if not (workdir / "provenance.json").exists():
             _check_empty(workdir)
             return False
@@ -148,9 +153,9 @@ def read_provenance(workdir: Path) -> dict[str, Any]:
     path = workdir / "provenance.json"
     found = _read_object(path) if path.exists() else {}
     _check_format(workdir, found, READABLE)
-    kinds = {"data_md5": dict, "implementations": dict, "earlier": list}
-    if found["format"] == FORMAT and not all(isinstance(found.get(key), kind) for key, kind in kinds.items()):
-        raise damaged(path)
+    for key, kind in {"data_md5": dict, "implementations": dict, "earlier": list}.items():
+        if not isinstance(found.get(key, None if found["format"] == FORMAT else kind()), kind):
+            raise damaged(path, f"{key} is {found.get(key)!r}")
     return found
 
 
@@ -230,7 +235,7 @@ def opened(workdir: Path, identity: Identity, about: Mapping[str, Any]) -> Itera
         return False
 
     try:
-        yield _read_object(workdir / "summary.json") if cluster.at_first(begin) else None
+        yield _summary(workdir, identity.config) if cluster.at_first(begin) else None
     finally:
         lock.release()
 
@@ -239,6 +244,12 @@ def refuse_links(workdir: Path) -> None:
     """Refuse to write to a workdir that holds a symbolic link: what it points to is not the workdir's."""
     if link := first_link(workdir):
         raise UserError(f"--workdir is {str(workdir)!r}, which holds a symbolic link, {str(link)!r}; remove it")
+
+
+def refuse_special(workdir: Path) -> None:
+    """Refuse to read a workdir that holds a pipe, a device or a socket, before any of it is opened."""
+    if special := first_special(workdir):
+        raise UserError(f"{special} is neither a file nor a directory; remove it from the workdir")
 
 
 def _check_identity(workdir: Path, about: Mapping[str, Any], identity: Identity) -> None:
@@ -305,9 +316,31 @@ def finish(workdir: Path, outcomes: Mapping[str, Outcome], figures: Mapping[str,
     return summary
 
 
-def damaged(path: Path) -> UserError:
+def damaged(path: Path, reason: str = "") -> UserError:
     """What is said of a file that is not as it was written."""
-    return UserError(f"{path} is damaged; remove the workdir or choose another --workdir")
+    return UserError(f"{path} is damaged{reason and f': {reason}'}; remove the workdir or choose another --workdir")
+
+
+def check_summary(path: Path, summary: Mapping[str, Any], networks: Sequence[str]) -> None:
+    """Refuse a `summary.json` that is not what `summarize` gives for each of these kinds of network."""
+    if set(summary) != set(networks):
+        raise damaged(path, f"it must have an entry of each of {', '.join(networks)}, and no others")
+    for network, entry in summary.items():
+        if not isinstance(entry, dict):
+            raise damaged(path, f"the entry of {network} is {entry!r}")
+        for key in (*INTEGERS, *NUMBERS):
+            value = entry.get(key, "missing")
+            number = isinstance(value, int if key in INTEGERS else (int, float)) and not isinstance(value, bool)
+            if not (number and abs(value) <= sys.float_info.max) and not (value is None and key in NUMBERS):
+                raise damaged(path, f"{key} of {network} is {value!r}")
+
+
+def _summary(workdir: Path, config: ConfigDict) -> dict[str, Any]:
+    """A finished workdir's `summary.json`; the config is that of its work."""
+    path = workdir / "summary.json"
+    summary = _read_object(path)
+    check_summary(path, summary, config.networks if "search" in config else (config.block,))
+    return summary
 
 
 def _read_object(path: Path) -> dict[str, Any]:

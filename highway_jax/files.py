@@ -1,7 +1,8 @@
-"""Files that are written whole or not at all, and never through a link."""
+"""Files that are written whole or not at all, and never through a link; what is no file."""
 
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -60,5 +61,22 @@ def first_link(directory: Path) -> Path | None:
     for folder, names, files in os.walk(directory):
         for name in sorted(names + files):
             if (path := Path(folder, name)).is_symlink():
+                return path
+    return None
+
+
+def first_special(directory: Path) -> Path | None:
+    """The first thing below a directory that is neither a file nor a directory, links followed, or None.
+
+    To open one, such as a pipe, may never return.
+    """
+    for folder, _, files in os.walk(directory):
+        for name in sorted(files):
+            path = Path(folder, name)
+            try:
+                mode = path.stat().st_mode
+            except OSError:  # a broken link, or a temporary file that is gone by now
+                continue
+            if not stat.S_ISREG(mode):
                 return path
     return None

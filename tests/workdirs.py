@@ -41,7 +41,7 @@ def write_workdir(directory, curves, depth=10, finished=True, **changes):
             runs.append([network, run, rank_of[run], *settings, *outcome, accuracy])
             trained = curve[: ranking.epochs[run]]
             epochs += [(network, run, epoch, loss) for epoch, loss in enumerate(trained, start=1)]
-        summary[network] = {"best_loss": None, "seconds": 75.0}
+        summary[network] = dict.fromkeys(workdir.INTEGERS, 1) | dict.fromkeys(workdir.NUMBERS) | {"seconds": 75.0}
     write_csv(directory / "runs.csv", RUN_COLUMNS, runs)
     write_csv(directory / "curves.csv", ("network", "run", "epoch", "train_loss"), epochs)
     if finished:

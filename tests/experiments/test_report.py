@@ -2,6 +2,7 @@
 
 import base64
 import csv
+import functools
 import io
 import json
 import re
@@ -16,10 +17,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ml_collections import ConfigDict
 from PIL import Image
 
 from experiments import cli, findings, report, results
 from experiments.cli import UserError
+from experiments.results import Result
 from highway_jax import checkpoint
 from tests.workdirs import write_workdir
 
@@ -133,15 +136,80 @@ def test_the_command_in_the_page_makes_the_same_config(tmp_path):
     directory = write_workdir(tmp_path / "a b", networks, depth=20, **changes)
     command = findings.command(results.load(directory))
     assert command in write_report(directory).text
-    *words, last = shlex.split(command)
+    words = shlex.split(command)
     assert words[:4] == ["python", "-m", "experiments.search", "--config=digits_depth20"]
-    assert last == f"--workdir={directory}"
-    name, overrides, rest = cli.split_config_flags(words[3:])
-    again = cli.load_config(name)[1]
-    cli.override(again, overrides)
-    assert not rest
-    config = results.load(directory).config
-    assert cli.leaves(json.loads(again.to_json())) == cli.leaves(json.loads(config.to_json()))
+    assert words[-1] == f"--workdir={directory}"
+    assert repeated(command) == cli.leaves(json.loads(results.load(directory).config.to_json()))
+
+
+def repeated(command):
+    """The config that a command of the page gives a program."""
+    name, overrides, rest = cli.split_config_flags(shlex.split(command)[3:])
+    config = cli.load_config(name)[1]
+    cli.override(config, overrides)
+    assert [argument.partition("=")[0] for argument in rest] == ["--workdir"]
+    return cli.leaves(json.loads(config.to_json()))
+
+
+KEPT = sorted(path.parent for path in (ROOT / "results").glob("*/config.json"))
+
+
+@pytest.mark.parametrize("directory", KEPT, ids=lambda path: path.name)
+def test_kept_workdirs_of_older_versions_are_reported_with_the_command_that_repeats_them(directory, tmp_path):
+    found = results.load(directory)
+    config = repeated(findings.command(found))
+    given = cli.leaves(json.loads((directory / "config.json").read_text()))
+    assert given == {key: config[key] for key in given}
+    new = {key: config[key] for key in config.keys() - given.keys()}
+    assert new.items() <= cli.leaves(json.loads(results.defaults(found.config).to_json())).items()
+    if directory.name == "very_deep":
+        report.write([found], tmp_path)
+        assert findings.command(found) in Page(tmp_path / "report.html").text
+
+
+CHANGES = {
+    "num_runs": st.integers(1, 99),
+    "data_dir": st.one_of(st.none(), st.text(max_size=5)),
+    "evaluate_every": st.one_of(st.none(), st.integers(1, 9)),
+    "mesh": st.one_of(st.none(), st.just([2, 1])),
+    "dataset": st.sampled_from(["digits", "mnist", "a b", "None", "3"]),
+    "networks": st.sampled_from([["plain"], ["highway", "plain"]]),
+    "remat": st.booleans(),
+    "search.learning_rate": st.lists(st.floats(1e-9, 1), min_size=1, max_size=2),
+    "search.halving.every": st.one_of(st.none(), st.integers(1, 9)),
+    "learning_rate": st.one_of(st.floats(1e-9, 1), st.just([0.01, 0.02])),
+    "output_std": st.one_of(st.none(), st.floats(0.01, 1)),
+    "transform_bias": st.one_of(st.floats(-9, 0), st.just([-3.0, -1.0]), st.just(-2)),
+    "boundaries": st.lists(st.integers(1, 9), max_size=2),
+    "teacher": st.one_of(st.none(), st.just("runs/a b")),
+    "new": st.just(1),
+}
+
+
+@settings(max_examples=25)
+@given(name=st.sampled_from(sorted(cli.known_configs())), data=st.data())
+def test_the_command_gives_the_same_config_or_there_is_none(name, data):
+    config = json.loads(cli.load_config(name)[1].to_json())
+    keys = sorted(CHANGES.keys() & (cli.leaves(config).keys() | {"new"}))
+    changes = data.draw(st.lists(st.sampled_from(keys), max_size=3, unique=True)) if keys else []
+    changes = {key: data.draw(CHANGES[key]) for key in changes}
+    for key, value in changes.items():
+        *parents, leaf = key.split(".")
+        functools.reduce(dict.get, parents, config)[leaf] = value
+    command = findings.command(Result(Path("x"), ConfigDict(config), (), 1, {}, {}, None))
+    if command:
+        assert repeated(command) == cli.leaves(config)
+    else:
+        assert changes.keys() & {"new", "learning_rate", "transform_bias", "output_std", "data_dir"}
+
+
+def test_a_config_that_no_flags_make_is_said_to_be_ones_own(tmp_path):
+    changes = {"a": {}, "b": {"mine": 3}}
+    found = [results.load(write_workdir(tmp_path / name, SMALL, **more)) for name, more in changes.items()]
+    picture = report.Picture("x.png", b"", "")
+    text = report.render(found, {key: [picture] for key in ("figure1", "hyperparameters", "losses")})
+    assert "The config of depth 10, b is one of its own" in text and "of depth 10, a is one of" not in text
+    assert text.count("experiments.search ") == 1
 
 
 def test_depths_make_one_page(tmp_path):

@@ -664,3 +664,5 @@ def test_a_program_that_fails_has_its_say(tmp_path):
     )
     errors = tried.communicate()[1]
     assert tried.returncode == 2 and "'mnist' is not prepared" in errors and errors.count("\n") == 1
+    assert "<!-- claims -->\n<!-- /claims -->" in (tmp_path / "README.md").read_text()  # nothing was kept
+    assert not any((tmp_path / "docs").iterdir())

@@ -1,7 +1,9 @@
 """A workdir read back: exactly, or refused with one line that names the file."""
 
 import json
+import os
 import re
+import signal
 
 import numpy as np
 import pytest
@@ -9,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from experiments import results
+from experiments import cli, results, workdir
 from experiments.cli import UserError
+from highway_jax import checkpoint
 from tests.workdirs import write_workdir
 
 CURVES = {
@@ -81,6 +84,10 @@ def replace(old, new):
     return lambda text: re.sub(old, new, text, count=1, flags=re.MULTILINE)
 
 
+def edit(**values):
+    return lambda text: json.dumps(json.loads(text) | values)
+
+
 DAMAGE = [
     ("config.json", None, "is missing"),
     ("config.json", lambda text: text[:-1], "it is no JSON"),
@@ -91,8 +98,20 @@ DAMAGE = [
     ("config.json", replace(r'"num_runs": 3', '"num_runs": 1000000000000'), "runs must be 0 to 999999999999"),
     ("config.json", replace(r'"highway", "plain"', "1"), r"networks is \[1\]"),
     ("config.json", replace(r'"seed"', '"a.b"'), "a.b"),
+    ("config.json", edit(search=None), "search is None"),
+    ("config.json", edit(search="x"), "search is 'x'"),
+    ("config.json", edit(search={"halving": 5}), "search.halving is 5"),
+    ("config.json", replace('"search"', '"serach"'), "it must have either search or stages"),
+    ("config.json", edit(sampler=0), "sampler is 0"),
+    ("config.json", edit(networks=["plain", "dense"]), "they must be of highway, plain, residual, fixed, lstm"),
+    ("summary.json", edit(highway={}), "best_run of highway is 'missing'"),
+    ("summary.json", replace('"diverged": 1', '"diverged": 1.5'), "diverged of highway is 1.5"),
+    ("summary.json", replace('"best_loss": null', '"best_loss": "x"'), "best_loss of highway is 'x'"),
+    ("summary.json", replace('"best_loss": null', f'"best_loss": {10**400}'), "best_loss of highway is 1000"),
+    ("summary.json", edit(strange={}), "an entry of each of highway, plain, and no others"),
+    ("provenance.json", edit(format=3, data_md5=[]), r"data_md5 is \[\]"),
     ("summary.json", lambda text: "{}", "an entry of each of highway, plain"),
-    ("summary.json", lambda text: '{"highway": 1, "plain": 2}', "an entry of each of highway, plain"),
+    ("summary.json", lambda text: '{"highway": 1, "plain": 2}', "the entry of highway is 1"),
     ("provenance.json", lambda text: "", "remove the workdir"),
     ("runs.csv", None, "is missing"),
     ("runs.csv", lambda text: "", "it is no table"),
@@ -147,6 +166,23 @@ def test_damage_is_one_line_that_names_the_file(file, damage, reason, tmp_path):
         results.load(path.parent)
     assert str(path) in str(stop.value) or reason in NAMED_ELSEWHERE
     assert "\n" not in str(stop.value)
+
+
+@pytest.mark.parametrize("name", ["config.json", "curves.csv", "SHA256SUMS", "best/highway/data"])
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/null")], ids=["pipe", "device"])
+def test_a_pipe_or_a_device_in_a_workdir_is_refused_unread(make, name, tmp_path, monkeypatch):
+    path = write_workdir(tmp_path / "x", CURVES) / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    make(path)
+    monkeypatch.setattr(checkpoint, "damaged_file", lambda *_: pytest.fail("it was read"))
+    signal.signal(signal.SIGALRM, lambda *_: pytest.fail("it was opened, and nothing comes"))
+    signal.alarm(5)
+    config = cli.load_config("digits_depth10")[1]
+    for read in (lambda: results.load(tmp_path / "x"), lambda: workdir.finished(tmp_path / "x", config)):
+        with pytest.raises(UserError, match=f"^{path} is neither a file nor a directory; remove it from the workdir$"):
+            read()
+    signal.alarm(0)
 
 
 def test_bytes_that_are_no_text(tmp_path):

@@ -18,7 +18,7 @@ import pandas
 import pytest
 from tensorboard.backend.event_processing import event_accumulator
 
-from experiments import cli, progress, results, search, trainer, workdir
+from experiments import cli, progress, report, results, search, trainer, workdir
 from highway_jax import MLP, checkpoint, data, parallel, training
 from highway_jax import search as library
 from highway_jax.blocks import BLOCKS
@@ -358,6 +358,34 @@ def test_a_damaged_workdir_is_one_line_and_status_2(file, text, finished, tmp_pa
     (tmp_path / "work" / file).write_text(text)
     errors = refused([*SMALL, f"--workdir={tmp_path}/work"], monkeypatch, capsys)
     assert f"{file} is damaged" in errors
+
+
+@pytest.mark.parametrize(
+    ("summary", "message"),
+    [
+        ({}, "it must have an entry of each of highway, plain"),
+        ({"highway": {}, "plain": {}}, "best_run of highway is 'missing'"),
+        ({"highway": dict.fromkeys(workdir.INTEGERS, "x"), "plain": {}}, "best_run of highway is 'x'"),
+    ],
+)
+def test_a_finished_workdir_with_another_summary_is_refused(summary, message, finished, tmp_path, monkeypatch, capsys):
+    directory = shutil.copytree(finished[0], tmp_path / "work")
+    (directory / "summary.json").write_text(json.dumps(summary))
+    checkpoint.write_sums(directory, [path for path in checkpoint.files_in(directory) if path.name != checkpoint.SUMS])
+    errors = refused([*SMALL, f"--workdir={directory}"], monkeypatch, capsys)
+    assert f"{directory}/summary.json is damaged: {message}" in errors
+
+
+def test_the_home_directory_is_written_as_a_tilde(finished, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(finished[0], tmp_path / "home/work")
+    search.main([*SMALL, "--workdir=~/work"])
+    assert f"Figure 1: {tmp_path}/home/work/figure1.png" in capsys.readouterr().out
+    report.main(["~/work", "--output=~/page"])
+    assert (tmp_path / "home/page/report.html").exists() and [path.name for path in tmp_path.iterdir()] == ["home"]
+    errors = refused([*SMALL, "--workdir=~nobody-of-that-name/x"], monkeypatch, capsys)
+    assert errors == "error: path '~nobody-of-that-name/x' begins with '~', for which there is no home directory\n"
 
 
 def test_a_search_goes_on_when_nobody_reads_what_it_prints(tmp_path):

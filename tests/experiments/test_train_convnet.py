@@ -3,8 +3,10 @@
 import dataclasses
 import json
 import re
+import shutil
 import sys
 
+import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
@@ -87,6 +89,47 @@ def test_a_trained_network_teaches_another_and_the_curves_are_drawn(tmp_path, tr
     assert params["regressor"]["h"]["kernel"].shape == (1, 1, 4, 8)
     report.main(["--curves", str(trained), f"{tmp_path}/work", f"--output={tmp_path}"])
     assert (tmp_path / "learning_curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda teacher, params: (teacher / "best/highway/_METADATA").unlink(), "best/highway is damaged, or holds no"),
+        (
+            lambda teacher, params: checkpoint.save_params(teacher / "best/highway", {"other": params}),
+            "best/highway does not fit the workdir's config: its parameters are of another network",
+        ),
+        (
+            lambda teacher, params: checkpoint.save_params(
+                teacher / "best/highway", jax.tree.map(lambda leaf: leaf[..., :1], params)
+            ),
+            "best/highway does not fit the workdir's config: its parameters are of another network",
+        ),
+        (lambda teacher, params: change(teacher / "config.json", activation="elu"), "config.json: config.activation"),
+        (lambda teacher, params: change(teacher / "config.json", stages=["conv 4 3x3"]), "best/highway does not fit"),
+        (
+            lambda teacher, params: change(teacher / "config.json", validation=None),
+            "config.json is damaged: validation",
+        ),
+    ],
+    ids=["no metadata", "another's names", "another's shapes", "activation", "stages", "validation"],
+)
+def test_a_spoilt_teacher_is_one_line_and_status_2(spoil, message, trained, tmp_path, monkeypatch, capsys):
+    teacher = shutil.copytree(trained, tmp_path / "teacher")
+    spoil(teacher, checkpoint.restore_params(trained / "best/highway"))
+    (teacher / checkpoint.SUMS).unlink()
+    checkpoint.write_sums(teacher, checkpoint.files_in(teacher))
+    args = [*SMALL, "--config.validation=100", f"--config.teacher={teacher}", f"--workdir={tmp_path}/work"]
+    monkeypatch.setattr(sys, "argv", ["train", *args])
+    with pytest.raises(SystemExit) as stop:
+        cli.run(train.main, train.__doc__)
+    errors = capsys.readouterr().err
+    assert (stop.value.code, errors.count("\n"), errors[:7]) == (2, 1, "error: "), errors
+    assert f"{teacher}/{message}" in errors
+
+
+def change(path, **values):
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
 def test_a_table_says_what_is_not_as_in_the_paper(trained):
