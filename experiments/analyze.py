@@ -94,7 +94,8 @@ def main(argv: list[str]) -> None:
         f"after epoch {network.epoch}: {len(dataset.train.labels)} training images"
     )
     analyzed = analyze(model, params, dataset.train, preprocess)
-    write(found.directory, dataset, network, analyzed, values.title or dataset.name)
+    title = (values.title or dataset.name).encode(errors="replace").decode()  # a command line's bytes may be no text
+    write(found.directory, dataset, network, analyzed, title)
     cli.say(f"analysis: {found.directory / 'analysis.json'}, {time.monotonic() - started:.0f} s")
     report.write([found], found.directory)
 

@@ -1,6 +1,5 @@
 """Refuse a config that cannot be run, naming the key, the value and what is allowed."""
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from experiments.configs.figure1 import random_search
 from highway_jax import stack
 from highway_jax.blocks import BLOCKS
 from highway_jax.models import stages
-from highway_jax.search import Halving, SearchSpace
+from highway_jax.search import Halving, SearchSpace, is_number
 
 PRECISIONS = ("float32", "tensorfloat32", "bfloat16")
 PREPROCESSINGS = ("rescale", "contrast")
@@ -95,7 +94,7 @@ def check_training(config: ConfigDict) -> SearchSpace:
     if config.teacher is not None and config.hint_epochs >= config.epochs:
         raise UserError(f"config.hint_epochs is {config.hint_epochs}; it must be below {config.epochs}, config.epochs")
     edges = config.boundaries
-    if not all(isinstance(edge, (int, float)) and edge > 0 for edge in edges) or list(edges) != sorted(edges):
+    if not all(is_number(edge) and edge > 0 for edge in edges) or list(edges) != sorted(edges):
         raise UserError(f"config.boundaries is {edges}; it must be epochs above 0 in ascending order")
     keys = "learning_rate", "momentum", "decay", "transform_bias"
     ranges = {key: _range(config[key]) for key in keys}
@@ -118,7 +117,7 @@ def _check_common(config: ConfigDict, template: ConfigDict, integers: dict[str, 
     for key, optional in ("dataset", False), ("data_dir", True), ("teacher", True):
         if key not in known or (optional and config[key] is None):
             continue
-        if not (isinstance(config[key], str) and config[key]):
+        if not (isinstance(config[key], str) and config[key] and _is_unicode(config[key])):
             raise UserError(f"config.{key} is {config[key]!r}; it must be text")
     if config.data_dir is not None and not _is_directory(config.data_dir):
         raise UserError(f"config.data_dir is {config.data_dir!r}; it must be an existing directory")
@@ -163,7 +162,7 @@ def _check_bool(config: ConfigDict, key: str) -> None:
 
 def _check_number(config: ConfigDict, key: str, meaning: str, allowed: Callable[[float], bool]) -> None:
     value = config[key]
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value) or not allowed(value):
+    if not is_number(value) or not allowed(value):
         raise UserError(f"config.{key} is {value!r}; it must be a number {meaning}")
 
 
@@ -192,6 +191,11 @@ def _is_directory(path: str) -> bool:
         return Path(path).expanduser().is_dir()
     except (OSError, ValueError, RuntimeError):  # too long, a null byte, no such user
         return False
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether text can be encoded; a command line's bytes need not be UTF-8."""
+    return text == text.encode(errors="replace").decode()
 
 
 def _tuple(value: Any) -> tuple[Any, ...]:

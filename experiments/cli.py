@@ -4,6 +4,7 @@ import contextlib
 import functools
 import importlib
 import importlib.util
+import io
 import os
 import pkgutil
 import signal
@@ -90,6 +91,9 @@ def run(main: Callable[[list[str]], None], usage: str) -> NoReturn:
     A file that cannot be read or written counts as the user's to mend. `--help` prints `usage`, the
     program's docstring, instead.
     """
+    for stream in sys.stdout, sys.stderr:
+        if isinstance(stream, io.TextIOWrapper):  # what it cannot encode, it escapes
+            stream.reconfigure(errors="backslashreplace")
     logging.set_verbosity(logging.FATAL)  # TFDS warns of what is reported here in words of our own
     sys.unraisablehook = _main_thread_only
     getLogger("asyncio").disabled = True  # Orbax's tasks: what failed in one is reported where a save is waited for

@@ -148,10 +148,18 @@ def store(directory: Path, network: str, finished: list[Any]) -> None:
     """
     optuna = _optuna()
     try:
-        study = optuna.create_study(storage=f"sqlite:///{directory / STUDIES}", study_name=network, load_if_exists=True)
+        study = optuna.create_study(storage=study_url(directory), study_name=network, load_if_exists=True)
         study.add_trials(finished[len(study.get_trials(deepcopy=False)) :])
     except Exception as error:  # SQLAlchemy and Alembic have many
         raise UserError(f"{directory / STUDIES} cannot be used: {data.first_line(error)}; remove it") from error
+
+
+def study_url(directory: Path) -> str:
+    """The URL of a workdir's study, for Optuna and optuna-dashboard, whatever characters the path has."""
+    from sqlalchemy.engine import URL
+
+    url = URL.create("sqlite", database=str(directory / STUDIES)).render_as_string()
+    return url.replace("{", "{{").replace("}", "}}")  # Optuna formats it
 
 
 def _optuna() -> Any:

@@ -197,9 +197,8 @@ def _kinds(searches: Sequence[Result]) -> int:
 
 
 def _drawable(text: str, width: int = 36) -> str:
-    """Text for a figure: short enough to leave room for it, and without a formula, which a dollar would begin."""
-    text = text if len(text) <= width else f"…{text[1 - width :]}"
-    return text.replace("$", r"\$")
+    """Text for a figure: short enough to leave room for it."""
+    return text if len(text) <= width else f"…{text[1 - width :]}"
 
 
 def png(figure: Figure) -> bytes:

@@ -16,6 +16,7 @@ best/NETWORK, the parameters of each network's best run. On a finished workdir t
 """
 
 import functools
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -69,7 +70,7 @@ def main(argv: list[str]) -> None:
     console.print(f"Figure 1: {directory / 'figure1.png'}")
     if is_guided:
         guided.store_results(directory, space)
-        console.print(f"study: optuna-dashboard sqlite:///{directory / guided.STUDIES}")
+        console.print(f"study: optuna-dashboard {shlex.quote(guided.study_url(directory))}")
 
 
 def sampler(config: ConfigDict, space: search.SearchSpace) -> trainer.Sampler:

@@ -1,7 +1,8 @@
 """The figures of Section 4, from what `highway_jax.analysis` finds.
 
 Functions that return a Matplotlib figure; saving it is the caller's. They take mappings from the networks' names to
-their results, so that a figure shows one network or compares several.
+their results, so that a figure shows one network or compares several. Names are drawn as they are: a dollar in them
+begins no formula.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ from matplotlib.image import AxesImage
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator, PercentFormatter
 
 from highway_jax.analysis import Dropped, GateStatistics, InnerStates, Lesions, effective_layers
+from highway_jax.plotting import plain
 
 COLORS = ("#1f5fa8", "#d1601f", "#3a8f5c", "#8a4fa3")
 DIVERGING = "RdBu_r"
@@ -103,7 +105,7 @@ def figure4(lesions: Mapping[str, Lesions]) -> Figure:
         intact = f"no lesion: {percent(lesion.intact_error)}"
         axes.axhline(lesion.intact_error, color="0.35", linestyle=DASHED, linewidth=1.2, label=intact)
         axes.legend(frameon=False, fontsize=9)
-        axes.set_title(f"{network}: {effective_layers(lesion.damage):.1f} effective layers", fontsize=11)
+        axes.set_title(f"{plain(network)}: {effective_layers(lesion.damage):.1f} effective layers", fontsize=11)
         axes.set_xlabel("lesioned layer")
         _errors(axes, np.append(lesion.error, lesion.intact_error))
     panels[0].set_ylabel("error with the layer's gates closed")
@@ -118,9 +120,9 @@ def depth_in_use(
     drop, opened, where = figure.subplots(1, 3)
     for color, (network, gates) in zip(cycle(COLORS), statistics.items(), strict=False):
         line = {"color": color, "linewidth": 1.8}
-        drop.plot(dropped[network].error, **line, label=network)
-        opened.hist(gates.open_layers, bins=60, density=True, color=color, alpha=0.55, label=network)
-        where.plot(_cumulated(np.nanmean(gates.mean, axis=1)), **line, label=network)
+        drop.plot(dropped[network].error, **line, label=plain(network))
+        opened.hist(gates.open_layers, bins=60, density=True, color=color, alpha=0.55, label=plain(network))
+        where.plot(_cumulated(np.nanmean(gates.mean, axis=1)), **line, label=plain(network))
         where.plot(_cumulated(lesions[network].damage), **line, linestyle=DASHED)
     _errors(drop, np.concatenate([curve.error for curve in dropped.values()]))
     drop.set_xlabel("layers dropped together, the least important first")
@@ -162,7 +164,7 @@ def _blocks(axes: Axes, values: np.ndarray, colors: str, norm: Normalize) -> Axe
 def _row_label(axes: Axes, network: str) -> None:
     axes.set_ylabel("highway layer")
     at: Any = {"xycoords": "axes fraction", "textcoords": "offset points", "ha": "right", "va": "center"}
-    axes.annotate(network, (0, 0.5), (-44, 0), **at, rotation=90, fontsize=13, fontweight="bold")
+    axes.annotate(plain(network), (0, 0.5), (-44, 0), **at, rotation=90, fontsize=13, fontweight="bold")
 
 
 def _errors(axes: Axes, errors: np.ndarray) -> None:

@@ -1,4 +1,7 @@
-"""Every figure. Functions of arrays that return a Matplotlib figure; saving it is the caller's."""
+"""Every figure. Functions of arrays that return a Matplotlib figure; saving it is the caller's.
+
+Titles and names are drawn as they are: a dollar in them begins no formula.
+"""
 
 import itertools
 import math
@@ -44,6 +47,11 @@ def number(loss: float) -> str:
     return f"{loss:#.2g}" if loss < 9.95 else f"{loss:.0f}"
 
 
+def plain(text: str) -> str:
+    """Text that Matplotlib draws as it is: a dollar begins no formula, what cannot be encoded is a question mark."""
+    return text.encode(errors="replace").decode().replace("$", r"\$")
+
+
 def figure1(curves: Mapping[str, np.ndarray], title: str, best_of: int = 10) -> Figure:
     """Training curves of a random search: the best run, and the mean of the best ones (Figure 1, one depth).
 
@@ -75,7 +83,7 @@ def figure1(curves: Mapping[str, np.ndarray], title: str, best_of: int = 10) -> 
     for axes, labels in zip((best, top), ends, strict=True):
         _epochs(axes)
         _label_ends(axes, labels, gap=0.07)
-    figure.suptitle(title, fontsize=12, color=TEXT, x=0.01, ha="left")
+    _suptitle(figure, title)
     return figure
 
 
@@ -114,7 +122,7 @@ def learning_curves(curves: Mapping[str, np.ndarray], accuracy: Mapping[str, np.
         _label_ends(axes, labels, gap=0.07)
     right.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     right.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:.0e}"[0] in "25" else "")
-    figure.suptitle(title, fontsize=12, color=TEXT, x=0.01, ha="left")
+    _suptitle(figure, title)
     return figure
 
 
@@ -154,7 +162,7 @@ def figure1_depths(
     mean_ends = _means(right, curves, depths, labels, families, best_of)
     _label_ends(left, curve_ends, gap=0.055)
     _label_ends(right, mean_ends, gap=0.055)
-    figure.suptitle(title, fontsize=12, color=TEXT, x=0.01, ha="left")
+    _suptitle(figure, title)
     return figure
 
 
@@ -187,7 +195,7 @@ def figure1_panels(
     panels[0].set_ylim(low, min(high, 3 * math.log(10)))
     for axes, mine in zip((*panels, right), ends, strict=True):
         _label_ends(axes, mine, gap=0.06)
-    figure.suptitle(title, fontsize=12, color=TEXT, x=0.01, ha="left")
+    _suptitle(figure, title)
     return figure
 
 
@@ -282,9 +290,9 @@ def hyperparameters(
             if lost:
                 axes.axhline(divider, color=FAINT, linewidth=0.7, linestyle=(0, (4, 3)))
             _against(axes, name, values[network], heights, diverged[network], divider)
-        row[0].set_ylabel(f"{network}\nbest loss (nats)", color=COLORS.get(network, TEXT), weight="bold")
+        row[0].set_ylabel(f"{plain(network)}\nbest loss (nats)", color=COLORS.get(network, TEXT), weight="bold")
     _hyperparameter_legend(figure, grid[0][0], sorted({str(k) for v in values.values() for k in v["activation"]}))
-    figure.suptitle(title, fontsize=12, color=TEXT, x=0.01, ha="left")
+    _suptitle(figure, title)
     return figure
 
 
@@ -303,21 +311,21 @@ def loss_distribution(losses: Sequence[Mapping[str, np.ndarray]], labels: Sequen
     ends = np.array([low / 1.3, high * 1.3])
     for axes, network in zip(panels, networks, strict=True):
         _style(axes, None, "best loss of at most (nats)", "fraction of the runs" if axes is panels[0] else None)
-        axes.set_title(network, fontsize=11, color=COLORS.get(network, TEXT), weight="bold")
+        axes.set_title(plain(network), fontsize=11, color=COLORS.get(network, TEXT), weight="bold")
         for place, (search, label) in enumerate(zip(losses, labels, strict=True)):
             if network in search:
                 reached = np.sort(search[network][np.isfinite(search[network])]).clip(low)
                 fractions = np.arange(len(reached) + 1) / len(search[network])
                 color = shade(network, place / (len(losses) - 1) if len(losses) > 1 else 0.5)
                 x, y = np.insert(ends, 1, reached), np.append(fractions, fractions[-1])
-                axes.step(x, y, where="post", color=color, linewidth=2, label=label)
+                axes.step(x, y, where="post", color=color, linewidth=2, label=plain(label))
         axes.set_xscale("log")
         axes.set_xlim(*ends)
         axes.set_ylim(0, 1.02)
         axes.yaxis.set_major_formatter(PercentFormatter(1))
         if len(losses) > 1:
             axes.legend(frameon=False, fontsize=9, labelcolor=TEXT, loc="lower right")
-    figure.suptitle(title, fontsize=12, color=TEXT, x=0.01, ha="left")
+    _suptitle(figure, title)
     return figure
 
 
@@ -380,9 +388,13 @@ def _hyperparameter_legend(figure: Figure, axes: Axes, activations: Sequence[str
     )
 
 
+def _suptitle(figure: Figure, title: str) -> None:
+    figure.suptitle(plain(title), fontsize=12, color=TEXT, x=0.01, ha="left")
+
+
 def _style(axes: Axes, title: str | None, xlabel: str | None, ylabel: str | None = None) -> None:
     if title:
-        axes.set_title(title, fontsize=11, color=TEXT, loc="left")
+        axes.set_title(plain(title), fontsize=11, color=TEXT, loc="left")
     axes.set_xlabel(xlabel or "", color=TEXT)
     axes.set_ylabel(ylabel or "", color=TEXT)
     axes.grid(alpha=0.25, linewidth=0.6)
@@ -437,7 +449,8 @@ def _label_ends(axes: Axes, ends: Sequence[_End], gap: float) -> None:
     for i, height in zip(order, _spread(places[order, 1], min(gap, 0.98 / len(ends))), strict=True):
         *_, label, color = ends[i]
         axes.annotate(
-            label, places[i], (1.035, height), "axes fraction", "axes fraction", va="center", fontsize=9, color=color,
+            plain(label), places[i], (1.035, height), "axes fraction", "axes fraction",
+            va="center", fontsize=9, color=color,
             arrowprops={"arrowstyle": "-", "color": color, "linewidth": 0.7, "alpha": 0.6, "shrinkA": 1, "shrinkB": 2,
                         "relpos": (0, 0.5)},
         )  # fmt: skip

@@ -19,6 +19,7 @@ from highway_jax.data import Array, Split, shuffled_batches
 from highway_jax.training import Hyperparameters, Recipe, Run
 
 CPU_MEMORY = 2**29  # bytes of runs side by side
+LARGEST = float(np.finfo(np.float32).max)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,12 +54,15 @@ class SearchSpace:
             raise ValueError(f"activation is {self.activation}; it must be one or more of {', '.join(ACTIVATIONS)}")
 
 
+def is_number(value: Any) -> bool:
+    """Whether a value is a number, and finite as float32; True and False are none."""
+    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    return real and -LARGEST <= value <= LARGEST
+
+
 def _check_range(name: str, ends: tuple[float, float], meaning: str, allowed: Callable[[float], bool]) -> None:
     def valid(value) -> bool:
-        if not isinstance(value, numbers.Real) or isinstance(value, bool):
-            return False
-        value = np.float32(value)  # as it will be used: 0.99999999 is 1
-        return bool(np.isfinite(value)) and allowed(value)
+        return is_number(value) and allowed(float(np.float32(value)))  # as it will be used: 0.99999999 is 1
 
     with np.errstate(over="ignore"):
         if len(ends) != 2 or not all(map(valid, ends)) or not np.isfinite(np.float32(ends[1]) - np.float32(ends[0])):
@@ -344,7 +348,7 @@ class Halving:
       at_least: how many go on in any case, such as ten for the mean of the best ten.
 
     Raises:
-      ValueError: for a number that is out of range.
+      ValueError: for a number that is out of range, or not whole where it must be.
     """
 
     every: int
@@ -352,12 +356,12 @@ class Halving:
     at_least: int = 1
 
     def __post_init__(self) -> None:
-        if self.every < 1:
-            raise ValueError(f"every is {self.every}; it must be at least 1")
-        if not 0 < self.keep < 1:
-            raise ValueError(f"keep is {self.keep}; it must be between 0 and 1")
-        if self.at_least < 1:
-            raise ValueError(f"at_least is {self.at_least}; it must be at least 1")
+        for name in "every", "at_least":
+            value = getattr(self, name)
+            if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name} is {value!r}; it must be an integer of at least 1")
+        if not is_number(self.keep) or not 0 < self.keep < 1:
+            raise ValueError(f"keep is {self.keep!r}; it must be between 0 and 1")
 
     def due(self, epoch: int) -> bool:
         """Whether runs stop after this epoch (from 1)."""

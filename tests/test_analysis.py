@@ -1,4 +1,5 @@
 import functools
+import io
 import re
 from pathlib import Path
 
@@ -251,7 +252,7 @@ def test_a_network_that_has_diverged_has_no_error():
 
 
 def test_figures_of_networks_of_different_depth_and_width():
-    models = {"mlp": mlp(), "convnet": CONVNET}
+    models = {"$x_$, no formula": mlp(), "convnet": CONVNET}
     statistics, states, lesions, dropped = {}, {}, {}, {}
     for name, model in models.items():
         params = initialized(model)
@@ -273,10 +274,10 @@ def test_figures_of_networks_of_different_depth_and_width():
     assert (
         len([axes for axes in gate_plots.figure3(statistics).axes if axes.images]) == 6
     )  # two networks, three classes
-    perfect = lesions["mlp"]._replace(error=np.zeros(6), intact_error=0.0)
+    perfect = lesions["$x_$, no formula"]._replace(error=np.zeros(6), intact_error=0.0)
     figures = figure2, figure3, figure4, gate_plots.figure4({"perfect": perfect})
     for figure in (*figures, gate_plots.depth_in_use(statistics, lesions, dropped)):
-        figure.canvas.draw()
+        figure.savefig(io.BytesIO())
 
 
 class Inside(nn.Module):

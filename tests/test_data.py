@@ -95,6 +95,19 @@ def test_a_dataset_that_cannot_be_had_is_one_line_in_no_time(tmp_path, name, err
     assert "\n" not in str(caught.value)
 
 
+def test_a_home_that_does_not_exist_is_one_line(monkeypatch):
+    place = "~no-such-user/data"
+    for ask in data.load, data.outline:
+        with pytest.raises(
+            data.DataError, match=r"^data_dir is '~no-such-user/data', which begins with a home .* not exist$"
+        ):
+            ask("mnist", place)
+    monkeypatch.setenv("TFDS_DATA_DIR", place)
+    for ask in data.load, data.outline:
+        with pytest.raises(data.DataError, match=r"^\$TFDS_DATA_DIR is '~no-such-user/data', which begins"):
+            ask("mnist")
+
+
 def assert_outlined(name, place, there):
     """The description alone gives the dataset's shapes, dtypes and ranges."""
     outline = data.outline(name, place)
@@ -233,6 +246,17 @@ SEVERAL = {"train": some(encoded(pixels(8, 7, 1)), GREYS), **ANY_SIZE}
         ({"shape": (8, 6, 0)}, r"shape \(8, 6, 0\); they must be", True),
         ({"classes": 1, "labels": LABELS * 0, "test_labels": LABELS[:5] * 0}, "has 1 classes; .* at least 2", True),
         ({"classes": 0}, "has 0 classes", True),
+        ({"classes": 100_001}, "has '100001' classes; it must have at most 100,000", True),
+        ({"classes": 10**11}, "has '100000000000' classes; it must have at most 100,000", True),
+        ({"classes": -5}, "'mine'", True),
+        ({"counts": ([-5], [5])}, "split 'train': .* says -5 examples; it must be 0 to 2,147,483,647", True),
+        ({"counts": ([-5, 25], [5])}, "split 'train': .* says -5 examples; it must be 0 to 2,147,483,647", True),
+        ({"counts": ([2**31], [5])}, "split 'train': .* says 2147483648 examples", True),
+        ({"counts": ([2**63 - 1, 2**63 - 1], [5])}, "split 'train': .* says 18446744073709551614 examples", True),
+        ({"counts": ([2**31 - 1], [5])}, "split 'train'", False),
+        ({"counts": ([2**31 - 1], [5]), "shape": (2**15 - 1, 2**15 - 1, 4), "dtype": "uint8"}, "split 'train'", False),
+        ({"shape": (2**40, 6, 1)}, r"images of shape \(1099511627776, 6, 1\); each size must be 1 to 32,767", True),
+        ({"shape": (0, 6, 1)}, r"images of shape \(0, 6, 1\); each size must be", True),
         ({"test": pixels(0, *GREY), "test_labels": []}, "split 'test': there are no examples", True),
         ({"labels": LABELS * 0 + 7}, "split 'train': every label is 7; there must be at least two classes", False),
         ({"labels": some(-1)}, r"split 'train': a label is -1 \(-1 says .* no label\); labels must be 0 to 9", False),
@@ -265,8 +289,8 @@ SEVERAL = {"train": some(encoded(pixels(8, 7, 1)), GREYS), **ANY_SIZE}
         ),
         ({"train": some(encoded(INDEXED, "gif"), GREYS), **ONE_COLOUR}, "image 3 is neither PNG nor JPEG", False),
         ({"train": some(GREYS[3][:70], GREYS), **ONE_GREY}, "cannot be read: split 'train': ", False),
-        ({"counts": (19, 5)}, "split 'train': its files hold 20 examples, its description says 19", False),
-        ({"counts": (20, 6)}, "split 'test': its files hold 5 examples, its description says 6", False),
+        ({"counts": ([19], [5])}, "split 'train': its files hold 20 examples, its description says 19", False),
+        ({"counts": ([20], [6])}, "split 'test': its files hold 5 examples, its description says 6", False),
         ({"names": ["a", "b", "c"]}, "has 10 classes, but names of 3 in label.labels.txt", True),
     ],
 )
@@ -277,7 +301,7 @@ def test_what_would_be_misread_is_refused_in_one_line(changes, message, said, tm
     if counts:
         info = json.loads((folder / "dataset_info.json").read_text())
         for split, count in zip(info["splits"], counts, strict=True):
-            split["shardLengths"] = [str(count)]
+            split["shardLengths"] = list(map(str, count))
         (folder / "dataset_info.json").write_text(json.dumps(info))
     if names:
         (folder / "label.labels.txt").write_text("\n".join(names))

@@ -90,6 +90,29 @@ def test_a_class_that_is_not_of_tfds_is_refused_before_it_is_imported(form, file
     assert not marker.exists()
 
 
+MANY = 10**11
+LABEL = f"{FEATURES}.class_label_feature.ClassLabel"
+
+
+@pytest.mark.parametrize(
+    "label",
+    [
+        {"pythonClassName": LABEL, "classLabel": {"numClasses": MANY}},
+        {"python_class_name": LABEL, "class_label": {"num_classes": "1" + "0" * 400}},
+        {"type": LABEL, "proto_cls": "tensorflow_datasets.ClassLabel", "content": f'{{"numClasses": "{MANY}"}}'},
+    ],
+    ids=["now", "snake_case", "legacy"],
+)
+def test_more_classes_than_have_names_in_memory_are_refused(label, tmp_path):
+    folder = write(tmp_path)
+    description = json.loads((folder / "features.json").read_text())
+    description["featuresDict"]["features"]["label"] = label
+    (folder / "features.json").write_text(json.dumps(description))
+    for ask in data.load, data.outline:
+        with pytest.raises(data.DataError, match=r"^dataset 'mine' in .* classes; it must have at most 100,000, .*$"):
+            ask(NAME, str(tmp_path))
+
+
 def test_the_default_config_cannot_lead_out_of_the_datasets_folder(tmp_path, marker):
     folder = write(tmp_path, f"elsewhere/{NAME}/1.0.0")
     (folder / "features.json").write_text(json.dumps(TENSOR))

@@ -18,6 +18,8 @@ _NAME = re.compile(rf"([a-z]\w*)(?:/({_CONFIG}))?(?::(\d+\.\d+\.\d+))?", re.ASCI
 # Where TFDS has all of its feature classes.
 _FEATURE = re.compile(r"tensorflow_datasets\.core\.features(\.\w+)+", re.ASCII)
 _CLASS_KEYS = "pythonClassName", "python_class_name"
+_COUNT_KEYS = "numClasses", "num_classes"
+MAX_CLASSES = 100_000
 
 
 class Name(NamedTuple):
@@ -41,8 +43,17 @@ def parse_name(name: str) -> Name:
 
 
 def data_folder(data_dir: str | None = None) -> Path:
-    """The folder of all prepared datasets: the one given, or else $TFDS_DATA_DIR or ~/tensorflow_datasets."""
-    return Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    """The folder of all prepared datasets: the one given, or else $TFDS_DATA_DIR or ~/tensorflow_datasets.
+
+    Raises:
+      DataError: if it begins with ~ and there is no such home directory.
+    """
+    name = "data_dir" if data_dir else "$TFDS_DATA_DIR" if os.environ.get("TFDS_DATA_DIR") else "data_dir's default"
+    path = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise DataError(f"{name} is {path!r}, which begins with a home directory that does not exist") from error
 
 
 def unknown(name: str) -> DataError:
@@ -54,7 +65,7 @@ def unknown(name: str) -> DataError:
 
 
 def find(name: str, data_dir: str | None = None) -> Path:
-    """The folder of a prepared dataset, whose description names no code but that of TFDS.
+    """The folder of a prepared dataset, whose description names no code but that of TFDS, and no more than MAX_CLASSES.
 
     Args:
       name: as `parse_name` takes it. Without a version it is the latest that is there; without a config, where there
@@ -63,7 +74,7 @@ def find(name: str, data_dir: str | None = None) -> Path:
 
     Raises:
       NotPreparedError: if TFDS knows it and it is not there.
-      DataError: if it is unknown, or its description cannot be read or names other classes.
+      DataError: if it is unknown, or its description cannot be read, names other code or has more classes.
     """
     dataset, config, version = parse_name(name)
     home = data_folder(data_dir) / dataset
@@ -82,14 +93,21 @@ def find(name: str, data_dir: str | None = None) -> Path:
     # TFDS reads features from either file.
     info, features = (_read_json(name, folder / file) for file in ("dataset_info.json", "features.json"))
     try:
-        classes = _classes([info.get("features") if isinstance(info, dict) else None, features])
+        entries = _entries([info.get("features") if isinstance(info, dict) else None, features])
     except RecursionError as error:
         raise DataError(f"dataset {name!r} in {folder} cannot be read: its description is nested too deeply") from error
-    for cls in classes:
-        if not (isinstance(cls, str) and _FEATURE.fullmatch(cls)):
+    for key, value in entries:
+        # A feature of the dataset may itself be called "type"; it is a dict.
+        names_class = key in _CLASS_KEYS or (key == "type" and not isinstance(value, dict))
+        if names_class and not (isinstance(value, str) and _FEATURE.fullmatch(value)):
             raise DataError(
-                f"dataset {name!r} in {folder} names the class {cls!r}, which TFDS would import; "
+                f"dataset {name!r} in {folder} names the class {value!r}, which TFDS would import; "
                 "only classes in tensorflow_datasets.core.features are allowed"
+            )
+        if key in _COUNT_KEYS and not _at_most(value, MAX_CLASSES):
+            raise DataError(
+                f"dataset {name!r} in {folder} has {value!r} classes; it must have at most {MAX_CLASSES:,}, "
+                "each of which TFDS gives a name"
             )
     return folder
 
@@ -125,19 +143,24 @@ def _read_json(name: str, file: Path) -> Any:
         ) from error
 
 
-def _classes(content: Any) -> list[Any]:
-    """All that a description names as a feature's class, in the forms of all versions of TFDS, however nested."""
-    found = []
+def _at_most(value: Any, most: int) -> bool:
+    """Whether a number, which JSON may have as text, is at most so large; what is no number TFDS refuses."""
+    try:
+        return float(value) <= most
+    except OverflowError:
+        return False
+    except (TypeError, ValueError):
+        return True
+
+
+def _entries(content: Any) -> list[tuple[str, Any]]:
+    """All keys and values of a description, in the forms of all versions of TFDS, however nested."""
+    found: list[tuple[str, Any]] = []
     rest = [content]
     while rest:
         value = rest.pop()
         if isinstance(value, dict):
-            # A feature of the dataset may itself be called "type"; it is a dict.
-            found += [
-                named
-                for key, named in value.items()
-                if key in _CLASS_KEYS or (key == "type" and not isinstance(named, dict))
-            ]
+            found += value.items()
             rest += value.values()
         elif isinstance(value, list):
             rest += value

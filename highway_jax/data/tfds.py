@@ -37,6 +37,9 @@ def load_tfds(name: str, data_dir: str | None = None) -> Dataset:
     return checked(Dataset(name, train, test, described.num_classes, described.max_value))
 
 
+MAX_EXAMPLES = 2**31 - 1  # of a split
+MAX_SIZE = 2**15 - 1  # of an image
+
 # Images and classes of the datasets that the configs here name: they can be planned for where they are not.
 PUBLISHED = {
     "mnist": (60_000, 10_000, (28, 28, 1), 10),
@@ -73,6 +76,14 @@ def _outline(name: str, builder: Any) -> Dataset:
     """What the description says, checked; sizes that it leaves open are 1."""
     features, splits = builder.info.features, builder.info.splits
     image = features["image"]
+    for split in "train", "test":
+        lengths = splits[split].shard_lengths
+        if min(lengths, default=0) < 0 or sum(lengths) > MAX_EXAMPLES:
+            wrong = min(lengths) if min(lengths) < 0 else sum(lengths)
+            raise DataError(
+                f"dataset {name!r}, split {split!r}: its description says {wrong} examples; "
+                f"it must be 0 to {MAX_EXAMPLES:,}"
+            )
     train, test = (splits[split].num_examples for split in ("train", "test"))
     shape = tuple(1 if size is None else size for size in image.shape)
     return _zeros(name, train, test, shape, np.dtype(image.np_dtype), features["label"].num_classes)
@@ -82,6 +93,8 @@ def _zeros(name: str, train: int, test: int, shape: tuple[int, ...], dtype: np.d
     def split(count: int) -> Split:
         return Split(np.broadcast_to(dtype.type(0), (count, *shape)), np.broadcast_to(np.int32(0), count))
 
+    if not all(0 < size <= MAX_SIZE for size in shape):
+        raise DataError(f"dataset {name!r} has images of shape {shape}; each size must be 1 to {MAX_SIZE:,}")
     dataset = Dataset(name, split(train), split(test), num_classes, int(np.iinfo(dtype).max))
     return checked(dataset, contents=False)
 

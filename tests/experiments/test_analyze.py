@@ -135,8 +135,9 @@ def test_any_run_whose_parameters_are_there_is_analyzed(searched, tmp_path):
     last = int(runs.run[runs.rank == 3][0])
     params = jax.tree.map(lambda leaf: leaf / 2, checkpoint.restore_params(workdir / "best/highway"))
     checkpoint.save_params(workdir / f"params/highway/run{last}", params)
-    analyze.main([f"--workdir={workdir}", f"--run={last}", "--title=Half"])
+    analyze.main([f"--workdir={workdir}", f"--run={last}", "--title=Half, $x_$ \udcff"])
     found = read(workdir)
+    assert "on Half, $x_$ ?" in found["captions"]["figure2.png"]
     assert (found["rank"], found["epoch"], found["parameters"]) == (3, 2, f"params/highway/run{last}")
     np.testing.assert_array_equal(np.float32(found["gates"]["bias"]), params["layers"]["bias"][:, 50:])
 

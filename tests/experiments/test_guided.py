@@ -2,7 +2,10 @@
 
 import contextlib
 import re
+import shlex
+import shutil
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -112,7 +115,7 @@ def test_a_guided_search_leaves_a_study_of_its_runs(found):
     same = runs.hyperparameters["momentum"] == drawn.momentum
     assert same.tolist() == [True] * 2 + [False] * 4  # the first generation is random search's
     guided.store_results(found, SearchSpace(learning_rate=(0.1, 1e38)))  # once more changes nothing
-    study = optuna.load_study(study_name="highway", storage=f"sqlite:///{found / guided.STUDIES}")
+    study = optuna.load_study(study_name="highway", storage=guided.study_url(found))
     assert [trial.value for trial in study.trials] == runs.best_loss.tolist()
     assert [trial.user_attrs["diverged"] for trial in study.trials] == runs.diverged.tolist()
     assert np.isinf(runs.best_loss).any()
@@ -138,7 +141,7 @@ def test_a_stopped_guided_search_ends_as_if_undisturbed(found, tmp_path, monkeyp
     run(tmp_path)
     for name in "runs.csv", "curves.csv":
         assert (tmp_path / name).read_bytes() == (found / name).read_bytes()
-    study = optuna.load_study(study_name="highway", storage=f"sqlite:///{tmp_path / guided.STUDIES}")
+    study = optuna.load_study(study_name="highway", storage=guided.study_url(tmp_path))
     assert len(study.trials) == 6
 
 
@@ -186,6 +189,25 @@ def test_a_damaged_study_is_named(tmp_path):
     (tmp_path / guided.STUDIES).write_text("no database")
     with pytest.raises(cli.UserError, match=f"{guided.STUDIES} cannot be used: "):
         guided.store(tmp_path, "highway", [])
+
+
+@pytest.mark.parametrize("name", ["a%62", "a%20b", "%2f..%2f..", "#a", "a b&c", "{SCHEMA_VERSION}", "{", "über", ":a"])
+@pytest.mark.parametrize("relative", [True, False])
+def test_a_study_is_in_the_workdir_whatever_the_path_is(name, relative, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    directory = (Path() if relative else tmp_path) / "runs" / name
+    directory.mkdir(parents=True)
+    guided.store(directory, "highway", trials(SearchSpace(), "highway", drawn(SearchSpace(), 1), [1]))
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / "runs" / name / guided.STUDIES]
+    assert len(optuna.load_study(study_name="highway", storage=guided.study_url(directory)).trials) == 1
+
+
+def test_the_study_that_a_search_names_can_be_opened(found, tmp_path, capsys):
+    directory = shutil.copytree(found, tmp_path / "a%62 {x}")
+    run(directory)  # finished: said again
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "optuna-dashboard" in line]
+    *_, url = shlex.split(line)
+    assert optuna.get_all_study_names(url) == ["highway"]
 
 
 def test_a_study_is_not_written_through_a_link(tmp_path):

@@ -19,6 +19,7 @@ without_tensorflow = pytest.mark.skipif(
         ([], "--dataset is missing"),
         (["--dataset=digits"], "'digits', which is embedded"),
         (["--dataset=nonesuch"], "dataset 'nonesuch' is unknown"),
+        (["--dataset=mnist", "--data_dir=~no-such-user/data"], "data_dir is '~no-such-user/data'"),
         pytest.param(
             ["--dataset=mnist"],
             r"preparing 'mnist' needs TensorFlow.*: pip install -e '\.\[prepare\]'",

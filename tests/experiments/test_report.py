@@ -303,7 +303,7 @@ def test_diverged_runs_are_all_there(tmp_path):
 
 
 def test_text_is_escaped_everywhere(tmp_path):
-    evil = '<b onclick="x">&amp;$x$"'
+    evil = '<b onclick="x">&amp;$x_$"'
     directories = [write_workdir(tmp_path / f"{i}{evil}", SMALL, dataset=evil) for i in range(2)]
     (directories[0] / "analysis.json").write_text('{"captions": {"figure2.png": "<u>layers</u>"}}')
     shutil.copy(next(iter((ROOT / "docs/images").glob("*.png"))), directories[0] / "figure2.png")

@@ -278,14 +278,17 @@ MISTAKES = [
     ([*SMALL, "--config.width.plain=0"], "config.width.plain is 0; it must be an integer of at least 1"),
     ([*SMALL, "--config.runs_per_batch=0"], "config.runs_per_batch is 0; it must be an integer of at least 1"),
     ([*SMALL, "--config.runs_in_memory=0"], "config.runs_in_memory is 0; it must be an integer of at least 1"),
-    ([*SMALL, "--config.search.halving.every=0"], "config.search.halving.every is 0; it must be at least 1"),
+    (
+        [*SMALL, "--config.search.halving.every=0"],
+        "config.search.halving.every is 0; it must be an integer of at least 1",
+    ),
     (
         [*SMALL, "--config.search.halving.every=1", "--config.search.halving.keep=1.0"],
         "config.search.halving.keep is 1.0; it must be between 0 and 1",
     ),
     (
         [*SMALL, "--config.search.halving.every=1", "--config.search.halving.at_least=0"],
-        "config.search.halving.at_least is 0; it must be at least 1",
+        "config.search.halving.at_least is 0; it must be an integer of at least 1",
     ),
     ([*SMALL, "--config.checkpoint_every=0"], "config.checkpoint_every is 0; it must be an integer of at least 1"),
     ([*SMALL, "--config.first_run=-1"], "config.first_run is -1; it must be an integer of at least 0"),
@@ -322,6 +325,18 @@ def test_a_mistake_is_one_line_and_status_2(args, message, monkeypatch, capsys, 
     assert not (tmp_path / "work").exists()  # nothing is left behind
 
 
+HALVINGS = [
+    (
+        f"c.search.halving = ConfigDict({{'every': 2, 'keep': 0.5, 'at_least': 1, '{key}': {value}}})",
+        rf"config\.search\.halving\.{key} is {value}; it must be ",
+    )
+    for key, values in {
+        "every": (1.5, 2.0, True, "'2'", float("inf")), "at_least": (1.5, True, None), "keep": (True, "'0.5'"),
+    }.items()
+    for value in values
+]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("body", "message"),
     [
@@ -329,6 +344,8 @@ def test_a_mistake_is_one_line_and_status_2(args, message, monkeypatch, capsys, 
         ("c.networks = 3", "config.networks is .*3"),
         ("c.data_dir = 3", "config.data_dir is 3; it must be text"),
         ("c.seed = True", "config.seed is True; it must be an integer"),
+        ("c.search.momentum = 10**400", "config.search.momentum is .*0.*; it must be a range"),
+        *HALVINGS,
         ("c.depht = 3", "the config has a key 'depht'"),
         ("del c.depth", "the config has no key 'depth'"),
         ("c.dataset = print", "a value that is no JSON"),
@@ -339,7 +356,9 @@ def test_a_mistake_is_one_line_and_status_2(args, message, monkeypatch, capsys, 
 )
 def test_a_mistake_in_a_users_config_file_is_one_line_and_status_2(body, message, monkeypatch, capsys, tmp_path):
     (tmp_path / "mine.py").write_text(
+        "from ml_collections import ConfigDict\n"
         "from experiments.configs.figure1 import random_search\n"
+        "inf = float('inf')\n"
         "def get_config():\n"
         "    c = random_search('digits', depth=3, batch_size=500, epochs=1)\n"
         f"    with c.ignore_type():\n        {body}\n    return c\n"

@@ -1,6 +1,7 @@
 """Training convolutional networks from a config."""
 
 import dataclasses
+import io
 import json
 import re
 import shutil
@@ -53,6 +54,16 @@ def test_best_mean_and_deviation_are_said_as_in_the_tables(trained, capsys):
     assert abs(float(deviation) - abs(accuracy[0] - accuracy[1]) / np.sqrt(2)) < 0.01
 
 
+def test_what_the_output_cannot_encode_is_escaped(trained, monkeypatch):
+    for stream in "stdout", "stderr":
+        monkeypatch.setattr(sys, stream, io.TextIOWrapper(io.BytesIO(), "ascii"))
+    monkeypatch.setattr(sys, "argv", ["train", *SMALL, "--config.validation=100", f"--workdir={trained}"])
+    with pytest.raises(SystemExit) as stop:
+        cli.run(train.main, train.__doc__)
+    assert stop.value.code == 0
+    assert b"that is: best (mean \\xb1 standard deviation) of 2 runs\n" in sys.stdout.buffer.getvalue()
+
+
 def test_the_plain_twin_and_global_contrast_normalization(tmp_path, capsys):
     options = ["--config.block=plain", "--config.preprocessing=contrast", "--config.mirror=True"]
     train.main([*SMALL, *options, "--config.num_runs=1", f"--workdir={tmp_path}/work"])
@@ -82,9 +93,10 @@ def test_the_tables_have_the_papers_rows_and_ours(tmp_path, trained, capsys):
 
 def test_a_trained_network_teaches_another_and_the_curves_are_drawn(tmp_path, trained, capsys):
     options = ["--config.block=plain", "--config.guided_layer=1", "--config.validation=100"]
-    student = [*SMALL, *options, f"--config.teacher={trained}", f"--workdir={tmp_path}/work"]
+    teacher = shutil.copytree(trained, tmp_path / "$A_$B%41")  # which the figure's title names
+    student = [*SMALL, *options, f"--config.teacher={teacher}", f"--workdir={tmp_path}/work"]
     train.main(student)
-    assert f"taught by {trained}" in capsys.readouterr().out
+    assert f"taught by {teacher}" in capsys.readouterr().out
     params = checkpoint.restore_params(tmp_path / "work/params/plain/run1")
     assert params["regressor"]["h"]["kernel"].shape == (1, 1, 4, 8)
     report.main(["--curves", str(trained), f"{tmp_path}/work", f"--output={tmp_path}"])
@@ -183,6 +195,11 @@ def test_cifar100_is_trained_as_the_paper_does(tmp_path, capsys):
         (["--config.block=lstm"], "config.block is 'lstm'; it must be one of highway, plain, residual"),
         (["--config.preprocessing=zca"], "config.preprocessing is 'zca'; it must be one of rescale, contrast"),
         (["--config.boundaries=(5, 3)"], r"config.boundaries is \(5, 3\); it must be epochs above 0"),
+        (["--config.boundaries=(1e999,)"], r"config.boundaries is \(inf,\); it must be epochs above 0"),
+        (["--config.boundaries=(1, 1e99)"], r"config.boundaries is \(1, 1e\+99\); it must be epochs above 0"),
+        (["--config.boundaries=(True, 2)"], r"config.boundaries is \(True, 2\); it must be epochs above 0"),
+        (["--config.output_std=1e39"], "config.output_std is 1e\\+39; it must be a number above 0, or None"),
+        (["--config.teacher=\udcff"], "config.teacher is '.udcff'; it must be text"),
         (["--config.validation=1500"], "config.validation is 1500; it must be below 1500"),
         (["--config.batch_size=1401", "--config.validation=100"], "config.batch_size is 1401; it must be at most 1400"),
         (["--config.weight_decay=-1"], "config.weight_decay is -1.0; it must be a number at least 0"),
