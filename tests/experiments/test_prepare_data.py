@@ -19,7 +19,7 @@ without_tensorflow = pytest.mark.skipif(
         ([], "--dataset is missing"),
         (["--dataset=digits"], "'digits', which is embedded"),
         (["--dataset=nonesuch"], "dataset 'nonesuch' is unknown"),
-        (["--dataset=mnist", "--data_dir=~no-such-user/data"], "data_dir is '~no-such-user/data'"),
+        (["--dataset=mnist", "--data_dir=~no-such-user/data"], "path '~no-such-user/data' begins with '~'"),
         pytest.param(
             ["--dataset=mnist"],
             r"preparing 'mnist' needs TensorFlow.*: pip install -e '\.\[prepare\]'",
