@@ -137,6 +137,8 @@ def kill_often(base: Path, choice: random.Random, longest: float, expected: dict
             done += 1
             writing += "while writing" in where
             print(f"kill {done}: at {where}", flush=True)
+            if done == kills:
+                break
         status, _, errors = finish(workdir)
         assert (status, errors) == (0, ""), errors
         assert results(workdir) == expected, f"{workdir} differs"
