@@ -54,7 +54,7 @@ $(BIN)/python:
 
 .venv/installed-%: setup.py | $(BIN)/python
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[$*]'
-	@touch $@ .venv/installed
+	@touch $@ .venv/installed $(if $(filter dev,$*),.venv/installed-test)  # dev holds what tests need
 
 $(LOWEST)/installed: setup.py .ci/lowest.py
 	$(LOWEST_PYTHON) -m venv --clear $(LOWEST)
