@@ -134,13 +134,14 @@ def first_screen(root: Path, found: Mapping[str, Result], judged: list[claims.Cl
     """The README's: Figure 1, what stands out in a line each, and how many of the paper's claims hold."""
     verdicts = [claim.verdict for claim in judged]
     holds, fails, open_ = (verdicts.count(verdict) for verdict in (claims.HOLDS, claims.FAILS, claims.NOT_RUN))
-    failed = ""
-    for claim in judged:
-        if claim.verdict == claims.FAILS and not failed:
-            failed = f'One that does not: "{claim.words}" ({claim.evidence.partition(";")[0]}). '
+    reasons = (
+        f'One that does not: "{claim.words}" ({claim.evidence.partition(";")[0]}). '
+        for claim in judged
+        if claim.verdict == claims.FAILS
+    )
     tally = (
         f"Of the paper's {len(judged)} claims, {holds} hold here, {fails} do not, and {open_} have not been run. "
-        f"{failed}[docs/reproduction.md](docs/reproduction.md) lists them all with their numbers."
+        f"{next(reasons, '')}[docs/reproduction.md](docs/reproduction.md) lists them all with their numbers."
     )
     lines = [_depth(found), _speed(root / "benchmarks" / "results"), _very_deep(found), EXACT, _inside(found)]
     points = "\n".join(f"- {line}" for line in lines if line)

@@ -256,18 +256,18 @@ def train_network(
                     first, outcome = step // config.epochs * notes["runs_in_memory"], state.outcome
                     del population, state  # makes room
                     state = _begin(job, network, recipe, mesh, outcome, first, plan[step])
-                notes["seconds"] = time.monotonic() - started
+                notes |= {"seconds": time.monotonic() - started, "step": step}
                 with _writing(checkpoints.directory):
                     if step < len(plan) and (stopping or due):
                         _check_space(checkpoints.directory, state)
-                        checkpoints.save(step, state, notes | {"step": step})
+                        checkpoints.save(step, state, notes)
                     if stopping:
                         checkpoints.wait()
                         break
         outcome = dataclasses.replace(state.outcome, seconds=notes["seconds"])
         if step == len(plan):
             with _writing(checkpoints.directory):
-                checkpoints.save(step, outcome, notes | {"step": step})
+                checkpoints.save(step, outcome, notes)
                 checkpoints.wait()
     return outcome.so_far()
 

@@ -398,10 +398,10 @@ def test_a_finished_workdir_with_another_summary_is_refused(summary, message, fi
 def test_the_home_directory_is_written_as_a_tilde(finished, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
-    shutil.copytree(finished[0], tmp_path / "home/work")
-    search.main([*SMALL, "--workdir=~/work"])
-    assert f"Figure 1: {tmp_path}/home/work/figure1.png" in capsys.readouterr().out
-    report.main(["~/work", "--output=~/page"])
+    shutil.copytree(finished[0], tmp_path / "home/mine")
+    search.main([*SMALL, "--workdir=~/mine"])
+    assert f"Figure 1: {tmp_path}/home/mine/figure1.png" in capsys.readouterr().out
+    report.main(["~/mine", "--output=~/page"])
     assert (tmp_path / "home/page/report.html").exists() and [path.name for path in tmp_path.iterdir()] == ["home"]
     errors = refused([*SMALL, "--workdir=~nobody-of-that-name/x"], monkeypatch, capsys)
     assert errors == "error: path '~nobody-of-that-name/x' begins with '~', for which there is no home directory\n"
