@@ -24,7 +24,7 @@ from ml_collections import ConfigDict, FrozenConfigDict, config_flags
 
 from experiments import configs
 from highway_jax.data import DataError, first_line
-from highway_jax.parallel import ProcessLost
+from highway_jax.parallel import Elsewhere, ProcessLost
 
 
 class UserError(Exception):
@@ -42,10 +42,6 @@ class Interrupted(Exception):
     def __init__(self, signal: int, where: str):
         super().__init__(where)
         self.signal = signal
-
-
-class Elsewhere(Exception):
-    """Another process of several has failed, and has said why."""
 
 
 class StopRequest:

@@ -7,7 +7,6 @@ import socket
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,7 +14,7 @@ from absl import flags
 
 from experiments import cli
 from experiments.cli import UserError
-from highway_jax import data, parallel
+from highway_jax import data
 
 # A host that is silent for so long is lost, and all others stop.
 HEARTBEAT_SECONDS = 30
@@ -138,23 +137,3 @@ def _failure_to_bind(family: socket.AddressFamily, place: Any) -> OSError | None
     except OSError as error:
         return error
     return None
-
-
-def at_first(function: Callable[[], int | None]) -> int:
-    """Call a function in the first process; what it returns there, in all of them, 0 for None.
-
-    Raises:
-      cli.Elsewhere: in the others, when it raised an error in the first.
-    """
-    value, failure = 0, None
-    if jax.process_index() == 0:
-        try:
-            value = function() or 0
-        except Exception as error:
-            failure = error
-    failed, value = parallel.agree(failure is not None, value)[0].tolist()
-    if failure:
-        raise failure
-    if failed:
-        raise cli.Elsewhere
-    return value

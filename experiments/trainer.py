@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
-from experiments import cli, cluster, event_files, settings, workdir
+from experiments import cli, event_files, settings, workdir
 from experiments.cli import UserError
 from experiments.progress import Monitor, Output, Stats
 from experiments.workdir import Outcome
@@ -105,7 +105,7 @@ def summary_of(config: ConfigDict, directory: Path, console: Output, prepare: Ca
     """
     settings.pin()
     if summary := workdir.finished(directory, config):
-        if cluster.at_first(lambda: config.data_dir is not None):  # it may be another data set than the results'
+        if parallel.at_first(lambda: config.data_dir is not None):  # it may be another data set than the results'
             about = workdir.read_provenance(directory)
             workdir.check_data(directory, about, prepare().identity.data_md5)
         console.print(f"{directory} holds these results:")
@@ -315,7 +315,7 @@ def _last_state(
     config, fingerprint = job.config, job.identity.fingerprint(network)
     run = run_shapes(job, recipe)
     outcome = _blank(job, run)
-    if step := cluster.at_first(lambda: _newest_intact(checkpoints, fingerprint)):
+    if step := parallel.at_first(lambda: _newest_intact(checkpoints, fingerprint)):
         notes = checkpoints.notes(step)
         plan = runs_by_step(config, notes["runs_in_memory"], job.halving)
         if step == len(plan):
@@ -455,14 +455,14 @@ def _check_space(directory: Path, state: State) -> None:
             needs, has = f"{needed / 2**20:,.1f} MiB", f"{free / 2**20:,.1f} MiB"
             raise UserError(f"{directory}: the disk is full; a checkpoint needs {needs}, and {has} are free")
 
-    cluster.at_first(check)
+    parallel.at_first(check)
 
 
 @contextlib.contextmanager
 def _writing(directory: Path) -> Iterator[None]:
     try:
         yield
-    except (UserError, cli.Elsewhere, parallel.ProcessLost):
+    except (UserError, parallel.Elsewhere, parallel.ProcessLost):
         raise
     except Exception as error:  # Orbax and TensorStore have many
         if parallel.blames_another(error):

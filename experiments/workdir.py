@@ -26,7 +26,7 @@ from jax.sharding import Mesh
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
-from experiments import cli, cluster
+from experiments import cli
 from experiments.cli import UserError, leaves
 from highway_jax import checkpoint, data, parallel, search, training
 from highway_jax.activations import ACTIVATIONS
@@ -97,7 +97,7 @@ def finished(workdir: Path, config: ConfigDict) -> dict[str, Any] | None:
       UserError: if the workdir is a file, is damaged, holds work of another config or of an older version,
         or holds any at all where `config.resume` is "never".
     """
-    return _summary(workdir, config) if cluster.at_first(lambda: _is_finished(workdir, config)) else None
+    return _summary(workdir, config) if parallel.at_first(lambda: _is_finished(workdir, config)) else None
 
 
 def _is_finished(workdir: Path, config: ConfigDict) -> bool:
@@ -235,7 +235,7 @@ def opened(workdir: Path, identity: Identity, about: Mapping[str, Any]) -> Itera
         return False
 
     try:
-        yield _summary(workdir, identity.config) if cluster.at_first(begin) else None
+        yield _summary(workdir, identity.config) if parallel.at_first(begin) else None
     finally:
         lock.release()
 

@@ -234,6 +234,33 @@ class Highway(Gated, nn.Module):
         return _mix(self, x, states["h"], jax.nn.sigmoid(t), None if c is None else jax.nn.sigmoid(c))
 
 
+class Dropout(nn.Module):
+    """Dropout whose rate may be traced, such as a hyperparameter that differs from run to run.
+
+    Otherwise as `flax.linen.Dropout`, which refuses such a rate; of an ordinary rate it drops the same units.
+
+    Attributes:
+      rate: the probability of dropping a unit, from 0 to 1.
+      deterministic: whether to drop nothing; may be given in the call instead.
+    """
+
+    rate: float | jax.Array
+    deterministic: bool | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, deterministic: bool | None = None) -> jax.Array:
+        if nn.merge_param("deterministic", self.deterministic, deterministic):
+            return x
+        return drop(self.make_rng("dropout"), x, self.rate)
+
+
+def drop(key: jax.Array, x: jax.Array, rate: float | jax.Array) -> jax.Array:
+    """Zero each unit of `x` with probability `rate`, and scale the others such that means stay as they are."""
+    keep = jnp.asarray(1 - rate, x.dtype)
+    scaled = x / jnp.where(keep > 0, keep, 1)  # no gradient of infinity times zero
+    return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), scaled, 0)
+
+
 def _bias(params: Any, name: str) -> jax.Array | None:
     affine = params.get(name)
     bias = affine.get("bias") if isinstance(affine, Mapping) else None

@@ -26,7 +26,7 @@ from flax.typing import Dtype, Initializer, PaddingLike
 from highway_jax.activations import Activation, activate
 from highway_jax.convolution import conv, window
 from highway_jax.initializers import constant, normalized
-from highway_jax.layers import CARRIES, centered
+from highway_jax.layers import CARRIES, centered, drop
 from highway_jax.ops import highway, resize
 
 
@@ -224,6 +224,28 @@ class HighwayConv(_Highway):
             carry,
         )
         self.strides = strides
+
+
+class Dropout(nnx.Module):
+    """Dropout whose rate may be traced, such as a hyperparameter that differs from run to run.
+
+    Otherwise as `flax.nnx.Dropout`, which refuses such a rate; of an ordinary rate it drops the same units.
+
+    Args:
+      rate: the probability of dropping a unit, from 0 to 1.
+      deterministic: whether to drop nothing, as in `eval` mode; may be given in the call instead.
+      rngs: the source of its random keys, the stream `dropout`.
+    """
+
+    def __init__(self, rate: float | jax.Array, *, deterministic: bool = False, rngs: nnx.Rngs):
+        self.rate = nnx.data(rate) if isinstance(rate, jax.Array) else rate
+        self.deterministic = deterministic
+        self.rngs = rngs["dropout"].fork()
+
+    def __call__(self, x: jax.Array, deterministic: bool | None = None) -> jax.Array:
+        if self.deterministic if deterministic is None else deterministic:
+            return x
+        return drop(self.rngs(), x, self.rate)
 
 
 def _options(activation: Activation, kernel_init: Initializer | None, dtype: Any, param_dtype: Any, rngs: nnx.Rngs):

@@ -23,6 +23,10 @@ class ProcessLost(Exception):
         super().__init__("another process has ended or cannot be reached")
 
 
+class Elsewhere(Exception):
+    """The first process of several has met an error, and says so itself."""
+
+
 def blames_another(error: Exception) -> bool:
     """Whether an error comes from how processes reach each other: it has the type of the code that it has stopped."""
     names = "Gloo", "NCCL", "CoordinationService"
@@ -127,6 +131,26 @@ def agree(*values: int) -> np.ndarray:
     """
     with _others():
         return multihost_utils.process_allgather(np.array(values, np.int32))
+
+
+def at_first(function: Callable[[], int | None]) -> int:
+    """Call a function in the first process; what it returns there, in all of them, 0 for None.
+
+    Raises:
+      Elsewhere: in the others, when it raised an error in the first.
+    """
+    value, failure = 0, None
+    if jax.process_index() == 0:
+        try:
+            value = function() or 0
+        except Exception as error:
+            failure = error
+    failed, value = agree(failure is not None, value)[0].tolist()
+    if failure:
+        raise failure
+    if failed:
+        raise Elsewhere
+    return value
 
 
 @contextlib.contextmanager

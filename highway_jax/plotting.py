@@ -6,6 +6,7 @@ Titles and names are drawn as they are: a dollar in them begins no formula.
 import itertools
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.artist import Artist
@@ -120,8 +121,7 @@ def learning_curves(curves: Mapping[str, np.ndarray], accuracy: Mapping[str, np.
         _log_losses(axes)
         _epochs(axes)
         _label_ends(axes, labels, gap=0.07)
-    right.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    right.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:.0e}"[0] in "25" else "")
+    _plain_ticks(right)
     _suptitle(figure, title)
     return figure
 
@@ -329,6 +329,49 @@ def loss_distribution(losses: Sequence[Mapping[str, np.ndarray]], labels: Sequen
     return figure
 
 
+def population(result: Any) -> Figure:
+    """A search by the number that it is ranked by: the ten best runs' curves, and every run's best value.
+
+    Args:
+      result: a `population.Result`.
+    """
+    search, ranking = result.search, result.ranking
+    name, color, others = search.rank_by.replace("_", " "), COLORS["highway"], FAINT
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True, width_ratios=(1.2, 1))
+    best, *following = ranking.order[:10]
+    for index in following:
+        _measured(left, result.curves[search.rank_by][index], others, 0.9)
+    _measured(left, result.curves[search.rank_by][best], color, 2.4)
+    values = ranking.best[ranking.order]
+    places = np.arange(1, len(values) + 1)
+    for chosen, shape, label in (
+        (~ranking.diverged[ranking.order], "o", None),
+        (ranking.diverged[ranking.order], "x", "diverged, at its best before"),
+    ):
+        if chosen.any():
+            right.plot(places[chosen], values[chosen], shape, color=others, markersize=5, label=label)
+    right.plot(1, values[0], "o", color=color, markersize=8)
+    also = f"; then the next {len(following)}" * bool(following)
+    _style(left, f"best: run {search.runs[best]}, {number(values[0])}{also}", "epoch", name)
+    _style(right, f"all {search.num_runs} runs: best {name}", "rank")
+    _log_losses(left)
+    _epochs(left)
+    right.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
+    _plain_ticks(left)
+    if ranking.diverged.any():
+        right.legend(frameon=False, fontsize=9.5, labelcolor=TEXT)
+    what = "lowest" if search.mode == "min" else "highest"
+    _suptitle(figure, f"{search.num_runs} runs, {search.epochs} epochs, ranked by their {what} {name}")
+    return figure
+
+
+def _measured(axes: Axes, values: np.ndarray, color: str, width: float) -> None:
+    """Draw a curve over the epochs in which it was measured."""
+    there = np.flatnonzero(np.isfinite(values))
+    axes.plot(there + 1, values[there], color=color, linewidth=width, marker="o" if len(there) == 1 else None)
+
+
 def _curve(axes: Axes, losses: np.ndarray, label: str, network: str, color: str, style: str = "-") -> list[_End]:
     """Draw a curve over its epochs; returns where to put its label, which has its lowest loss."""
     epochs = np.arange(1, len(losses) + 1)
@@ -416,6 +459,12 @@ def _log_losses(axes: Axes) -> None:
     drawn = drawn[np.isfinite(drawn) & (drawn > 0)]
     if len(drawn) and drawn.max() > 3 * drawn.min():
         axes.set_yscale("log")
+
+
+def _plain_ticks(axes: Axes) -> None:
+    """Label a logarithmic axis of few decades with ordinary numbers."""
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:.0e}"[0] in "25" else "")
 
 
 def _finite_range(losses: Sequence[Mapping[str, np.ndarray]]) -> tuple[float, float]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -76,21 +77,21 @@ def md5(split: Split) -> str:
     return digest.hexdigest()
 
 
-def shuffled_batches(split: Split, key: jax.Array, batch_size: int) -> Split:
+def shuffled_batches(split: Any, key: jax.Array, batch_size: int) -> Any:
     """An epoch's batches in a random order.
 
     Args:
-      split: n examples.
+      split: n examples: any tree of arrays with one leading axis.
       key: decides the order; derive it from the data's seed and the epoch.
       batch_size: examples per batch. The n % batch_size examples left over sit this epoch out.
 
     Returns:
-      A Split whose leaves have leading axes (steps, batch_size).
+      Such a tree, whose leaves have leading axes (steps, batch_size).
 
     Raises:
       ValueError: if the batch is larger than the split.
     """
-    n = split.labels.shape[0]
+    n = jax.tree.leaves(split)[0].shape[0]
     if not 1 <= batch_size <= n:
         raise ValueError(f"batch_size is {batch_size}; it must be 1 to {n}, the number of examples")
     steps = n // batch_size

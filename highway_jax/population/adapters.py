@@ -1,0 +1,148 @@
+"""Flax models as pure functions: how a model of Linen or NNX is made, and what it gives for a batch."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+from flax.core import DenyList
+
+Forward = Callable[[Any, Any, bool], Any]
+TRANSIENT = ("intermediates", "perturbations")  # collections that tell of one call
+
+
+class Adapter(NamedTuple):
+    """A model, whichever Flax it is of.
+
+    Attributes:
+      init: `init(hp, key, batch) -> (params, collections)`: its initial variables, those that are not trained apart.
+      apply: `apply(hp, params, collections, batch, key, train) -> (outputs, collections)`; the key is for what is
+        random in training.
+      variables: `variables(params, collections)`: both together, as Flax takes them.
+    """
+
+    init: Callable[..., tuple[Any, Any]]
+    apply: Callable[..., tuple[Any, Any]]
+    variables: Callable[[Any, Any], Any]
+
+
+def adapter(model: Callable[..., Any], forward: Forward | None) -> Adapter:
+    """The adapter for what `model` builds: a Linen module from `hp`, an NNX one from `hp` and `rngs`.
+
+    Raises:
+      TypeError: for a `model` that takes neither.
+    """
+    for make, arguments in (_linen, (None,)), (_nnx, (None, None)):
+        try:
+            inspect.signature(model).bind(*arguments)
+        except TypeError:
+            continue
+        return make(model, forward or call)
+    raise TypeError("model must take (hp) and return a Linen module, or (hp, rngs) and return an NNX module")
+
+
+def call(model: Any, batch: Any, train: bool) -> Any:
+    """What a model gives for `batch["x"]`, told by `train=` or `deterministic=` whether it trains, if it takes them."""
+    takes = inspect.signature(model.__call__).parameters
+    options: dict[str, bool] = {}
+    if "train" in takes:
+        options["train"] = train
+    if "deterministic" in takes:
+        options["deterministic"] = not train
+    return model(batch["x"], **options)
+
+
+def _linen(model: Callable[[Any], nn.Module], forward: Forward) -> Adapter:
+    def built(hp: Any) -> nn.Module:
+        module = model(hp)
+        if not isinstance(module, nn.Module):
+            given = type(module).__name__
+            raise TypeError(f"model(hp) gives {given}; it must give a Linen module, or take (hp, rngs) for NNX")
+        return module
+
+    def init(hp: Any, key: jax.Array, batch: Any) -> tuple[Any, Any]:
+        variables = dict(nn.init(lambda module: forward(module, batch, False), built(hp))(key))
+        params = variables.pop("params", {})
+        return params, {name: values for name, values in variables.items() if name not in TRANSIENT}
+
+    def apply(hp: Any, params: Any, collections: Any, batch: Any, key: jax.Array, train: bool) -> tuple[Any, Any]:
+        variables = {"params": params, **collections}
+        mutable = DenyList(("params", *TRANSIENT)) if train else False
+        applied = nn.apply(lambda module: forward(module, batch, train), built(hp), mutable=mutable)
+        if not train:
+            return applied(variables), collections
+        # Any stream that a model asks for is made from that named params, where it is not given by its own name.
+        outputs, updated = applied(variables, rngs={"params": jax.random.fold_in(key, 0), "dropout": key})
+        if lost := updated.keys() - collections.keys():
+            raise ValueError(
+                f"the model has a collection {min(lost)!r} in training that it did not have when it was initialized; "
+                "it would be lost from step to step"
+            )
+        return outputs, {**collections, **updated}
+
+    return Adapter(init, apply, _side_by_side)
+
+
+def _nnx(model: Callable[..., Any], forward: Forward) -> Adapter:
+    from flax import nnx
+
+    def built(hp: Any, key: jax.Array) -> Any:
+        module = model(hp, nnx.Rngs(key))
+        if not isinstance(module, nnx.Module):
+            raise TypeError(f"model(hp, rngs) gives {type(module).__name__}; it must give an NNX module")
+        return module
+
+    def collections_of(module: Any) -> Any:
+        """All but the parameters; arrays that are no variables, such as a traced activation, apart."""
+        variables, constants = nnx.state(module, nnx.All(nnx.Variable, nnx.Not(nnx.Param)), nnx.Not(nnx.Variable))
+        return {"variables": _plain(variables), "constants": _plain(constants)}
+
+    def init(hp: Any, key: jax.Array, batch: Any) -> tuple[Any, Any]:
+        module = built(hp, key)
+        return _plain(nnx.state(module, nnx.Param)), collections_of(module)
+
+    def apply(hp: Any, params: Any, collections: Any, batch: Any, key: jax.Array, train: bool) -> tuple[Any, Any]:
+        module = built(hp, jax.random.key(0, impl="threefry2x32"))  # what it draws is replaced, so never computed
+        state = nnx.state(module)
+        rest = _merged(collections["variables"], collections["constants"])
+        nnx.replace_by_pure_dict(state, _with_keys(nnx.to_pure_dict(state), _merged(params, rest)))
+        nnx.update(module, state)
+        module.train() if train else module.eval()
+        outputs = forward(module, batch, train)
+        return outputs, collections_of(module) if train else collections
+
+    def _plain(state: Any) -> Any:
+        """A state as nested dicts of ordinary arrays."""
+        return jax.tree.map(lambda leaf: jax.random.key_data(leaf) if _is_key(leaf) else leaf, nnx.to_pure_dict(state))
+
+    return Adapter(init, apply, _in_place)
+
+
+def _with_keys(like: Any, plain: Any) -> Any:
+    """Nested dicts of ordinary arrays, with random keys where another such tree has some."""
+
+    def keyed(old: Any, leaf: Any) -> Any:
+        return jax.random.wrap_key_data(leaf, impl=jax.random.key_impl(old)) if _is_key(old) else leaf
+
+    return jax.tree.map(keyed, like, plain)
+
+
+def _side_by_side(params: Any, collections: Any) -> Any:
+    return {"params": params, **collections}
+
+
+def _in_place(params: Any, collections: Any) -> Any:
+    return _merged(params, collections["variables"])
+
+
+def _merged(one: Any, other: Any) -> Any:
+    """Two trees of nested dicts, which share no leaf, as one."""
+    return {
+        name: _merged(one[name], other[name]) if name in one and name in other else (one | other)[name]
+        for name in one | other
+    }
+
+
+def _is_key(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)

@@ -1,0 +1,229 @@
+"""The compiled programs of a search: for each group of runs those that start, train and evaluate them."""
+
+import contextlib
+import functools
+import hashlib
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import Mesh
+
+from highway_jax import parallel
+from highway_jax.data import shuffled_batches
+from highway_jax.population import memory, run
+from highway_jax.population.ranking import TRAIN
+from highway_jax.population.run import Run
+from highway_jax.population.search import Search
+from highway_jax.population.task import Metrics, Task
+
+
+class Group:
+    """Runs that are compiled together: those whose static hyperparameters have the same values.
+
+    Args:
+      search: what is done.
+      static: the values of what is not traced.
+      mesh: where the runs live.
+
+    Attributes:
+      shapes: one `Run`, in shapes and dtypes.
+      numbers: the names of all numbers that it reports.
+
+    Raises:
+      ValueError, TypeError: for a task that cannot be traced; naming a hyperparameter where one is to blame.
+    """
+
+    def __init__(self, search: Search, static: Mapping[str, Any], mesh: Mesh):
+        self.search, self.mesh = search, mesh
+        self.task = search.task.with_static(static)
+        self.batch = _batch(search.train, search.batch_size)
+        traced = search.space.traced({name: values[:1] for name, values in search.drawn.items()})
+        hp = {name: jax.ShapeDtypeStruct(values.shape[1:], values.dtype) for name, values in traced.items()}
+        try:
+            self.shapes, self.numbers = self._trace(self.task, hp)
+        except (jax.errors.ConcretizationTypeError, TypeError) as error:
+            raise self._explained(error, hp) from error
+        # One after another: all at once would need the memory of every initializer's alternatives.
+        self._start = jax.jit(parallel.map_runs(self._start_one, mesh, runs_per_batch=1))
+        self._train = jax.jit(self._train_all, static_argnums=2, donate_argnums=0)
+        self._evaluate = jax.jit(self._evaluate_all, static_argnums=2)
+
+    def _trace(self, task: Task, hp: Mapping[str, Any]) -> tuple[Run, tuple[str, ...]]:
+        key = jax.eval_shape(lambda: jax.random.key(0, impl=run.PRNG))
+        with _tracing("init"):
+            state = jax.eval_shape(task.init, hp, key, self.batch)
+        with _tracing("step"):
+            after, metrics = jax.eval_shape(task.step, hp, state, self.batch, key)
+        _check_same(state, after)
+        _check_numbers("step", metrics, self.search.batch_size)
+        names = [TRAIN + name for name in metrics]
+        for split, examples in self.search.evaluate.items():
+            size = min(self.search.evaluate_batch_size or run.length(examples), run.length(examples))
+            with _tracing(f"evaluate on {split!r}"):
+                metrics = jax.eval_shape(task.evaluate, hp, state, _batch(examples, size))
+            _check_numbers("evaluate", metrics, size)
+            names += [f"{split}_{name}" for name in metrics]
+        return jax.eval_shape(functools.partial(run.start, task), hp, key, self.batch), tuple(names)
+
+    def _explained(self, error: Exception, hp: Mapping[str, Any]) -> Exception:
+        """An error that comes of a traced hyperparameter, in words that name it; any other error as it is."""
+        for name in hp:
+            value = jax.tree.map(lambda leaf: leaf.item(), self.search.space.traced(self.search.drawn)[name][0])
+            others = {other: hp[other] for other in hp if other != name}
+            try:
+                self._trace(self.task.with_static({name: value}), others)
+            except (jax.errors.ConcretizationTypeError, TypeError):
+                continue
+            return TypeError(
+                f"the hyperparameter {name!r} is traced, but the task needs its value ({type(error).__name__}); make "
+                "it choice(..., static=True), or use what takes traced values: highway_jax.Dropout, "
+                "population.schedules"
+            )
+        return error
+
+    def program(self) -> str:
+        """A digest of what the task computes, the same in every process that traces it alike."""
+        key = jax.eval_shape(lambda: jax.random.key(0, impl=run.PRNG))
+        one = self.shapes
+        digest = hashlib.md5(usedforsecurity=False)
+        for traced in (
+            jax.make_jaxpr(self.task.init)(one.hp, key, self.batch),
+            jax.make_jaxpr(self.task.step)(one.hp, one.state, self.batch, key),
+            jax.make_jaxpr(self.task.evaluate)(one.hp, one.state, self.batch),
+        ):
+            digest.update(re.sub(r"0x[0-9a-f]+", "", str(traced)).encode())
+            for constant in traced.consts:
+                digest.update(np.ascontiguousarray(constant).data)
+        return digest.hexdigest()
+
+    def start(self, hp: dict[str, np.ndarray], seeds: np.ndarray) -> Run:
+        """Start a population; its size is rounded up to what the devices can share evenly, by repeating the last run.
+
+        Args:
+          hp: the runs' traced hyperparameters, (runs, ...) each.
+          seeds: (runs,) the runs' own.
+        """
+        fill = parallel.padded(len(seeds), self.mesh) - len(seeds)
+        padded = jax.tree.map(lambda leaf: np.concatenate([leaf, np.repeat(leaf[-1:], fill, axis=0)]), (hp, seeds))
+        example = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), self.batch)
+        return self._start(parallel.split_runs(self.mesh, padded), self.search.keys()[0], example)
+
+    def _start_one(self, numbered: tuple[dict[str, Any], jax.Array], key: jax.Array, example: Any) -> Run:
+        hp, seed = numbered
+        return run.start(self.task, hp, jax.random.split(jax.random.fold_in(key, seed))[1], example)
+
+    def train(self, population: Run, batches: Any, runs_per_batch: int) -> tuple[Run, Metrics]:
+        """An epoch of a population, whose memory is used again; numbers are (runs,) each."""
+        return self._train(population, batches, runs_per_batch)
+
+    def _train_all(self, population: Run, batches: Any, runs_per_batch: int) -> tuple[Run, Metrics]:
+        epoch = functools.partial(run.train_epoch, self.task)
+        population, metrics = parallel.update_runs(epoch, self.mesh, runs_per_batch)(population, batches)
+        # NaN says that there is no number; a run that has diverged has one.
+        decisive = ("loss",) if "loss" in metrics else tuple(metrics)
+        infinite = {name: jnp.where(jnp.isnan(metrics[name]), jnp.inf, metrics[name]) for name in decisive}
+        return population, {**metrics, **infinite}
+
+    def evaluate(self, population: Run, split: Any, runs_per_batch: int) -> Metrics:
+        """The numbers of a population on a split, (runs,) each."""
+        return self._evaluate(population, split, runs_per_batch)
+
+    def _evaluate_all(self, population: Run, split: Any, runs_per_batch: int) -> Metrics:
+        size = self.search.evaluate_batch_size or run.length(split)
+        evaluate = functools.partial(run.evaluate, self.task, batch_size=size)
+        return parallel.map_runs(evaluate, self.mesh, runs_per_batch)(population, split)
+
+    def runs_per_batch(self, population: Run) -> int:
+        """How many runs a device should train in lockstep.
+
+        One on a CPU: a thin network's weights and activations then stay in a core's cache. On an accelerator,
+        which needs many runs to be busy, as many as memory holds beside the population.
+        """
+        here = run.length(population) // self.mesh.shape[parallel.RUNS]
+        free = parallel.free_memory(self.mesh)
+        if free is None:
+            return 1 if self.mesh.devices.flat[0].platform == "cpu" else here
+        epoch = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct((self.search.steps_per_epoch, *leaf.shape), leaf.dtype), self.batch
+        )
+        needed = memory.memory_of_a_run(functools.partial(run.train_epoch, self.task), self.shapes, epoch)
+        return memory.runs_in_lockstep(needed, here, free)
+
+
+def gather_batches(search: Search, mesh: Mesh) -> Any:
+    """The compiled function `batches(train, key)`: an epoch's batches, which all runs see in the same order."""
+
+    def batches(train: Any, key: jax.Array) -> Any:
+        return parallel.split_batches(mesh, shuffled_batches(train, key, search.batch_size))
+
+    return jax.jit(batches)
+
+
+@jax.jit
+def take_run(population: Any, index: int | jax.Array) -> Any:
+    """One run's entry of a population, or of any tree whose leaves have a leading axis of runs."""
+    return jax.tree.map(lambda leaf: leaf[index], population)
+
+
+def take_runs(population: Run, rows: np.ndarray, mesh: Mesh) -> Run:
+    """A smaller population of some of a population's runs, split over the mesh anew.
+
+    It is rounded up to what the devices can share evenly, by repeating the last one.
+    """
+    rows = np.pad(rows, (0, parallel.padded(len(rows), mesh) - len(rows)), "edge")
+    return _take_rows(mesh, population, rows)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _take_rows(mesh: Mesh, population: Run, rows: Any) -> Run:
+    some = jax.tree.map(lambda leaf: leaf[rows], population)
+    return lax.with_sharding_constraint(some, parallel.over_runs(mesh))
+
+
+def _batch(split: Any, size: int) -> Any:
+    """Shapes and dtypes of a batch, as they are on a device."""
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct((size, *leaf.shape[1:]), jax.dtypes.canonicalize_dtype(leaf.dtype)), split
+    )
+
+
+@contextlib.contextmanager
+def _tracing(what: str) -> Iterator[None]:
+    """Whatever goes wrong is told with the function that was traced."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"This is of the task's {what}, traced before anything is trained.")
+        raise
+
+
+def _check_same(before: Any, after: Any) -> None:
+    """Refuse a step that changes the form of a run's state."""
+    forms = [
+        {jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves}
+        for leaves in map(jax.tree_util.tree_leaves_with_path, (before, after))
+    ]
+    for name in sorted(forms[0].keys() | forms[1].keys()):
+        there, now = (form.get(name, "nothing") for form in forms)
+        if there != now:
+            raise ValueError(f"a step changes the state's {name} from {there} to {now}; its form must stay as it is")
+
+
+def _check_numbers(function: str, metrics: Any, batch_size: int) -> None:
+    if not isinstance(metrics, Mapping) or not metrics:
+        raise TypeError(f"the task's {function} reports {metrics!r}; it must report numbers by name")
+    for name, value in metrics.items():
+        if not isinstance(name, str) or value.shape not in ((), (batch_size,)) or not _is_real(value):
+            raise ValueError(
+                f"the task's {function} reports {name!r} of {value.dtype}{list(value.shape)}; it must be a real "
+                f"number, or one for each of {batch_size} examples"
+            )
+
+
+def _is_real(value: Any) -> bool:
+    return any(jnp.issubdtype(value.dtype, kind) for kind in (jnp.floating, jnp.integer, jnp.bool_))

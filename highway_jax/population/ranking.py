@@ -1,0 +1,65 @@
+"""Rank runs by their curves."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+TRAIN = "train_"  # what the names of numbers measured in training begin with
+LOSS = "train_loss"
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """A population's outcome, from its curves; see `rank`.
+
+    Attributes:
+      best: (runs,) the best finite value of each run's ranked number; inf (or -inf) if it never had one.
+      best_epoch: (runs,) the epoch of that value, from 1; 0 if there is none.
+      final: (runs,) the value after its last epoch, NaN where it was not measured then.
+      diverged: (runs,) whether a number of its training stopped being finite.
+      epochs: (runs,) how many it was trained for.
+      order: (runs,) run indices, the best first; runs that have diverged come after all others.
+    """
+
+    best: np.ndarray
+    best_epoch: np.ndarray
+    final: np.ndarray
+    diverged: np.ndarray
+    epochs: np.ndarray
+    order: np.ndarray
+
+    def mean_of_best(self, count: int = 10) -> float:
+        """Mean best value of the best `count` runs, of all if there are fewer (Figure 1, right)."""
+        return float(self.best[self.order[:count]].mean())
+
+    def median(self) -> float:
+        """Median best value of all runs, diverged ones included with the best they had."""
+        return float(np.median(self.best))
+
+
+def rank(curves: Mapping[str, np.ndarray], rank_by: str = "train_loss", mode: str = "min") -> Ranking:
+    """Rank runs by the best value of one number.
+
+    Args:
+      curves: numbers by name, (runs, epochs) each; NaN where a run was not trained, or the number not measured. Those
+        whose names begin with `train_` are infinite from the epoch on in which a run diverged.
+      rank_by: the number that counts.
+      mode: "min" if lower is better, or "max".
+    """
+    values = curves[rank_by] if mode == "min" else -curves[rank_by]
+    values = np.where(np.isfinite(values), values, np.inf)
+    losses = {name: curve for name, curve in curves.items() if name.startswith(TRAIN)}
+    trained = np.array([losses[LOSS]] if LOSS in losses else list(losses.values()))
+    known = ~np.isnan(trained).all(axis=0)
+    diverged: np.ndarray = np.isinf(trained).any(axis=(0, 2))
+    epochs = np.where(known.any(axis=1), known.shape[1] - known[:, ::-1].argmax(axis=1), 0)
+    best = values.min(axis=1, initial=np.inf)
+    return Ranking(
+        best=best if mode == "min" else -best,
+        best_epoch=np.where(np.isfinite(best), values.argmin(axis=1) + 1, 0),
+        final=curves[rank_by][np.arange(len(values)), np.maximum(epochs, 1) - 1],
+        diverged=diverged,
+        epochs=epochs,
+        order=np.lexsort((best, diverged)),
+    )

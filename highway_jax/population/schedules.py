@@ -1,0 +1,36 @@
+"""Learning rate schedules whose values may be traced hyperparameters, where Optax's may not."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+Scalar = float | jax.Array
+
+
+def warmup_cosine(
+    init_value: Scalar, peak_value: Scalar, warmup_steps: int, decay_steps: int, end_value: Scalar = 0.0
+) -> optax.Schedule:
+    """Linear warm-up, then a cosine down: `optax.warmup_cosine_decay_schedule`, of traced values.
+
+    Args:
+      init_value: at the first step.
+      peak_value: after the warm-up.
+      warmup_steps: its length.
+      decay_steps: the length of all, warm-up included.
+      end_value: from then on.
+
+    Raises:
+      ValueError: if the warm-up is as long as all.
+    """
+    if not 0 <= warmup_steps < decay_steps:
+        raise ValueError(
+            f"warmup_steps is {warmup_steps}; it must be at least 0 and less than decay_steps, {decay_steps}"
+        )
+
+    def schedule(count: jax.Array) -> jax.Array:
+        warm = init_value + (peak_value - init_value) * count / max(warmup_steps, 1)
+        share = jnp.clip((count - warmup_steps) / (decay_steps - warmup_steps), 0, 1)
+        cosine = end_value + (peak_value - end_value) * 0.5 * (1 + jnp.cos(jnp.pi * share))
+        return jnp.where(count < warmup_steps, warm, cosine)
+
+    return schedule

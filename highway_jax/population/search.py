@@ -1,0 +1,176 @@
+"""What a search is, from its arguments: which runs there are, what each is given, and when what happens to them."""
+
+import functools
+import numbers
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from highway_jax.population.policies import Policy
+from highway_jax.population.run import PRNG, length
+from highway_jax.population.space import Columns, Space
+from highway_jax.population.task import Task
+
+# `sampler(runs, result)`: hyperparameters by name, a value for each of the run numbers in `runs`, where `result` is
+# what the runs before have given; names that it leaves out are drawn from the space.
+Sampler = Callable[[np.ndarray, Any], Mapping[str, Any]]
+
+
+# What tables say of a run besides its hyperparameters.
+COLUMNS = ("run", "configuration", "seed", "seeds", "rank", "best_epoch", "epochs", "diverged")
+
+
+class Step(NamedTuple):
+    """An epoch of the runs that are trained side by side.
+
+    Attributes:
+      part: which runs those are, from 0; parts follow one another.
+      epoch: from 1.
+      runs: how many are trained in it.
+    """
+
+    part: int
+    epoch: int
+    runs: int
+
+
+@dataclass(frozen=True)
+class Search:
+    """The arguments of `fit` that decide its result, checked; `fit` explains them.
+
+    Raises:
+      ValueError, TypeError: naming the argument that is wrong.
+    """
+
+    task: Task
+    space: Space
+    train: Any
+    evaluate: Mapping[str, Any]
+    num_runs: int
+    epochs: int
+    batch_size: int
+    seeds: int
+    seed: int
+    first_run: int
+    rank_by: str
+    mode: str
+    policy: Policy | None
+    sampler: Sampler | None
+    evaluate_every: int | None
+    evaluate_batch_size: int | None
+    keep: str
+
+    def __post_init__(self) -> None:
+        for name in "num_runs", "epochs", "batch_size", "seeds":
+            _check_integer(name, getattr(self, name), 1)
+        for name in "seed", "first_run":
+            _check_integer(name, getattr(self, name), 0)
+        for name in "evaluate_every", "evaluate_batch_size":
+            if getattr(self, name) is not None:
+                _check_integer(name, getattr(self, name), 1)
+        for name, allowed in {"mode": ("min", "max"), "keep": ("best", "all")}.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be {' or '.join(map(repr, allowed))}")
+        for name in self.space.names:
+            if name in COLUMNS:
+                raise ValueError(f"space has {name!r}, but the table has a column {name!r} of its own")
+        for name, split in {"train": self.train, **self.evaluate}.items():
+            _check_arrays(name, split)
+        if "train" in self.evaluate:
+            raise ValueError("evaluate has a split 'train', whose numbers would have the names of those of training")
+        if self.batch_size > length(self.train):
+            raise ValueError(
+                f"batch_size is {self.batch_size}; it must be at most {length(self.train)}, the number of examples"
+            )
+
+    @property
+    def runs(self) -> np.ndarray:
+        """(num_runs,) the runs' numbers."""
+        return np.arange(self.first_run, self.first_run + self.num_runs, dtype=np.int32)
+
+    @property
+    def configurations(self) -> np.ndarray:
+        """(num_runs,) the number of each run's configuration."""
+        return self.runs // self.seeds
+
+    @property
+    def own_seeds(self) -> np.ndarray:
+        """(num_runs,) the number from which each run's weights follow, with the search's seed."""
+        return self.runs % self.seeds if self.seeds > 1 else self.runs
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Updates in an epoch."""
+        return length(self.train) // self.batch_size
+
+    def keys(self) -> jax.Array:
+        """The two keys of a search: the runs' and the data's."""
+        return jax.random.split(jax.random.key(self.seed, impl=PRNG))
+
+    def epoch_key(self, epoch: int) -> jax.Array:
+        """The key that orders an epoch's batches (epochs from 0): one for all runs."""
+        return jax.random.fold_in(self.keys()[1], epoch)
+
+    @functools.cached_property
+    def drawn(self) -> Columns:
+        """The hyperparameters of all runs, drawn from the space."""
+        unique, inverse = np.unique(self.configurations, return_inverse=True)
+        return {name: values[inverse] for name, values in self.space.draw(self.keys()[0], unique).items()}
+
+    def part(self, number: int, size: int) -> np.ndarray:
+        """Indices of the runs of a part, where a part has this many.
+
+        Without anything that compares runs on the way, those of one group are together, so that fewer programs are
+        compiled.
+        """
+        if self.sampler is None and self.policy is None:
+            order = np.argsort(self.space.groups(self.drawn, np.arange(self.num_runs)), kind="stable")
+        else:
+            order = np.arange(self.num_runs)
+        return order[number * size : (number + 1) * size]
+
+    def plan(self, size: int) -> list[Step]:
+        """All steps, in order, where a part has this many runs."""
+        steps = []
+        for part in range(-(-self.num_runs // size)):
+            runs = min(size, self.num_runs - part * size)
+            for epoch in range(1, self.epochs + 1):
+                steps.append(Step(part, epoch, runs))
+                if self.stops_runs(epoch):
+                    assert self.policy is not None
+                    runs = self.policy.num_kept(runs)
+        return steps
+
+    def stops_runs(self, epoch: int) -> bool:
+        """Whether runs stop early after this epoch."""
+        return self.policy is not None and epoch < self.epochs and self.policy.due(epoch)
+
+    def evaluates(self, epoch: int) -> bool:
+        """Whether runs are evaluated after this epoch."""
+        return epoch == self.epochs or (self.evaluate_every is not None and epoch % self.evaluate_every == 0)
+
+
+def _check_integer(name: str, value: Any, least: int) -> None:
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or not least <= int(value) < 2**31:
+        raise ValueError(f"{name} is {value!r}; it must be an integer of at least {least}")
+
+
+def _check_arrays(name: str, split: Any) -> None:
+    leaves = jax.tree_util.tree_leaves_with_path(split)
+    lengths = {}
+    for path, leaf in leaves:
+        if not isinstance(leaf, np.ndarray | jax.Array) or leaf.ndim == 0:
+            raise TypeError(
+                f"{name}{jax.tree_util.keystr(path)} is {leaf!r}; it must be an array with an axis of examples"
+            )
+        if np.asarray(leaf).dtype.kind not in "biufc":
+            raise TypeError(f"{name}{jax.tree_util.keystr(path)} is of {leaf.dtype}; it must be of numbers")
+        lengths[jax.tree_util.keystr(path)] = len(leaf)
+    if not lengths or 0 in lengths.values():
+        raise ValueError(f"{name} has no examples")
+    if len(set(lengths.values())) > 1:
+        told = ", ".join(f"{count} in {path}" for path, count in lengths.items())
+        raise ValueError(f"{name} has arrays of unequal length: {told}")

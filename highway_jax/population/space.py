@@ -1,0 +1,285 @@
+"""Spaces: what the runs of a population differ in, as a mapping from names to distributions."""
+
+import functools
+import math
+import numbers
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from highway_jax.activations import ACTIVATIONS
+
+LARGEST = float(np.finfo(np.float32).max)
+Columns = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """Every number from `low` to `high` is as likely; float32. Equal ends fix the number."""
+
+    low: float
+    high: float
+
+    def __call__(self, key: jax.Array) -> jax.Array:
+        return jax.random.uniform(key, (), jnp.float32, self.low, self.high)
+
+
+@dataclass(frozen=True)
+class LogUniform:
+    """Every logarithm of a number from `low` to `high` is as likely; float32. Equal ends fix the number."""
+
+    low: float
+    high: float
+
+    def __call__(self, key: jax.Array) -> jax.Array:
+        exponent = jax.random.uniform(key, (), jnp.float32, math.log(self.low), math.log(self.high))
+        return jnp.clip(jnp.exp(exponent), self.low, self.high)  # exp(log(low)) can round to less
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Every option is as likely; draws its position."""
+
+    options: tuple[Any, ...]
+    static: bool = False
+
+    def __call__(self, key: jax.Array) -> jax.Array:
+        return jax.random.randint(key, (), 0, len(self.options), jnp.int32)
+
+    @functools.cached_property
+    def numbers(self) -> np.ndarray:
+        """What a traced function gets for each position: the number, or the index of anything else."""
+        if all(isinstance(option, bool | np.bool_) for option in self.options):
+            return np.array(self.options)
+        if all(is_number(option) for option in self.options):
+            whole = all(isinstance(option, numbers.Integral) for option in self.options)
+            return np.array(self.options, np.int32 if whole else np.float32)
+        if set(map(str, self.options)) <= set(ACTIVATIONS):
+            return np.array([ACTIVATIONS.index(option) for option in self.options], np.int32)
+        return np.arange(len(self.options), dtype=np.int32)
+
+    @functools.cached_property
+    def table(self) -> np.ndarray:
+        """The options as an array, of numbers if they all are."""
+        if all(is_number(option) or isinstance(option, bool | np.bool_) for option in self.options):
+            return self.numbers
+        options = np.empty(len(self.options), object)
+        options[:] = self.options
+        return options
+
+
+def uniform(low: float, high: float) -> Uniform:
+    """A number from `low` to `high`, uniformly.
+
+    Raises:
+      ValueError: for ends that are no finite float32 numbers, or inverted.
+    """
+    _check_ends("uniform", low, high)
+    return Uniform(float(low), float(high))
+
+
+def log_uniform(low: float, high: float) -> LogUniform:
+    """A number from `low` to `high`, whose logarithm is uniform.
+
+    Raises:
+      ValueError: for ends that are no positive float32 numbers, or inverted.
+    """
+    _check_ends("log_uniform", low, high)
+    if not np.float32(low) > 0:
+        raise ValueError(f"log_uniform({low!r}, {high!r}): both ends must be above 0")
+    return LogUniform(float(low), float(high))
+
+
+def choice(*options: Any, static: bool = False) -> Choice:
+    """One of the options.
+
+    Args:
+      options: anything. Numbers are given to the task as numbers; names of activations as indices that the layers here
+        take for an activation; anything else as its position among the options. Tables name the option itself.
+      static: give the task the option itself. Runs are then grouped by it, and each group is a program of its own; so
+        it may decide shapes, structure, or a branch of Python.
+
+    Raises:
+      ValueError: if there are no options, or one is there twice.
+    """
+    if not options:
+        raise ValueError("choice() has no options; it must have at least one")
+    for position, option in enumerate(options):
+        if any(option is earlier or _equal(option, earlier) for earlier in options[:position]):
+            raise ValueError(f"choice: the option {option!r} is there twice")
+    return Choice(tuple(options), static)
+
+
+class Space:
+    """A mapping from names to distributions, understood.
+
+    Args:
+      entries: by name, a distribution (`uniform`, `log_uniform`, `choice`, or any function of a random key that returns
+        a scalar), a NumPy or JAX array with a value for every configuration, or anything else, which is a constant
+        that the task gets as it is.
+
+    Attributes:
+      names: of all hyperparameters, in order.
+
+    Raises:
+      TypeError: for names that are no strings, or a list.
+    """
+
+    def __init__(self, entries: Mapping[str, Any]):
+        if not isinstance(entries, Mapping) or not all(isinstance(name, str) for name in entries):
+            raise TypeError(f"space is {entries!r}; it must be a mapping from names to distributions")
+        for name, entry in entries.items():
+            if isinstance(entry, list):
+                raise TypeError(
+                    f"space[{name!r}] is a list; choice(*{entry!r}) draws one of its values, numpy.array gives "
+                    "every configuration its own, and a tuple is a constant"
+                )
+        self.entries = dict(entries)
+        self.names = tuple(self.entries)
+
+    def draw(self, key: jax.Array, configurations: np.ndarray) -> Columns:
+        """Draw configurations, each from the key and its number alone.
+
+        The i-th name draws from the i-th key: a name that is appended changes none of the others' draws.
+
+        Args:
+          key: the population's.
+          configurations: (n,) their numbers.
+
+        Returns:
+          (n,) values by name, those of a `Choice` as positions; without the constants.
+
+        Raises:
+          ValueError: for an array that is too short, or a distribution that draws no scalar.
+        """
+        drawn = {name: entry for name, entry in self.entries.items() if callable(entry)}
+        keys = [self.names.index(name) for name in drawn]
+
+        def one(configuration: jax.Array) -> dict[str, jax.Array]:
+            own = jax.random.split(jax.random.fold_in(key, configuration))[0]
+            own = jax.random.split(own, len(self.names))
+            return {name: jnp.asarray(entry(own[i])) for i, (name, entry) in zip(keys, drawn.items(), strict=True)}
+
+        numbered = np.asarray(configurations, np.int32)
+        for name, shape in jax.eval_shape(one, jax.ShapeDtypeStruct((), jnp.int32)).items():
+            if shape.shape:
+                raise ValueError(f"space[{name!r}] draws an array of shape {shape.shape}; it must draw a scalar")
+        columns = jax.device_get(jax.jit(functools.partial(lax.map, one))(numbered)) if drawn else {}
+        for name in self.names:
+            if isinstance(array := self.entries[name], np.ndarray | jax.Array):
+                if array.ndim == 0 or len(array) <= numbered.max():
+                    raise ValueError(
+                        f"space[{name!r}] is an array of shape {array.shape}; it must have a value for each of "
+                        f"{numbered.max() + 1} configurations"
+                    )
+                if np.asarray(array).dtype.kind not in "biuf":
+                    raise TypeError(f"space[{name!r}] is an array of {array.dtype}; it must be of numbers")
+                columns[name] = np.asarray(array, jax.dtypes.canonicalize_dtype(array.dtype))[numbered]
+        return {name: columns[name] for name in self.names if name in columns}
+
+    def positions(self, values: Mapping[str, Any]) -> Columns:
+        """The columns of values as a table has them: those of a `Choice` become positions.
+
+        Raises:
+          ValueError: for a name or an option that the space does not have.
+        """
+        columns = {}
+        for name, column in values.items():
+            if name not in self.entries:
+                raise ValueError(f"there is no hyperparameter {name!r}; the space has {', '.join(self.names)}")
+            entry = self.entries[name]
+            if isinstance(entry, Choice):
+                columns[name] = np.array([_position(name, entry, value) for value in column], np.int32)
+            elif callable(entry) or isinstance(entry, np.ndarray | jax.Array):
+                column = np.asarray(column)
+                columns[name] = np.asarray(column, jax.dtypes.canonicalize_dtype(column.dtype))
+        return columns
+
+    def traced(self, columns: Columns) -> Columns:
+        """What the task gets of each configuration as traced values."""
+        values = {}
+        for name, column in columns.items():
+            entry = self.entries[name]
+            if isinstance(entry, Choice):
+                if not entry.static:
+                    values[name] = entry.numbers[column]
+            else:
+                values[name] = column
+        return values
+
+    def groups(self, columns: Columns, rows: np.ndarray) -> np.ndarray:
+        """Which of some configurations have the same static values: (rows,) numbers of their combinations, from 0."""
+        numbers = np.zeros(len(rows), int)
+        for name, options in self._static_choices.items():
+            numbers = numbers * len(options) + columns[name][rows]
+        return numbers
+
+    def static(self, group: int) -> dict[str, Any]:
+        """What the task gets of a group's configurations as ordinary Python values: static choices, and constants."""
+        chosen = {}
+        for name, options in reversed(self._static_choices.items()):
+            group, position = divmod(group, len(options))
+            chosen[name] = options[position]
+        constants = {
+            name: entry
+            for name, entry in self.entries.items()
+            if not callable(entry) and not isinstance(entry, np.ndarray | jax.Array)
+        }
+        return chosen | constants
+
+    @functools.cached_property
+    def _static_choices(self) -> dict[str, tuple[Any, ...]]:
+        return {name: e.options for name, e in self.entries.items() if isinstance(e, Choice) and e.static}
+
+    def readable(self, columns: Columns, count: int) -> Columns:
+        """`count` configurations as a table shows them: of every choice the option; also constant numbers and text."""
+        values = {}
+        for name, entry in self.entries.items():
+            if isinstance(entry, Choice):
+                values[name] = entry.table[columns[name]]
+            elif name in columns:
+                values[name] = columns[name]
+            elif is_number(entry) or isinstance(entry, str | bool):
+                values[name] = np.full(count, entry)
+        return values
+
+
+class Hyperparameters(dict):
+    """A run's hyperparameters by name; says which names there are where one is asked for that is not."""
+
+    def __missing__(self, name: str) -> Any:
+        raise KeyError(f"there is no hyperparameter {name!r}; the space has {', '.join(self)}")
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a number, and finite as float32; True and False are none."""
+    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    return real and -LARGEST <= value <= LARGEST
+
+
+def _check_ends(name: str, low: Any, high: Any) -> None:
+    with np.errstate(over="ignore"):
+        fits = is_number(low) and is_number(high) and np.isfinite(np.float32(high) - np.float32(low))
+    if not fits:
+        raise ValueError(f"{name}({low!r}, {high!r}): both ends must be numbers, finite in float32")
+    if low > high:
+        raise ValueError(f"{name}({low!r}, {high!r}) is inverted; low must not be above high")
+
+
+def _equal(a: Any, b: Any) -> bool:
+    try:
+        return type(a) is type(b) and bool(a == b)
+    except Exception:  # arrays have no one answer
+        return False
+
+
+def _position(name: str, entry: Choice, value: Any) -> int:
+    for position, option in enumerate(entry.table):
+        if option is value or bool(np.all(option == value)):
+            return position
+    raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, entry.options))}")

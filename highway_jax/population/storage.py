@@ -1,0 +1,106 @@
+"""A search's checkpoints: whose they are, when they are written, and how they are read back."""
+
+import shutil
+import time
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from highway_jax import parallel
+from highway_jax.checkpoint import Checkpoints
+from highway_jax.population.memory import num_bytes
+
+
+class WorkdirError(Exception):
+    """A workdir cannot be used for this search; the message is one line that says why."""
+
+
+class Storage:
+    """The checkpoints of one search.
+
+    Args:
+      directory: where they are.
+      identity: what decides the search's numbers, by name, JSON-able.
+      every: steps between checkpoints; None for as often as costs a hundredth of the time.
+
+    Raises:
+      ValueError: for a path that cannot be stored under (`files.check_path`).
+    """
+
+    share = 0.01
+    bytes_per_second = 2e8  # a slow disk; measured from the first checkpoint on
+
+    def __init__(self, directory: Path, identity: Mapping[str, Any], every: int | None):
+        self.directory, self.identity, self.every = directory, dict(identity), every
+        self.checkpoints = Checkpoints(directory)
+        self.last = time.monotonic()
+
+    def newest(self) -> tuple[int, dict[str, Any]]:
+        """The step and notes of the newest intact checkpoint, 0 and nothing if there is none; damaged ones are removed.
+
+        Raises:
+          WorkdirError: if it is of another search.
+        """
+        step = parallel.at_first(self._newest)
+        return step, self.checkpoints.notes(step) if step else {}
+
+    def _newest(self) -> int | None:
+        for step in reversed(self.checkpoints.steps()):
+            if file := self.checkpoints.damaged_file(step):
+                self.checkpoints.remove(step)
+                warnings.warn(
+                    f"{self.directory}: checkpoint {step} is damaged ({file}); using the one before it", stacklevel=2
+                )
+                continue
+            notes = self.checkpoints.notes(step)
+            there = notes.get("identity", {})
+            for name in sorted(self.identity.keys() | there.keys()):
+                if (before := there.get(name)) != (now := self.identity.get(name)):
+                    raise WorkdirError(
+                        f"{self.directory}: checkpoint {step} is of another search: its {name} is {before!r}, here it "
+                        f"is {now!r}; choose another workdir"
+                    )
+            if notes.get("step") != step:
+                raise WorkdirError(
+                    f"{self.directory}: checkpoint {step} was saved as {notes.get('step')}; give it its name back"
+                )
+            return step
+        return None
+
+    def restore(self, step: int, like: Any, rows: int) -> Any:
+        """Read a checkpoint; see `Checkpoints.restore`."""
+        try:
+            return self.checkpoints.restore(step, like, rows)
+        except ValueError as error:
+            raise WorkdirError(f"{self.directory}: {error}; choose another workdir") from error
+
+    def due(self, step: int, state: Any) -> bool:
+        """Whether to save after this step; raises the error of a save that failed."""
+        busy, now = self.checkpoints.busy(), time.monotonic()
+        if self.every is not None:
+            return step % self.every == 0
+        cost = self.checkpoints.seconds or 0.1 + num_bytes(state) / self.bytes_per_second
+        if busy or now - self.last < cost / self.share:
+            return False
+        self.last = now
+        return True
+
+    def save(self, step: int, state: Any, notes: Mapping[str, Any]) -> None:
+        """Begin to write a checkpoint."""
+        parallel.at_first(lambda: self._check_space(state))
+        self.checkpoints.save(step, state, {**notes, "step": step, "identity": self.identity})
+
+    def _check_space(self, state: Any) -> None:
+        needed, free = num_bytes(state), shutil.disk_usage(self.directory).free
+        if free < needed:
+            needs, has = f"{needed / 2**20:,.1f} MiB", f"{free / 2**20:,.1f} MiB"
+            raise WorkdirError(f"{self.directory}: the disk is full; a checkpoint needs {needs}, and {has} are free")
+
+    def wait(self) -> None:
+        """Wait for the last save, raising its error if it failed."""
+        self.checkpoints.wait()
+
+    def close(self) -> None:
+        """Wait for the last save and free what saving needs."""
+        self.checkpoints.close()

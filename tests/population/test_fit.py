@@ -1,0 +1,396 @@
+"""`fit` on a task written by hand, small enough that hundreds of searches are done in seconds."""
+
+import dataclasses
+import functools
+import signal
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from highway_jax import parallel, population
+from highway_jax.population import Halving, Task, WorkdirError, choice, log_uniform, memory, uniform
+from highway_jax.population.fit import Trainer
+from highway_jax.population.search import Search
+from highway_jax.population.space import Space
+
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(45, 3)).astype(np.float32)
+TRAIN = {"x": X[:33], "y": X[:33] @ np.float32([1, -2, 3])}
+VALID = {"x": X[33:], "y": X[33:] @ np.float32([1, -2, 3])}
+SPACE = {
+    "rate": log_uniform(1e-3, 0.3), "noise": uniform(0, 0.1), "loss": choice("square", "absolute"),
+    "size": choice(3, 5, static=True),
+}  # fmt: skip
+
+
+DEVICES = st.integers(1, min(2, jax.device_count()))
+
+
+def init(hp, key, batch):
+    return {"w": jax.random.normal(key, (hp["size"],), jnp.float32), "steps": jnp.int32(0)}
+
+
+def losses(hp, state, batch):
+    error = batch["x"] @ state["w"][:3] - batch["y"]
+    return jnp.where(hp["loss"] == 0, error**2, abs(error))
+
+
+def step(hp, state, batch, key):
+    def mean(w):
+        return losses(hp, {"w": w}, batch).mean()
+
+    loss, gradient = jax.value_and_grad(mean)(state["w"])
+    noise = hp["noise"] * jax.random.normal(key, state["w"].shape, jnp.float32)
+    return {"w": state["w"] - hp["rate"] * gradient + noise, "steps": state["steps"] + 1}, {"loss": loss}
+
+
+def evaluate(hp, state, batch):
+    return {"loss": losses(hp, state, batch), "largest": jnp.abs(state["w"]).max()}
+
+
+TASK = Task(init, step, evaluate)
+SEARCH = {"train": TRAIN, "evaluate": {"valid": VALID}, "num_runs": 6, "epochs": 3, "batch_size": 8}
+
+
+def fit(space=SPACE, task=TASK, **options):
+    return population.fit(task, space, **{**SEARCH, "progress": False, **options})
+
+
+@functools.cache
+def reference():
+    return fit(num_runs=12, keep="all")
+
+
+def assert_same_runs(result, numbers, other=None, others=None):
+    """Some runs of a result are some of another's, of `reference` and of the same numbers by default."""
+    other = reference() if other is None else other
+    rows, there = (
+        list(map(r.search.runs.tolist().index, n)) for r, n in ((result, numbers), (other, others or numbers))
+    )
+    epochs = result.search.epochs
+    for name, curve in result.curves.items():
+        np.testing.assert_array_equal(curve[rows], other.curves[name][there][:, :epochs], err_msg=name)
+    for name, values in result.hyperparameters.items():
+        np.testing.assert_array_equal(values[rows], other.hyperparameters[name][there])
+
+
+@settings(max_examples=12)
+@given(
+    first=st.integers(0, 5), count=st.integers(1, 6), devices=DEVICES, in_memory=st.none() | st.integers(1, 4),
+    lockstep=st.integers(1, 3), size=st.sampled_from([1, 5, None]),
+)  # fmt: skip
+def test_a_run_is_the_same_in_any_population(first, count, devices, in_memory, lockstep, size):
+    mesh = parallel.runs_mesh(jax.devices()[:devices])
+    result = fit(
+        first_run=first, num_runs=count, mesh=mesh, runs_in_memory=in_memory, runs_per_batch=lockstep,
+        evaluate_batch_size=size,
+    )  # fmt: skip
+    rows = slice(first, first + count)
+    for name, curve in result.curves.items():
+        np.testing.assert_allclose(curve, reference().curves[name][rows], rtol=2e-5)
+    if lockstep == 1 and size is None:
+        assert_same_runs(result, result.search.runs.tolist())
+
+
+def test_a_run_follows_from_its_configuration_and_seed():
+    paired = fit(num_runs=12, seeds=4)
+    assert paired.search.configurations.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    # With a seed each, run 1 has configuration 1 and seed 1, which is run 5 here.
+    assert_same_runs(paired, [0, 5, 10], others=[0, 1, 2])
+    table = paired.table(by="configuration")
+    assert table["seeds"].tolist() == [4, 4, 4]
+    best = np.nanmin(paired.curves["train_loss"], axis=1).reshape(3, 4)
+    np.testing.assert_allclose(table["best_train_loss_mean"], best.mean(axis=1), rtol=1e-5)
+    np.testing.assert_allclose(table["best_train_loss_std"], best.std(axis=1, ddof=1), rtol=1e-4)
+    same = {"rate": 0.1, "noise": 0.1, "loss": 0, "size": 3, "unused": uniform(0, 1)}
+    alike = fit(same, num_runs=8, seeds=4)  # so the k-th runs of both configurations are one
+    np.testing.assert_array_equal(alike.curves["valid_loss"][:4], alike.curves["valid_loss"][4:])
+
+
+def test_the_numbers_are_those_of_a_loop_written_by_hand():
+    """Run 4, alone, from the keys that the documentation names: the seed's, the run's, the epoch's and the step's."""
+    result, run = reference(), 4
+    hp = {name: values[run] for name, values in result.hyperparameters.items()}
+    hp["loss"] = ("square", "absolute").index(hp["loss"])
+    runs, data = jax.random.split(jax.random.key(0, impl="threefry2x32"))
+    own = jax.random.split(jax.random.fold_in(runs, run))[1]
+    state = init(hp, own, None)
+    for epoch in range(3):
+        order = jax.random.permutation(jax.random.fold_in(data, epoch), 33)[:32].reshape(4, 8)
+        epoch_losses = []
+        for number, rows in enumerate(order):
+            key = jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(own, 0), epoch), number)
+            state, found = step(hp, state, {name: values[rows] for name, values in TRAIN.items()}, key)
+            epoch_losses.append(found["loss"])
+        np.testing.assert_allclose(result.curves["train_loss"][run, epoch], np.mean(epoch_losses), rtol=1e-5)
+        expected = evaluate(hp, state, VALID)
+        np.testing.assert_allclose(result.curves["valid_loss"][run, epoch], expected["loss"].mean(), rtol=1e-5)
+        np.testing.assert_allclose(result.curves["valid_largest"][run, epoch], expected["largest"], rtol=1e-5)
+    np.testing.assert_allclose(result.run(run).state["w"], state["w"], rtol=1e-5)
+    assert result.run(run).state["steps"] == 12
+
+
+class Stop:
+    """Asks to stop after so many steps."""
+
+    def __init__(self, after):
+        self.left = after
+
+    def __call__(self):
+        self.left -= 1
+        return int(self.left == 0)
+
+
+@settings(max_examples=8)
+@given(
+    stops=st.lists(st.integers(1, 4), min_size=1, max_size=2), halving=st.booleans(),
+    keep=st.sampled_from(["best", "all"]), every=st.none() | st.integers(1, 2), devices=DEVICES,
+)  # fmt: skip
+def test_a_search_that_stops_and_goes_on_is_the_one_that_never_did(
+    stops, halving, keep, every, devices, tmp_path_factory
+):
+    workdir = tmp_path_factory.mktemp("work")
+    options = {"keep": keep, "rank_by": "valid_loss", "evaluate_every": every, "runs_in_memory": 4}
+    if halving and every == 1:
+        options["policy"] = Halving(every=1)
+    expected = fit(**options)
+    for after in stops:
+        result = fit(**options, workdir=workdir, stop=Stop(after), mesh=parallel.runs_mesh(jax.devices()[:devices]))
+        assert result.finished or result.stopped == 1
+    result = fit(**options, workdir=workdir)
+    assert result.finished
+    jax.tree.map(np.testing.assert_array_equal, result.outcome, expected.outcome)
+    again = fit(**options, workdir=workdir, stop=Stop(1))  # there is nothing left to do
+    assert again.seconds < result.seconds + 5
+    jax.tree.map(np.testing.assert_array_equal, again.outcome, expected.outcome)
+
+
+def test_ctrl_c_keeps_what_there_is(tmp_path):
+    def press(progress):
+        if progress.step == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(workdir=tmp_path, progress=press)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    steps = []
+    result = fit(workdir=tmp_path, progress=lambda progress: steps.append(progress.step))
+    assert steps == [3]
+    assert_same_runs(result, list(range(6)))
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"epochs": 4}, "epochs is 3, here it is 4"),
+        ({"seed": 1}, "seed is 0"),
+        ({"train": {**TRAIN, "y": TRAIN["y"] + 1}}, "data"),
+        ({"space": {**SPACE, "noise": uniform(0, 0.2)}}, "space"),
+        ({"policy": Halving(every=2)}, "policy"),
+        ({"task": TASK._replace(evaluate=lambda hp, state, batch: {"loss": 2 * losses(hp, state, batch)})}, "task"),
+    ],
+)
+def test_a_workdir_of_another_search_is_refused(change, named, tmp_path):
+    fit(workdir=tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(WorkdirError, match=f"is of another search: its {named}"):
+        fit(**change, workdir=tmp_path)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_damaged_checkpoint_is_passed_over(tmp_path):
+    fit(workdir=tmp_path, checkpoint_every=1, stop=Stop(2))
+    *_, last = sorted(tmp_path.glob("*/SHA256SUMS"))
+    biggest = max(last.parent.rglob("d/*"), key=lambda path: path.stat().st_size)
+    biggest.write_bytes(biggest.read_bytes()[:-1])
+    with pytest.warns(UserWarning, match="checkpoint 2 is damaged"):
+        result = fit(workdir=tmp_path)
+    assert_same_runs(result, list(range(6)))
+
+
+def scripted(values):
+    """A task whose training loss is, epoch by epoch, what a table says of each run."""
+    table = jnp.asarray(values, jnp.float32)
+
+    def step(hp, state, batch, key):
+        return {"epoch": state["epoch"] + 1}, {"loss": table[hp["row"], state["epoch"]]}
+
+    return Task(
+        lambda hp, key, batch: {"epoch": jnp.int32(0)}, step, lambda hp, state, batch: {"score": state["epoch"]}
+    )
+
+
+def test_the_best_run_is_the_best_that_does_not_diverge_and_has_the_state_of_its_best_epoch():
+    inf, nan = np.inf, np.nan
+    result = fit(
+        {"row": np.arange(4)}, scripted([[5, 1, nan, nan], [3, 2, 9, 9], [4, 4, 4, 3], [nan, 0, 0, 0]]), num_runs=4,
+        epochs=4, batch_size=33,
+    )  # fmt: skip
+    ranking = result.ranking
+    assert ranking.order.tolist() == [1, 2, 3, 0]
+    assert ranking.diverged.tolist() == [True, False, False, True]
+    np.testing.assert_array_equal(result.curves["train_loss"][0], [5, 1, inf, inf])
+    # Run 0 led when run 1 was at its best, so that run was trained again.
+    assert (result.best.run, result.best.epoch, result.best.state["epoch"]) == (1, 2, 2)
+
+
+def test_a_diverged_run_disturbs_no_other():
+    rates = np.full(6, 0.05, np.float32)
+    calm = fit({**SPACE, "rate": rates})
+    rates[2] = 3e38
+    wild = fit({**SPACE, "rate": rates})
+    assert wild.ranking.diverged.tolist() == [False, False, True, False, False, False]
+    others = [0, 1, 3, 4, 5]
+    assert_same_runs(wild, others, calm)
+    for mode in "min", "max":
+        assert fit({**SPACE, "rate": rates}, rank_by="valid_largest", mode=mode).ranking.order[-1] == 2
+
+
+def test_halving_stops_the_worst_of_all_groups_and_changes_no_run():
+    result = fit(num_runs=12, policy=Halving(every=1), keep="all")
+    assert sorted(result.ranking.epochs) == [1] * 6 + [2] * 3 + [3] * 3
+    first = np.argsort(reference().curves["train_loss"][:, 0], kind="stable")
+    assert (result.ranking.epochs[first[:6]] > 1).all()
+    trained = ~np.isnan(result.curves["train_loss"])
+    np.testing.assert_array_equal(result.curves["train_loss"][trained], reference().curves["train_loss"][trained])
+    for run in range(12):
+        assert result.run(run).state["steps"] == 4 * result.ranking.epochs[run]
+
+
+def test_a_replayed_run_is_the_run_alone_and_goes_on():
+    again = population.replay(reference(), run=7, epochs=5, progress=False)
+    np.testing.assert_array_equal(again.curves["valid_loss"][0, :3], reference().curves["valid_loss"][7])
+    assert again.curves["valid_loss"].shape == (1, 5)
+    assert_same_runs(population.replay(fit(num_runs=6, seeds=3), run=4, progress=False), [4], fit(num_runs=6, seeds=3))
+    with pytest.raises(ValueError, match="run is 12; it must be 0 to 11"):
+        population.replay(reference(), run=12)
+
+
+def test_a_sampler_sees_what_came_before_it_and_its_choices_are_kept(tmp_path):
+    asked = []
+
+    def sampler(runs, result):
+        before = result.curves["train_loss"][: runs[0]]
+        asked.append((runs.tolist(), bool(np.isfinite(before).all())))
+        return {} if runs[0] == 0 else {"rate": np.full(len(runs), 0.01), "size": [5] * len(runs)}
+
+    options = {"sampler": sampler, "runs_in_memory": 2, "num_runs": 4}
+    fit(**options, workdir=tmp_path, stop=Stop(2))
+    result = fit(**options, workdir=tmp_path)
+    assert asked == [([0, 1], True), ([2, 3], True)]
+    table = result.table()
+    assert table["rate"].tolist()[2:] == [np.float32(0.01)] * 2
+    assert table["size"].tolist()[2:] == [5, 5]
+    assert_same_runs(result, [0, 1])
+
+
+def test_the_table_has_what_the_curves_say():
+    result = reference()
+    table = result.table()
+    curve = result.curves["train_loss"]
+    np.testing.assert_array_equal(table["best_train_loss"], curve.min(axis=1))
+    np.testing.assert_array_equal(table["final_valid_loss"], result.curves["valid_loss"][:, -1])
+    at_best = result.curves["valid_loss"][np.arange(12), curve.argmin(axis=1)]
+    np.testing.assert_array_equal(table["best_valid_loss"], at_best)
+    assert table.sort_values("rank")["best_train_loss"].is_monotonic_increasing
+    assert set(table["loss"]) == {"square", "absolute"}
+    best = table.set_index("rank").loc[1]
+    assert result.best.run == best["run"]
+    assert result.best.hyperparameters["rate"] == best["rate"]
+    assert f"of run {best['run']}, 0 diverged" in repr(result)
+    with pytest.raises(ValueError, match="by is 'seed'"):
+        result.table(by="seed")
+
+
+@pytest.mark.parametrize("setting", [jax.enable_x64(True), jax.default_prng_impl("rbg")], ids=["x64", "rbg"])
+def test_settings_of_jax_change_no_result(setting):
+    expected = fit()
+    jax.clear_caches()  # what is compiled is compiled for a setting
+    with setting:
+        found = fit()
+    assert_same_runs(found, list(range(6)), expected)
+
+
+def trainer(**options):
+    everything = {field.name: None for field in dataclasses.fields(Search)}
+    everything |= {"task": TASK, "space": Space(SPACE), "seeds": 1, "seed": 0, "first_run": 0, "rank_by": "train_loss"}
+    everything |= {"mode": "min", "keep": "best"}
+    return Trainer(Search(**{**everything, **SEARCH, **options}), parallel.runs_mesh(jax.devices()[:1]), None, None)
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_an_epoch_lowers_for_accelerators(platform):
+    made = trainer(space=Space({**SPACE, "size": 3}))
+    state = made.begin(made.blank(), 0)
+    (group,) = made._groups.values()
+    (members,) = state.populations.values()
+    exported = jax.export.export(group._train, platforms=[platform])(members, made._epoch_batches(1), 3)
+    assert exported.platforms == (platform,)
+
+
+def test_as_many_runs_side_by_side_and_in_lockstep_as_memory_holds():
+    (group,) = trainer(space=Space({**SPACE, "size": 3}))._groups.values()
+    size = memory.num_bytes(group.shapes)
+    assert memory.runs_in_memory(group.shapes, 10**9, 1, None) == memory.CPU_MEMORY // size
+    assert [memory.runs_in_memory(group.shapes, 100, 2, 2 * size * n) for n in (0, 1, 7, 1000)] == [2, 2, 14, 100]
+    needed = memory.RunMemory(state=10, working=100, batches=50)
+    assert [memory.runs_in_lockstep(needed, 12, free) for free in (0, 400, 10**6)] == [1, 2, 12]
+
+
+def test_progress_is_told_from_the_start(capsys):
+    seen = []
+    fit(progress=lambda progress: seen.append((progress.step, len(progress.plan), progress.result.finished)))
+    assert seen == [(0, 3, False), (1, 3, False), (2, 3, False), (3, 3, True)]
+    fit(progress=True)
+    assert "3/3 epochs" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_runs": 0}, "num_runs is 0"),
+        ({"epochs": 1.5}, "epochs is 1.5"),
+        ({"batch_size": 34}, "batch_size is 34; it must be at most 33, the number of examples"),
+        ({"seeds": 4}, "num_runs is 6; it must be a multiple of seeds, 4"),
+        ({"mode": "least"}, "mode is 'least'; it must be 'min' or 'max'"),
+        ({"keep": "none"}, "keep is 'none'"),
+        ({"rank_by": "valid_accuracy"}, "rank_by is 'valid_accuracy'; it must be one of train_loss, valid_"),
+        ({"train": {**TRAIN, "y": TRAIN["y"][:5]}}, r"train has arrays of unequal length: 33 in \['x'\], 5 in \['y'\]"),
+        ({"train": {**TRAIN, "y": list(range(33))}}, r"train\['y'\]\[0\] is 0; it must be an array"),
+        ({"train": {**TRAIN, "y": np.array(["a"] * 33)}}, r"train\['y'\] is of <U1; it must be of numbers"),
+        ({"evaluate": {"valid": {"x": X[:0]}}}, "valid has no examples"),
+        ({"evaluate": {"train": VALID}}, "a split 'train'"),
+        ({"space": {**SPACE, "run": uniform(0, 1)}}, "the table has a column 'run' of its own"),
+        ({"space": {}}, "there is no hyperparameter 'size'"),
+        ({"policy": Halving(every=1), "rank_by": "valid_loss", "evaluate_every": None}, "policy needs valid_loss"),
+        ({"task": TASK._replace(step=lambda hp, s, b, k: ({"w": s["w"]}, {"loss": 0.0}))}, "changes the state's"),
+        ({"task": TASK._replace(step=lambda hp, s, b, k: (s, {}))}, "must report numbers by name"),
+        ({"task": TASK._replace(evaluate=lambda hp, s, b: {"e": jnp.ones((9, 9))})}, r"'e' of float32\[9, 9\]"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_explained_before_anything_is_trained(change, message):
+    with pytest.raises((ValueError, TypeError, KeyError), match=message):
+        fit(**change)
+
+
+def test_what_the_task_itself_gets_wrong_is_told_with_the_place():
+    with pytest.raises(KeyError, match="'y'") as caught:
+        fit(evaluate={"valid": {"x": VALID["x"]}})
+    assert "This is of the task's evaluate on 'valid', traced" in caught.value.__notes__[-1]
+
+
+def test_a_search_waits_with_an_ear_for_signals():
+    started = time.monotonic()
+    with pytest.raises(InterruptedError):
+        handler = signal.signal(signal.SIGALRM, lambda *_: (_ for _ in ()).throw(InterruptedError))
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        try:
+            fit(epochs=10**5)
+        finally:
+            signal.signal(signal.SIGALRM, handler)
+    assert time.monotonic() - started < 30

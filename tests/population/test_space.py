@@ -1,0 +1,92 @@
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from highway_jax.activations import ACTIVATIONS
+from highway_jax.population import choice, log_uniform, uniform
+from highway_jax.population.space import Space
+
+KEY = jax.random.key(3, impl="threefry2x32")
+RUNS = np.arange(50)
+ends = st.tuples(st.floats(1e-5, 10), st.floats(1e-5, 10)).map(sorted)
+
+
+@settings(max_examples=10)
+@given(ends, st.integers(0, 1000))
+def test_draws_stay_in_their_ranges_and_follow_from_key_and_number_alone(pair, first):
+    space = Space({"a": log_uniform(*pair), "b": uniform(*pair), "c": choice("x", "y", "z")})
+    drawn = space.draw(KEY, first + RUNS)
+    for name in "ab":
+        assert drawn[name].dtype == np.float32
+        assert (np.float32(pair[0]) <= drawn[name]).all()
+        assert (drawn[name] <= np.float32(pair[1])).all()
+    assert set(drawn["c"]) <= {0, 1, 2}
+    longer = Space({**space.entries, "d": uniform(0, 1)}).draw(KEY, np.arange(first + 10, first + 20))
+    for name in "abc":
+        np.testing.assert_array_equal(longer[name], drawn[name][10:20])
+
+
+def test_draws_are_distributed_as_they_say():
+    space = Space({"a": log_uniform(1e-3, 1), "b": uniform(-10, -1), "c": choice(0.1, 5)})
+    drawn = space.draw(KEY, np.arange(2000))
+    quartiles = [0.25, 0.5, 0.75]
+    np.testing.assert_allclose(np.quantile(np.log10(drawn["a"]), quartiles), [-2.25, -1.5, -0.75], atol=0.15)
+    np.testing.assert_allclose(np.quantile(drawn["b"], quartiles), [-7.75, -5.5, -3.25], atol=0.4)
+    assert 0.45 < drawn["c"].mean() < 0.55
+    assert abs(np.corrcoef(drawn["a"], drawn["b"])[0, 1]) < 0.06  # each has a key of its own
+
+
+def test_a_task_gets_numbers_indices_or_the_options_themselves():
+    rates = np.linspace(1, 2, 4)
+    space = Space(
+        {
+            "number": choice(32, 64), "activation": choice("tanh"), "name": choice("adam", "sgd"),
+            "flag": choice(True, False), "width": choice(8, 16, static=True), "head": choice(None, "mlp", static=True),
+            "given": rates, "constant": "SAME", "own": lambda key: jax.random.normal(key),
+        }
+    )  # fmt: skip
+    columns = space.draw(KEY, np.arange(4))
+    traced, readable = space.traced(columns), space.readable(columns, 4)
+    assert traced.keys() == {"number", "activation", "name", "flag", "given", "own"}
+    np.testing.assert_array_equal(traced["number"], readable["number"])
+    assert (traced["activation"] == ACTIVATIONS.index("tanh")).all()
+    assert readable["activation"].tolist() == ["tanh"] * 4
+    assert [("adam", "sgd")[index] for index in traced["name"]] == readable["name"].tolist()
+    assert traced["flag"].dtype == bool
+    np.testing.assert_array_equal(traced["given"], np.float32(rates))
+    assert readable["constant"].tolist() == ["SAME"] * 4
+    for row, group in enumerate(space.groups(columns, np.arange(4))):
+        assert space.static(group) == {
+            "width": readable["width"][row], "head": readable["head"][row], "constant": "SAME"
+        }  # fmt: skip
+    again = space.positions(readable)
+    assert again.keys() == columns.keys()
+    for name, column in columns.items():
+        np.testing.assert_array_equal(again[name], column)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: log_uniform(0, 1), r"log_uniform\(0, 1\): both ends must be above 0"),
+        (lambda: log_uniform(1e-50, 1), "above 0"),  # 0 in float32
+        (lambda: uniform(1, 0), r"uniform\(1, 0\) is inverted"),
+        (lambda: uniform(0, float("nan")), "finite in float32"),
+        (lambda: uniform(-3e38, 3e38), "finite in float32"),
+        (lambda: uniform("0", 1), "must be numbers"),
+        (lambda: choice(), "no options"),
+        (lambda: choice(1, 2, 1), "option 1 is there twice"),
+        (lambda: Space({"lr": [0.1, 0.2]}), r"space\['lr'\] is a list; choice\(\*\[0.1, 0.2\]\)"),
+        (lambda: Space([("lr", uniform(0, 1))]), "must be a mapping"),
+        (lambda: Space({"lr": np.ones(3)}).draw(KEY, RUNS), r"shape \(3,\); it must have a value for each of 50"),
+        (lambda: Space({"lr": np.array(["a"] * 50)}).draw(KEY, RUNS), "must be of numbers"),
+        (lambda: Space({"lr": lambda key: jax.random.normal(key, (3,))}).draw(KEY, RUNS), "it must draw a scalar"),
+        (lambda: Space({"a": choice("x", "y")}).positions({"a": ["z"]}), "a is 'z'; it must be one of 'x', 'y'"),
+        (lambda: Space({"a": choice("x")}).positions({"b": ["z"]}), "no hyperparameter 'b'; the space has a"),
+    ],
+)
+def test_mistakes_are_explained(make, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        make()
