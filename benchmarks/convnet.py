@@ -46,15 +46,14 @@ def ours(name: str, batch: int, steps: int) -> Callable[[], None]:
     import jax
 
     from highway_jax import ConvNet, optim, training
-    from highway_jax.data import Split
 
     recipe = training.Recipe(
         lambda hp: ConvNet(cli.load_config(name)[1].stages, transform_bias=BIAS),
         optimizer=lambda hp, epoch: optim.nesterov(RATE, MOMENTUM, DECAY),
     )
-    batches = jax.device_put(Split(*images(name, batch, steps)))
+    batches = jax.device_put(dict(zip("xy", images(name, batch, steps), strict=True)))
     run = training.init(
-        recipe, training.Hyperparameters(RATE, MOMENTUM, 1.0, 0, BIAS), jax.random.key(0), batches.images[0]
+        recipe, training.Hyperparameters(RATE, MOMENTUM, 1.0, 0, BIAS), jax.random.key(0), batches["x"][0]
     )
     epoch = jax.jit(functools.partial(training.train_epoch, recipe), donate_argnums=0)
 

@@ -15,7 +15,6 @@ from jax import lax
 
 from benchmarks.work import CLASSES, INPUTS, LEARNING_RATE, MOMENTUM, TRANSFORM_BIAS, Work
 from highway_jax import MLP, data, fused, parallel, search, training
-from highway_jax.data import Split
 
 Contender = tuple[Callable[[], None], int]
 
@@ -44,9 +43,9 @@ def _ours(work: Work, implementation: str) -> Contender:
     rate, bias = (LEARNING_RATE, LEARNING_RATE), (TRANSFORM_BIAS, TRANSFORM_BIAS)
     space = search.SearchSpace(rate, (MOMENTUM, MOMENTUM), (1.0, 1.0), ("relu",), bias)
     mesh = parallel.runs_mesh()
-    train = parallel.replicate(mesh, Split(*work.data()))
+    train = parallel.replicate(mesh, dict(zip("xy", work.data(), strict=True)))
     hyperparameters = search.sample_population(space, 0, work.runs)
-    population = search.init_population(recipe, hyperparameters, 0, train.images, mesh)
+    population = search.init_population(recipe, hyperparameters, 0, train["x"], mesh)
     runs_per_batch = work.runs_per_batch or search.choose_runs_per_batch(recipe, population, train, work.batch, mesh)
     epoch = search.population_epoch(recipe, work.batch, mesh, runs_per_batch)
     key = search.epoch_key(0, 0)

@@ -64,7 +64,7 @@ def epoch_on(config: ConfigDict, count: int) -> tuple[Callable[[], None], int]:
     recipe = search.recipe(config, dataset, network, search.choose_implementations(config, [network])[network])
     mesh = parallel.runs_mesh(jax.devices()[:count])
     draws = library.sample_population(space, config.seed, config.num_runs)
-    population = library.init_population(recipe, draws, config.seed, dataset.train.images, mesh)
+    population = library.init_population(recipe, draws, config.seed, dataset.train["x"], mesh)
     args = parallel.replicate(mesh, dataset.train), library.epoch_key(config.seed, 0)
     compiled = library.population_epoch(recipe, config.batch_size, mesh, 1).lower(population, *args).compile()
 

@@ -28,12 +28,12 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from experiments import cli, report, results, search, settings, train, workdir
+from experiments import cli, jobs, report, results, settings, train, workdir
 from experiments.checks import check_search, check_training
 from experiments.cli import UserError
 from experiments.observations import Analysis, captions, summarize
 from experiments.results import Result
-from highway_jax import analysis, data, gate_plots, parallel, training
+from highway_jax import analysis, data, gate_plots, parallel
 from highway_jax.blocks import BLOCKS
 from highway_jax.files import write_whole
 
@@ -55,7 +55,7 @@ class Network:
     kind: str
     run: int
     rank: int
-    hyperparameters: training.Hyperparameters
+    hyperparameters: dict[str, Any]
     epoch: int
     file: Path
 
@@ -84,14 +84,14 @@ def main(argv: list[str]) -> None:
     params = results.read_params(found, network.file)
     dataset = data.load(config.dataset, config.data_dir)
     if "stages" in config:  # the held-out part of the training set was not trained on
-        dataset = dataclasses.replace(dataset, train=train.hold_out(config, dataset)[0])
+        dataset = dataclasses.replace(dataset, train=jobs.hold_out(config, dataset)[0])
     workdir.check_data(found.directory, found.provenance, {"train": data.md5(dataset.train)})
     model, preprocess = build(config, dataset, network, params)
 
     started = time.monotonic()
     cli.say(
         f"{dataset.name}, depth {found.depth}, {network.kind} run {network.run} (rank {network.rank}) "
-        f"after epoch {network.epoch}: {len(dataset.train.labels)} training images"
+        f"after epoch {network.epoch}: {len(dataset.train['y'])} training images"
     )
     analyzed = analyze(model, params, dataset.train, preprocess)
     title = (values.title or dataset.name).encode(errors="replace").decode()  # a command line's bytes may be no text
@@ -135,7 +135,7 @@ def choose(found: Result, kind: str, run: int | None, rank: int | None) -> Netwo
         kind=kind,
         run=run,
         rank=int(runs.rank[row]),
-        hyperparameters=training.Hyperparameters(**hyperparameters),
+        hyperparameters=hyperparameters,
         epoch=int(runs.best_epoch[row]) if best else runs.curves.shape[1],
         file=file,
     )
@@ -149,18 +149,16 @@ def build(
     Raises:
       UserError: if the parameters are of another model, or not finite.
     """
-    if "search" in config:
-        recipe = search.recipe(config, dataset, network.kind)
-    else:
-        recipe = train.recipe(config, dataset, dataset.train, network.kind)
-    model = recipe.network(network.hyperparameters)
-    results.check_params(network.file, params, model, recipe.preprocess(dataset.train.images[:1]))
+    build = (jobs.mlp if "search" in config else jobs.convnet)(config, dataset, network.kind)
+    preprocess = jobs.preprocessing(config, dataset.max_value, dataset.train["x"])
+    model = build(network.hyperparameters)
+    results.check_params(network.file, params, model, preprocess(dataset.train["x"][:1]))
     if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params)):
         raise UserError(
             f"{network.file} holds parameters that are not finite: {network.kind} run {network.run} diverged"
         )
     jax.config.update("jax_default_matmul_precision", config.matmul_precision)
-    return model, recipe.preprocess
+    return model, preprocess
 
 
 def analyze(model: nn.Module, params: Any, split: data.Split, preprocess: analysis.Preprocess) -> Analysis:
@@ -169,7 +167,7 @@ def analyze(model: nn.Module, params: Any, split: data.Split, preprocess: analys
     gates = analysis.gate_statistics(model, params, split, preprocess=preprocess)
     if len(gates.bias) < 2:
         raise UserError("the network has a single highway layer; an analysis needs two or more")
-    sample = analysis.inner_states(model, params, split.images[SAMPLE], preprocess=preprocess)
+    sample = analysis.inner_states(model, params, split["x"][SAMPLE], preprocess=preprocess)
     cli.say(f"lesions of {len(gates.bias)} layers, one at a time")
     lesions = analysis.lesion(model, params, split, preprocess=preprocess)
     if not np.isfinite(lesions.loss).any():
@@ -184,16 +182,16 @@ def write(directory: Path, dataset: data.Dataset, network: Network, found: Analy
     hp = network.hyperparameters
     gates, lesions = {title: found.gates}, {title: found.lesions}
     for name, figure in {
-        "figure2.png": gate_plots.figure2(gates, {title: found.sample}, {title: hp.transform_bias}),
+        "figure2.png": gate_plots.figure2(gates, {title: found.sample}, {title: hp["transform_bias"]}),
         "figure3.png": gate_plots.figure3(gates),
         "figure4.png": gate_plots.figure4(lesions),
         "depth_in_use.png": gate_plots.depth_in_use(gates, lesions, {title: found.dropped}),
     }.items():
         write_whole(directory / name, report.png(figure))
     counts, edges = np.histogram(found.gates.open_layers, BINS)
-    images, label = len(dataset.train.labels), int(dataset.train.labels[SAMPLE])
-    summary = summarize(found, hp.transform_bias)
-    what = f"{network.kind} run {network.run} ({hp.activation}, after epoch {network.epoch}) on {title}"
+    images, label = len(dataset.train["y"]), int(dataset.train["y"][SAMPLE])
+    summary = summarize(found, hp["transform_bias"])
+    what = f"{network.kind} run {network.run} ({hp['activation']}, after epoch {network.epoch}) on {title}"
     sample = f"training image {SAMPLE}, of class {label}"
     numbers = {
         "dataset": dataset.name,
@@ -204,9 +202,9 @@ def write(directory: Path, dataset: data.Dataset, network: Network, found: Analy
         "rank": network.rank,
         "epoch": network.epoch,
         "parameters": network.file.relative_to(directory).as_posix(),
-        "hyperparameters": vars(hp),
+        "hyperparameters": hp,
         "summary": summary,
-        "captions": captions(what, images, sample, hp.transform_bias, summary),
+        "captions": captions(what, images, sample, hp["transform_bias"], summary),
         "gates": {**found.gates._asdict(), "open_layers": {"counts": counts, "edges": edges}},
         "routing": found.gates.routing,
         "sample": {"index": SAMPLE, "label": label, **found.sample._asdict()},

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from experiments import event_files, guided
@@ -11,10 +12,20 @@ from experiments.cli import UserError, leaves
 from experiments.configs.convolutional import training
 from experiments.configs.figure1 import random_search
 from highway_jax import stack
+from highway_jax.activations import ACTIVATIONS
 from highway_jax.blocks import BLOCKS
 from highway_jax.models import stages
-from highway_jax.search import Halving, SearchSpace, is_number
+from highway_jax.population import Halving, choice, log_uniform, uniform
+from highway_jax.population.space import is_number
 
+Space = dict[str, Any]  # of distributions, for `population.fit`
+# What a hyperparameter can be, as it will be used: 0.99999999 is 1 in float32.
+RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
+    "learning_rate": ("above 0", lambda value: value > 0),
+    "momentum": ("in [0, 1)", lambda value: 0 <= value < 1),
+    "decay": ("in (0, 1]", lambda value: 0 < value <= 1),
+    "transform_bias": ("finite", lambda value: True),
+}
 PRECISIONS = ("float32", "tensorfloat32", "bfloat16")
 PREPROCESSINGS = ("rescale", "contrast")
 IMPLEMENTATIONS = ("auto", *stack.IMPLEMENTATIONS)
@@ -44,7 +55,7 @@ TRAINING_INTEGERS = {
 }
 
 
-def check_search(config: ConfigDict) -> tuple[SearchSpace, Halving | None]:
+def check_search(config: ConfigDict) -> tuple[Space, Halving | None]:
     """Check every key of a search's config; a single network's name becomes a tuple.
 
     Returns:
@@ -70,7 +81,7 @@ def check_search(config: ConfigDict) -> tuple[SearchSpace, Halving | None]:
     return _space("config.search", ranges), _halving(config.search.halving)
 
 
-def check_training(config: ConfigDict) -> SearchSpace:
+def check_training(config: ConfigDict) -> Space:
     """Check every key of a convolutional network's config; returns the space with its only hyperparameters.
 
     Raises:
@@ -166,11 +177,27 @@ def _check_number(config: ConfigDict, key: str, meaning: str, allowed: Callable[
         raise UserError(f"config.{key} is {value!r}; it must be a number {meaning}")
 
 
-def _space(where: str, ranges: dict[str, tuple[Any, ...]]) -> SearchSpace:
+def _space(where: str, ranges: dict[str, tuple[Any, ...]]) -> Space:
+    """The distributions of a run's hyperparameters (Section 3.1), in the order in which they are drawn."""
+    for name, (meaning, allowed) in RANGES.items():
+        ends = ranges[name]
+        if len(ends) != 2 or not all(is_number(end) and allowed(float(np.float32(end))) for end in ends):
+            raise UserError(f"{where}.{name} is {ends}; it must be a range (low, high) of numbers, each {meaning}")
+        if ends[0] > ends[1]:
+            raise UserError(f"{where}.{name} is {ends}, an inverted range; low must not be above high")
+    names = ranges["activation"]
+    if not names or not set(names) <= set(ACTIVATIONS) or len(set(names)) < len(names):
+        raise UserError(f"{where}.activation is {names}; it must be one or more of {', '.join(ACTIVATIONS)}, each once")
     try:
-        return SearchSpace(**ranges)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{where}.{error}") from error
+        return {
+            "learning_rate": log_uniform(*ranges["learning_rate"]),
+            "momentum": uniform(*ranges["momentum"]),
+            "decay": uniform(*ranges["decay"]),
+            "activation": choice(*names),
+            "transform_bias": uniform(*ranges["transform_bias"]),
+        }
+    except ValueError as error:
+        raise UserError(f"{where}.transform_bias is {ranges['transform_bias']}: {error}") from error
 
 
 def _halving(config: ConfigDict) -> Halving | None:

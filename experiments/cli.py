@@ -23,7 +23,8 @@ from absl import flags, logging
 from ml_collections import ConfigDict, FrozenConfigDict, config_flags
 
 from experiments import configs
-from highway_jax.data import DataError, first_line
+from highway_jax.data import DataError
+from highway_jax.files import first_line
 from highway_jax.parallel import Elsewhere, ProcessLost
 
 

@@ -14,7 +14,7 @@ from absl import flags
 
 from experiments import cli
 from experiments.cli import UserError
-from highway_jax import data
+from highway_jax import files
 
 # A host that is silent for so long is lost, and all others stop.
 HEARTBEAT_SECONDS = 30
@@ -72,7 +72,7 @@ def join(values: flags.FlagValues) -> None:
         if missing and any(reason in str(error) for reason in NO_CLUSTER):
             return
         raise UserError(
-            f"the other processes cannot be joined: {data.first_line(error)}; --num_processes=1 does without them"
+            f"the other processes cannot be joined: {files.first_line(error)}; --num_processes=1 does without them"
         ) from error
     if len(set(counts.values())) > 1:
         raise UserError(

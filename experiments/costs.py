@@ -1,7 +1,6 @@
 """What training costs a device: its memory, from the compiled program, and its time, from measured rates."""
 
 import dataclasses
-import functools
 import importlib.util
 import json
 import math
@@ -17,8 +16,9 @@ from jax.interpreters.partial_eval import dce_jaxpr
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from experiments.hardware import hardware
-from experiments.trainer import Job, run_shapes, runs_by_step
-from highway_jax import parallel, search, training
+from experiments.jobs import Job, group_of
+from highway_jax import parallel
+from highway_jax.population import memory
 
 RESULTS = Path(__file__).parents[1] / "benchmarks/results"
 
@@ -124,49 +124,43 @@ class Plan:
 
 def make_plan(job: Job, network: str, device: Device, devices: int) -> Plan:
     """Plan one kind of a job's networks; of its data, shapes and dtypes are enough."""
-    config, recipe = job.config, job.recipe(network)
+    config = job.config
     with jax.default_matmul_precision(config.matmul_precision):
         target = compiler_of(device)
         mesh = parallel.runs_mesh([target])
-        key = jax.random.key(0)
-        run = run_shapes(job, recipe)
-        need = search.memory_of_a_run(recipe, run, job.train, config.batch_size, target)
+        group = group_of(job, network, mesh)
+        run = group.shapes
+        need = group.memory_of_a_run(target)
 
-        runs, splits = -(-config.num_runs // devices), search.num_bytes((job.train, *job.evaluate.values()))
-        memory = None if device.kind == "cpu" else device.memory - splits
-        side_by_side = config.runs_in_memory or search.choose_runs_in_memory(run, config.num_runs, devices, memory)
+        runs, splits = -(-config.num_runs // devices), memory.num_bytes((job.train, *job.evaluate.values()))
+        free = None if device.kind == "cpu" else device.memory - splits
+        side_by_side = config.runs_in_memory or memory.runs_in_memory(run, config.num_runs, devices, free)
         resident = min(runs, -(-side_by_side // devices))
-        by_step = runs_by_step(config, side_by_side, job.halving)
         if config.runs_per_batch:
             runs_per_batch = min(config.runs_per_batch, resident)
         elif device.kind == "cpu":
             runs_per_batch = 1
         else:
-            free = device.memory - splits - resident * need.state
-            runs_per_batch = search.fitting_runs_per_batch(need, resident, free)
+            runs_per_batch = memory.runs_in_lockstep(need, resident, device.memory - splits - resident * need.state)
 
-        population = _placed(run, mesh, PartitionSpec(parallel.RUNS), resident)
-        train_epoch: Any = search.population_epoch(recipe, config.batch_size, mesh, runs_per_batch)
-        arguments = _placed((job.train, jax.eval_shape(lambda: key)), mesh, PartitionSpec())
-        programs = [(train_epoch.lower(population, *arguments), job.train)]
-        evaluate = parallel.map_runs(lambda run, split: training.evaluate(recipe, run, split), mesh, runs_per_batch)
+        members = _placed(run, mesh, PartitionSpec(parallel.RUNS), resident)
+        batches = _placed(group.batches, mesh, PartitionSpec())
+        peak = _memory(group.train_program.lower(members, batches, runs_per_batch))
         for split in job.evaluate.values():
-            programs.append((jax.jit(evaluate).lower(population, _placed(split, mesh, PartitionSpec())), split))
-        peak = max(_memory(program) - search.num_bytes(split) for program, split in programs)
+            program = group.evaluate_program.lower(members, _placed(split, mesh, PartitionSpec()), runs_per_batch)
+            peak = max(peak, _memory(program) - memory.num_bytes(split))
 
-        batch = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct((config.batch_size, *leaf.shape[1:]), leaf.dtype), job.train
-        )
-        step = jax.make_jaxpr(functools.partial(training.train_step, recipe))(run, batch, key).jaxpr
+        key = jax.random.key(0)
+        step = jax.make_jaxpr(group.task.step)(run.hp, run.state, group.batch, key).jaxpr
     return Plan(
-        parameters=sum(leaf.size for leaf in jax.tree.leaves(run.params)),
+        parameters=sum(leaf.size for leaf in jax.tree.leaves(run.state.params)),
         runs=runs,
         resident=resident,
         runs_per_batch=runs_per_batch,
         population=resident * need.state,
         data=splits,
         program=peak - resident * need.state,
-        steps=(len(job.train.labels) // config.batch_size) * sum(-(-count // devices) for count in by_step),
+        steps=group.search.steps_per_epoch * sum(-(-step.runs // devices) for step in group.search.plan(side_by_side)),
         flops=matmul_flops(dce_jaxpr(step, [True] * len(step.outvars))[0]),
         checkpoint=devices * resident * need.state + 4 * config.num_runs * config.epochs * (1 + len(job.evaluate)),
     )

@@ -14,15 +14,13 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments import results, trainer, workdir
+from experiments import results, workdir
 from experiments.cli import UserError
-from experiments.workdir import Outcome
-from highway_jax import data, search
-from highway_jax.activations import ACTIVATIONS
+from highway_jax import files, population
 from highway_jax.blocks import BLOCKS
-from highway_jax.search import SearchSpace
-from highway_jax.training import Hyperparameters
+from highway_jax.population.space import Choice, LogUniform
 
+Space = Mapping[str, Any]  # of distributions, for `population.fit`
 STUDIES = "optuna.db"  # in the workdir; a study for every kind of network
 
 
@@ -36,23 +34,23 @@ def require() -> None:
         raise UserError("config.sampler is 'tpe', which needs Optuna; install it with: pip install -e '.[optuna]'")
 
 
-def sampler(config: ConfigDict, space: SearchSpace, directory: Path) -> trainer.Sampler:
-    """Guided search, whose generations are `config.runs_in_memory` runs each; tells the workdir's study what ended."""
+def sampler(config: ConfigDict, space: Space, directory: Path, network: str) -> population.Sampler:
+    """Guided search for a kind of network, whose generations are `config.runs_in_memory` runs each; tells the
+    workdir's study what ended."""
 
-    def sample(network: str, first_run: int, count: int, outcome: Outcome) -> Hyperparameters:
-        before = first_run - config.first_run
+    def sample(runs: np.ndarray, result: population.Result) -> dict[str, Any]:
+        before = int(runs[0]) - config.first_run
         if before == 0:
-            return search.sample_population(space, config.seed, count, first_run)
-        columns = {name: values[:before] for name, values in vars(outcome.hyperparameters).items()}
-        columns["activation"] = np.take(ACTIVATIONS, columns["activation"])
-        finished = trials(space, network, config.first_run, columns, outcome.train_loss[:before])
+            return {}  # drawn, as in random search
+        columns = {name: values[:before] for name, values in result.hyperparameters.items()}
+        finished = trials(space, network, config.first_run, columns, result.curves["train_loss"][:before])
         store(directory, network, finished)
-        return suggest(space, network, config.seed, first_run, count, finished)
+        return suggest(space, network, config.seed, int(runs[0]), len(runs), finished)
 
     return sample
 
 
-def store_results(directory: Path, space: SearchSpace) -> None:
+def store_results(directory: Path, space: Space) -> None:
     """Tell the study in a workdir, finished or not, all that the workdir holds.
 
     Raises:
@@ -64,9 +62,9 @@ def store_results(directory: Path, space: SearchSpace) -> None:
 
 
 def suggest(
-    space: SearchSpace, network: str, seed: int, first_run: int, count: int, finished: list[Any]
-) -> Hyperparameters:
-    """Ask for a generation's hyperparameters; all of shape (count,).
+    space: Space, network: str, seed: int, first_run: int, count: int, finished: list[Any]
+) -> dict[str, np.ndarray]:
+    """Ask for a generation's hyperparameters, by name; all of shape (count,).
 
     Args:
       space: where they are from.
@@ -83,13 +81,12 @@ def suggest(
     kinds = distributions(space, network)
     asked = [study.ask(kinds).params for _ in range(count)]  # each keeps away from those asked for before it
     columns = {name: np.array([params[name] for params in asked]) for name in kinds}
-    columns["activation"] = np.array([ACTIVATIONS.index(name) for name in columns["activation"]], np.int32)
-    columns.setdefault("transform_bias", np.full(count, space.transform_bias[0]))
-    return Hyperparameters(**{n: c if n == "activation" else c.astype(np.float32) for n, c in columns.items()})
+    columns.setdefault("transform_bias", np.full(count, space["transform_bias"].low))
+    return columns
 
 
 def trials(
-    space: SearchSpace, network: str, first_run: int, hyperparameters: Mapping[str, np.ndarray], train_loss: np.ndarray
+    space: Space, network: str, first_run: int, hyperparameters: Mapping[str, np.ndarray], train_loss: np.ndarray
 ) -> list[Any]:
     """Finished runs as Optuna's trials; their values are the best losses.
 
@@ -101,13 +98,13 @@ def trials(
       network: the kind of network.
       first_run: the first run's number.
       hyperparameters: the runs', by name, each (runs,); activations by name.
-      train_loss: (runs, epochs) as for `highway_jax.search.rank`.
+      train_loss: (runs, epochs) as for `population.rank`.
     """
     optuna = _optuna()
-    kinds, ranking = distributions(space, network), search.rank(train_loss)
+    kinds, ranking = distributions(space, network), population.rank(train_loss)
     found = []
     for index, losses in enumerate(train_loss):
-        value, last = float(ranking.best_loss[index]), int(ranking.epochs[index])
+        value, last = float(ranking.best[index]), int(ranking.epochs[index])
         pruned = last < len(losses)
         found.append(
             optuna.trial.create_trial(
@@ -122,22 +119,19 @@ def trials(
     return found
 
 
-def distributions(space: SearchSpace, network: str) -> dict[str, Any]:
+def distributions(space: Space, network: str) -> dict[str, Any]:
     """A search space in Optuna's words, by hyperparameter; without the transform bias where a network has none."""
     _optuna()
     from optuna.distributions import CategoricalDistribution, FloatDistribution
 
-    def uniform(ends: tuple[float, float], log: bool = False) -> Any:
-        low, high = (float(np.float32(end)) for end in ends)  # as a run has them
-        return FloatDistribution(low, high, log=log)
-
-    kinds = {
-        "learning_rate": uniform(space.learning_rate, log=True),
-        "momentum": uniform(space.momentum),
-        "decay": uniform(space.decay),
-        "activation": CategoricalDistribution(space.activation),
-    }
-    return kinds | {"transform_bias": uniform(space.transform_bias)} if BLOCKS[network].gated else kinds
+    kinds: dict[str, Any] = {}
+    for name, entry in space.items():
+        if isinstance(entry, Choice):
+            kinds[name] = CategoricalDistribution(entry.options)
+        elif name != "transform_bias" or BLOCKS[network].gated:
+            low, high = (float(np.float32(end)) for end in (entry.low, entry.high))  # as a run has them
+            kinds[name] = FloatDistribution(low, high, log=isinstance(entry, LogUniform))
+    return kinds
 
 
 def store(directory: Path, network: str, finished: list[Any]) -> None:
@@ -151,7 +145,7 @@ def store(directory: Path, network: str, finished: list[Any]) -> None:
         study = optuna.create_study(storage=study_url(directory), study_name=network, load_if_exists=True)
         study.add_trials(finished[len(study.get_trials(deepcopy=False)) :])
     except Exception as error:  # SQLAlchemy and Alembic have many
-        raise UserError(f"{directory / STUDIES} cannot be used: {data.first_line(error)}; remove it") from error
+        raise UserError(f"{directory / STUDIES} cannot be used: {files.first_line(error)}; remove it") from error
 
 
 def study_url(directory: Path) -> str:

@@ -13,20 +13,21 @@ Memory is what XLA says of the compiled epoch. For a TPU its own compiler is ask
 from the rates in benchmarks/results; where none of them is the device's, only a lower bound is given.
 """
 
-import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 
 import jax
 from absl import flags
 from ml_collections import ConfigDict
 from rich.table import Table
 
-from experiments import cli, search, settings, train, trainer
+from experiments import cli, settings
 from experiments.checks import check_search, check_training
 from experiments.cli import UserError
 from experiments.costs import DEVICES, Device, Plan, Rate, compiler_of, make_plan, measured_rate, this_device
+from experiments.jobs import Job, choose_implementations, search_job, training_job
 from experiments.progress import Output, duration
-from highway_jax import data, parallel, training
+from highway_jax import data, parallel
 
 
 def main(argv: list[str]) -> None:
@@ -50,52 +51,26 @@ def main(argv: list[str]) -> None:
     console = Output()
     console.print(
         f"{label}: {config.num_runs:,} runs of {' and of '.join(job.networks)}, {config.epochs:,} epochs of "
-        f"{len(job.train.labels) // config.batch_size:,} steps, on {given:,} x {device.kind}"
+        f"{len(job.train['y']) // config.batch_size:,} steps, on {given:,} x {device.kind}"
     )
     console.print(table(plans, config, device, rate))
     for note in notes(plans, config, device, given, rate):
         console.print(note)
 
 
-def read(config: ConfigDict, here: bool = False) -> trainer.Job:
+def read(config: ConfigDict, here: bool = False) -> Job:
     """Check a config; what it wants done, here or elsewhere, with data of which only the shapes are right.
 
     Raises:
       UserError: if it cannot be run.
     """
-    implementations: dict[str, str] = {}
     if "search" in config:
         space, halving = check_search(config)
         dataset = data.outline(config.dataset, config.data_dir)
-        networks = config.networks
-        if here:
-            implementations = search.choose_implementations(config, networks)
-
-        def recipe(network: str) -> training.Recipe:
-            return search.recipe(config, dataset, network, implementations.get(network, "xla"))
-
-        split, evaluate = dataset.train, {"test_accuracy": dataset.test}
-    else:
-        space, halving = check_training(config), None
-        dataset = data.outline(config.dataset, config.data_dir)
-        split, evaluate = train.hold_out(config, dataset)
-        train.describe(config, dataset, split)  # the stages have to fit the images
-        one = jax.tree.map(lambda leaf: leaf[:1], split)  # for the mean image
-        networks = (config.block,)
-        recipe = functools.partial(train.recipe, config, dataset, one)
-    trainer.check_batch_size(config, split)
-    return trainer.Job(
-        config=config,
-        networks=networks,
-        sample=search.sampler(config, space),
-        recipe=recipe,
-        train=split,
-        evaluate=evaluate,
-        title=dataset.name,
-        draw=lambda outcomes: {},
-        implementations=implementations,
-        halving=halving,
-    )
+        implementations = choose_implementations(config, config.networks) if here else {}
+        return search_job(config, space, halving, dataset, implementations, Path())
+    space = check_training(config)
+    return training_job(config, space, data.outline(config.dataset, config.data_dir), outlined=True)
 
 
 def table(plans: Mapping[str, Plan], config: ConfigDict, device: Device, rate: Rate | None) -> Table:

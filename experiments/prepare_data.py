@@ -22,7 +22,7 @@ from absl import flags
 
 from experiments import cli
 from experiments.cli import UserError
-from highway_jax import data
+from highway_jax import data, files
 
 
 def main(argv: list[str]) -> None:
@@ -43,7 +43,7 @@ def main(argv: list[str]) -> None:
         except data.NotPreparedError:
             pass
         else:
-            print(f"{name} is prepared: {len(found.train.labels)} training and {len(found.test.labels)} test images")
+            print(f"{name} is prepared: {len(found.train['y'])} training and {len(found.test['y'])} test images")
             return
     if importlib.util.find_spec("tensorflow") is None:
         raise UserError(
@@ -51,7 +51,7 @@ def main(argv: list[str]) -> None:
         )
     prepare(name, data_dir, values.overwrite)
     found = data.load_tfds(name, data_dir)
-    print(f"{name} is ready: {len(found.train.labels)} training and {len(found.test.labels)} test images")
+    print(f"{name} is ready: {len(found.train['y'])} training and {len(found.test['y'])} test images")
 
 
 def prepare(name: str, data_dir: str | None, overwrite: bool) -> None:
@@ -73,7 +73,7 @@ def prepare(name: str, data_dir: str | None, overwrite: bool) -> None:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"{name!r} could not be prepared: {data.first_line(error)}") from error
+        raise UserError(f"{name!r} could not be prepared: {files.first_line(error)}") from error
 
 
 def check_network(name: str, builder: Any) -> None:

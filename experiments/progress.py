@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from experiments.cli import ignore_output, say
-from highway_jax import search
+from highway_jax import population
 
 
 class Output(Console):
@@ -48,8 +48,8 @@ class Stats:
     @classmethod
     def of(cls, curves: np.ndarray) -> Self:
         """Of (runs, epochs) training losses; runs that have not begun do not count."""
-        ranking = search.rank(curves[~np.isnan(curves).all(axis=1)])
-        best = float(ranking.best_loss[ranking.order[0]])
+        ranking = population.rank(curves[~np.isnan(curves).all(axis=1)])
+        best = float(ranking.best[ranking.order[0]])
         return cls(best, ranking.mean_of_best(10), ranking.median(), int(ranking.diverged.sum()))
 
 

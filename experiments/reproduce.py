@@ -40,7 +40,7 @@ from PIL import Image
 from experiments import claims, cli, reproduction_page, results, workdir
 from experiments.cli import UserError
 from experiments.results import NetworkResult
-from highway_jax import search
+from highway_jax import population
 
 ROOT = Path(__file__).parents[1]
 # How a program of ours ends that was asked to stop; negative: before it could do so in order.
@@ -282,7 +282,7 @@ def needed(runs: NetworkResult) -> np.ndarray:
     `claims.Best` may compare depths after fewer epochs than a search has had; so the runs that led then are kept whole.
     """
     curves, each = runs.curves, np.arange(len(runs.run))
-    ranking = search.rank(curves)
+    ranking = population.rank(curves)
     keep = np.zeros(curves.shape, bool)
     keep[:, 0] = keep[:, THIN - 1 :: THIN] = True
     for epoch in ranking.best_epoch, ranking.epochs:

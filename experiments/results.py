@@ -19,7 +19,7 @@ from experiments import cli, workdir
 from experiments.cli import UserError
 from experiments.configs.convolutional import training
 from experiments.configs.figure1 import random_search
-from highway_jax import checkpoint, data, search
+from highway_jax import checkpoint, files, population
 from highway_jax.activations import ACTIVATIONS
 from highway_jax.blocks import BLOCKS
 from highway_jax.models import stages
@@ -182,7 +182,7 @@ def read_params(found: Result, file: Path) -> Any:
     try:
         return checkpoint.restore_params(file)
     except Exception as error:  # Orbax and TensorStore have many
-        raise UserError(f"{file} is damaged, or holds no parameters: {data.first_line(error)}") from error
+        raise UserError(f"{file} is damaged, or holds no parameters: {files.first_line(error)}") from error
 
 
 def check_params(file: Path, params: Any, network: nn.Module, inputs: Any) -> None:
@@ -200,7 +200,7 @@ def check_params(file: Path, params: Any, network: nn.Module, inputs: Any) -> No
     try:
         expected = jax.eval_shape(lambda: network.init(jax.random.key(0), inputs))["params"]
     except ValueError as error:
-        raise UserError(f"{file}: the workdir's config is of no network: {data.first_line(error)}") from error
+        raise UserError(f"{file}: the workdir's config is of no network: {files.first_line(error)}") from error
     there, needed = (
         jax.tree.map(lambda leaf: (np.shape(leaf), getattr(leaf, "dtype", None)), tree) for tree in (params, expected)
     )
@@ -329,10 +329,16 @@ def _check_curves(path: Path, network: str, result: NetworkResult, epochs: int |
         return  # the search goes on, and the two files are not of one moment
     if curves.shape[1] != epochs:
         raise _damaged(path, f"it has {curves.shape[1]} epochs of {network}, where the config has {epochs}")
-    ranking = search.rank(curves)
-    for name in ("best_loss", "best_epoch", "final_loss", "diverged", "epochs", "order"):
-        if not np.array_equal(getattr(result, name), getattr(ranking, name)):
+    ranking = population.rank(curves)
+    derived = {"best_loss": ranking.best, "final_loss": ranking.final}
+    derived |= {name: getattr(ranking, name) for name in ("best_epoch", "diverged", "epochs")}
+    for name, here in derived.items():
+        if not np.array_equal(getattr(result, name), here):
             raise _damaged(path, f"the {name} of {network}'s runs is not that of runs.csv")
+    # Until format 4 a run that diverged was ranked by what it had before.
+    earlier = np.argsort(ranking.best, kind="stable")
+    if not any(np.array_equal(result.order, order) for order in (ranking.order, earlier)):
+        raise _damaged(path, f"the order of {network}'s runs is not that of runs.csv")
 
 
 def _read_table(path: Path, columns: tuple[str, ...], optional: tuple[str, ...] = ()) -> dict[str, np.ndarray]:

@@ -7,7 +7,7 @@ import jax
 
 from experiments import cli
 from experiments.cli import UserError
-from highway_jax.data import first_line
+from highway_jax.files import first_line
 
 PINNED = {
     # They change which random numbers a key gives.

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import jax
 
-from experiments import plan, trainer
+from experiments import jobs, plan
 from experiments.results import Result, as_program_has_it, best_mean_std
 from highway_jax.models import paper, stages
 
@@ -123,7 +123,7 @@ def _parameters(result: Result, network: str) -> str:
     config = as_program_has_it(result.config)
     config.data_dir = None  # what is there counts no more than what was
     job = plan.read(config)
-    params = trainer.run_shapes(job, job.recipe(network)).params
+    params = jobs.group_of(job, network).shapes.state.params
     return f"{sum(leaf.size for leaf in jax.tree.leaves(params)):,}"
 
 

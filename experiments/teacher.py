@@ -1,6 +1,7 @@
 """Read a teacher from the workdir that `experiments.train` left (highway_jax/distillation.py)."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -9,33 +10,37 @@ from ml_collections import ConfigDict
 from experiments import cli, results, workdir
 from experiments.checks import check_training
 from experiments.cli import UserError
-from highway_jax import ConvNet, data, training
-from highway_jax.distillation import Student, Teacher, taught
+from highway_jax import ConvNet, data
+from highway_jax.distillation import Student, Teacher
 from highway_jax.models import stages
 
 # What student and teacher must have in common to see the same inputs.
 SHARED = ("dataset", "preprocessing", "validation")
 
 
-def teach(
-    config: ConfigDict, dataset: data.Dataset, recipe: Callable[[str], training.Recipe], teacher: Teacher
-) -> Callable[[str], training.Recipe]:
-    """The recipe with a teacher.
+def student(
+    config: ConfigDict, dataset: data.Dataset, build: Callable[[Any], Any], teacher: Teacher, steps_per_epoch: int
+) -> Callable[[Any], Student]:
+    """What builds the network that a teacher guides, from what builds the network.
 
     Raises:
-      UserError: if its hint layer and the network's guided layer do not fit.
+      UserError: if the teacher's hint layer and the network's guided layer do not fit.
     """
     for key, network in ("guided_layer", config.stages), ("hint_layer", teacher.network.stages):
         layers = stages.depth(network) - 1
         if config[key] > layers:
             raise UserError(f"config.{key} is {config[key]}; it must be 1 to {layers}, a layer before the output")
-    student = Student(ConvNet(config.stages, dataset.num_classes, config.block), config.guided_layer, teacher)
-    image = np.zeros((1, *dataset.train.images.shape[1:]), np.float32)
+
+    def guided(network: Any) -> Student:
+        return Student(network, config.guided_layer, teacher, config.hint_epochs, config.epochs, steps_per_epoch)
+
+    image = np.zeros((1, *dataset.train["x"].shape[1:]), np.float32)
     try:
-        jax.eval_shape(student.init, jax.random.key(0), image)
+        alone = guided(ConvNet(config.stages, dataset.num_classes, config.block))
+        jax.eval_shape(alone.init, jax.random.key(0), image)
     except ValueError as error:
         raise UserError(f"config.{error}") from error
-    return lambda kind: taught(recipe(kind), teacher, config.guided_layer, config.hint_epochs, config.epochs)
+    return lambda hp: guided(build(hp))
 
 
 def load(config: ConfigDict, dataset: data.Dataset) -> Teacher:
@@ -62,6 +67,6 @@ def load(config: ConfigDict, dataset: data.Dataset) -> Teacher:
         raise workdir.damaged(path)
     network = ConvNet(theirs.stages, dataset.num_classes, block, theirs.activation)
     params = results.read_params(found, path)
-    image = np.zeros((1, *dataset.train.images.shape[1:]), np.float32)
+    image = np.zeros((1, *dataset.train["x"].shape[1:]), np.float32)
     results.check_params(path, params, network, image)
     return Teacher(network, params, config.hint_layer)

@@ -22,26 +22,20 @@ its parameters. Of a search's run it is said at the end whether its curve repeat
 command goes on.
 """
 
-import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from absl import flags
-from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
-from experiments import cli, cluster, results, search, settings, teacher, trainer, workdir
-from experiments.checks import check_search, check_training
+from experiments import cli, cluster, results, settings, trainer, workdir
+from experiments.checks import Space, check_search, check_training
 from experiments.cli import UserError
+from experiments.jobs import Job, choose_implementations, draw_curves, search_job, training_job
 from experiments.progress import Output, print_summary
-from experiments.workdir import Outcome
-from highway_jax import ConvNet, data, optim, parallel, plotting, training
-from highway_jax.activations import ACTIVATIONS
-from highway_jax.data import Split
-from highway_jax.search import sample_population
+from highway_jax import data, parallel, population
 
 
 def main(argv: list[str]) -> None:
@@ -84,29 +78,8 @@ def train_convnet(config: ConfigDict, directory: Path) -> None:
     space = check_training(config)
     console = Output()
 
-    def prepare() -> trainer.Job:
-        dataset = data.load(config.dataset, config.data_dir)
-        train, evaluate = hold_out(config, dataset)
-        title = f"{dataset.name}, {describe(config, dataset, train)}"
-        build: Callable[[str], training.Recipe] = functools.partial(recipe, config, dataset, train)
-        inputs = {}
-        if config.teacher is not None:
-            guide = teacher.load(config, dataset)
-            build = teacher.teach(config, dataset, build, guide)
-            inputs["teacher"] = guide.params
-            title += f", taught by {config.teacher}"
-        return trainer.Job(
-            config=config,
-            networks=(config.block,),
-            sample=search.sampler(config, space),
-            recipe=build,
-            train=train,
-            evaluate=evaluate,
-            title=title,
-            draw=_draw(title),
-            keep_params=True,
-            inputs=inputs,
-        )
+    def prepare() -> Job:
+        return training_job(config, space, data.load(config.dataset, config.data_dir))
 
     trainer.summary_of(config, directory, console, prepare)
     accuracy = results.load(directory).networks[config.block].test_accuracy
@@ -114,76 +87,6 @@ def train_convnet(config: ConfigDict, directory: Path) -> None:
     if len(accuracy) > 1:
         console.print(f"that is: best (mean ± standard deviation) of {len(accuracy)} runs")
     console.print(f"figure: {directory / 'curves.png'}, parameters: {directory / 'params' / config.block}")
-
-
-def hold_out(config: ConfigDict, dataset: data.Dataset) -> tuple[Split, dict[str, Split]]:
-    """What is trained on, and what is evaluated: the test set, and the last `validation` training examples."""
-    count = len(dataset.train.labels) - config.validation
-    if count < 1:
-        raise UserError(
-            f"config.validation is {config.validation}; it must be below {len(dataset.train.labels)}, "
-            f"the number of training images"
-        )
-    train, held_out = (
-        jax.tree.map(lambda leaf, part=part: leaf[part], dataset.train) for part in (slice(count), slice(count, None))
-    )
-    evaluate = {"test_accuracy": dataset.test}
-    return train, evaluate | ({"validation_accuracy": held_out} if config.validation else {})
-
-
-def recipe(config: ConfigDict, dataset: data.Dataset, train: Split, network: str) -> training.Recipe:
-    """What a convolutional network's config trains."""
-
-    def build(hp: training.Hyperparameters) -> ConvNet:
-        return ConvNet(
-            stages=config.stages,
-            num_classes=dataset.num_classes,
-            block=network,
-            activation=hp.activation,
-            transform_bias=hp.transform_bias,
-            output_std=config.output_std,
-        )
-
-    def augment(key: jax.Array, images: Any) -> Any:
-        crop, mirror = jax.random.split(key)
-        if config.crop_padding:
-            images = data.random_crop(crop, images, config.crop_padding)
-        return data.random_mirror(mirror, images) if config.mirror else images
-
-    def optimizer(hp: training.Hyperparameters, epoch: Any) -> Any:
-        rate = optim.step_decay(hp.learning_rate, hp.decay, epoch, config.boundaries)
-        return optim.nesterov(rate, hp.momentum, config.weight_decay)
-
-    if config.preprocessing == "contrast":
-        mean = jax.jit(lambda images: data.mean_image(images, data.global_contrast_normalize))(train.images)
-        preprocess = lambda images: data.global_contrast_normalize(images) - mean  # noqa: E731
-    else:
-        preprocess = functools.partial(data.rescale, max_value=dataset.max_value)
-    return training.Recipe(build, preprocess, augment, optimizer)
-
-
-def describe(config: ConfigDict, dataset: data.Dataset, train: Split) -> str:
-    """Such as "convolutional highway network of 19 layers, 2,256,838 parameters".
-
-    Raises:
-      UserError: if the stages do not fit the images.
-    """
-    model = ConvNet(config.stages, dataset.num_classes, config.block)
-    try:
-        variables = jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, *train.images.shape[1:]), np.float32))
-    except ValueError as error:
-        raise UserError(f"config.stages: {error}") from error
-    count = sum(leaf.size for leaf in jax.tree.leaves(variables))
-    return f"convolutional {config.block} network of {len(variables['params'])} layers, {count:,} parameters"
-
-
-def _draw(title: str) -> Any:
-    def draw(outcomes: Mapping[str, Outcome]) -> dict[str, Figure]:
-        losses = {network: outcome.train_loss for network, outcome in outcomes.items()}
-        accuracy = {network: outcome.accuracy["test_accuracy"] for network, outcome in outcomes.items()}
-        return {"curves.png": plotting.learning_curves(losses, accuracy, title)}
-
-    return draw
 
 
 def train_again(values: flags.FlagValues, overrides: Mapping[str, str]) -> None:
@@ -196,31 +99,22 @@ def train_again(values: flags.FlagValues, overrides: Mapping[str, str]) -> None:
     config = config_of_run(found, network, run)
     with results.naming_config(found):
         space, _ = check_search(config)
-    check_draw(found, network, run, sample_population(space, config.seed, 1, run))
+    check_draw(found, network, run, drawn(space, config.seed, run))
     cli.override(config, overrides)
     space, halving = check_search(config)
     directory = Path(values.workdir or f"runs/{Path(values.from_search).resolve().name}_{network}_run{run}")
     console = Output()
 
-    def prepare() -> trainer.Job:
+    def prepare() -> Job:
         dataset = data.load(config.dataset, config.data_dir)
-        title = f"{dataset.name}, depth {config.depth}, {network} run {run}"
         earlier = workdir.earlier_implementations(directory)
         if earlier is None:
             earlier = found.provenance.get("implementations", {})  # to repeat it exactly
-        implementations = search.choose_implementations(config, [network], earlier)
-        job = trainer.Job(
-            config=config,
-            networks=config.networks,
-            sample=search.sampler(config, space),
-            recipe=functools.partial(search.recipe, config, dataset, implementation=implementations[network]),
-            implementations=implementations,
-            train=dataset.train,
-            evaluate={"test_accuracy": dataset.test},
-            title=title,
-            draw=_draw(title),
-            halving=halving,
-            keep_params=True,
+        implementations = choose_implementations(config, [network], earlier)
+        title = f"{dataset.name}, depth {config.depth}, {network} run {run}"
+        draw = draw_curves(title)
+        job = search_job(
+            config, space, halving, dataset, implementations, directory, title=title, draw=draw, keep_params=True
         )
         if config.dataset == found.config.dataset:
             workdir.check_data(found.directory, found.provenance, job.identity.data_md5)
@@ -270,16 +164,22 @@ def config_of_run(found: results.Result, network: str, run: int) -> ConfigDict:
     return config
 
 
-def check_draw(found: results.Result, network: str, run: int, drawn: training.Hyperparameters) -> None:
-    """Refuse to repeat a run whose hyperparameters, each of shape (1,), are not those in the search's table.
+def drawn(space: Space, seed: int, run: int) -> dict[str, Any]:
+    """The hyperparameters that a search with such a space and seed gives a run."""
+    given = population.Space(space)
+    columns = given.draw(population.keys(seed)[0], np.array([run]))
+    return {name: values[0] for name, values in given.readable(columns, 1).items()}
+
+
+def check_draw(found: results.Result, network: str, run: int, hyperparameters: Mapping[str, Any]) -> None:
+    """Refuse to repeat a run whose hyperparameters are not those in the search's table.
 
     Raises:
       UserError: naming the first that differs.
     """
     runs = found.networks[network]
-    columns = vars(drawn) | {"activation": np.take(ACTIVATIONS, drawn.activation)}
     for name, values in runs.hyperparameters.items():
-        there, here = values[run - runs.run[0]], np.asarray(columns[name])[0]
+        there, here = values[run - runs.run[0]], hyperparameters[name]
         if name == "activation":
             same = there == here
         else:  # compilers and devices differ in the last digit; a network without gates has no transform bias

@@ -21,22 +21,21 @@ from typing import Any, Self
 import filelock
 import jax
 import numpy as np
-from flax import struct
 from jax.sharding import Mesh
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
 from experiments import cli
 from experiments.cli import UserError, leaves
-from highway_jax import checkpoint, data, parallel, search, training
-from highway_jax.activations import ACTIVATIONS
+from highway_jax import checkpoint, files, parallel, population
 from highway_jax.blocks import BLOCKS
 from highway_jax.files import PARTIAL, check_path, first_link, first_special, replacing, write_whole
 
-FORMAT = 4  # of a workdir; 3 did not tie its checkpoints to config and data
-READABLE = (3, FORMAT)  # formats of finished work that can be read
+FORMAT = 5  # of a workdir; 4 ranked diverged runs by what they had before, 3 tied no checkpoint to config and data
+READABLE = (3, 4, FORMAT)  # formats of finished work that can be read
 LOCK = ".lock"
 CHECKPOINTS = "checkpoints"  # the folder of each network's checkpoints, until the work is finished
+ACCURACIES = ("test_accuracy", "validation_accuracy")  # columns of tables
 RESULTS = ("config.json", "runs.csv", "curves.csv", "summary.json", "provenance.json")
 # What `summary.json` has of each network: integers, and numbers that are null where they are not finite.
 INTEGERS = ("best_run", "diverged", "num_runs")
@@ -50,43 +49,48 @@ ROUNDING = ("implementation", *SHARING)  # what a result depends on by rounding 
 CHANGEABLE = (*FREE, *SHARING)  # what may change when work goes on
 
 
-@struct.dataclass
+@dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What training one kind of network's population gave: host arrays with a leading axis of runs.
+    """What training one kind of network has given so far, of the runs that have begun.
 
     Attributes:
-      hyperparameters: every run's.
-      train_loss: (runs, epochs) mean training losses, as for `highway_jax.search.rank`.
+      runs: (runs,) their numbers.
+      hyperparameters: (runs,) values by name.
+      train_loss: (runs, epochs) mean training losses, as for `population.rank`.
       accuracy: (runs, epochs) accuracies by the split's column, NaN where not evaluated.
       best_params: the best run's parameters, after its best epoch.
-      final_params: every run's parameters after its last epoch, with a leading axis of runs, or empty.
-      first_run: the first run's number.
+      params: every run's parameters after its last epoch, by number, or none.
       seconds: of training.
     """
 
-    hyperparameters: training.Hyperparameters
+    runs: np.ndarray
+    hyperparameters: Mapping[str, np.ndarray]
     train_loss: np.ndarray
-    accuracy: dict[str, np.ndarray]
+    accuracy: Mapping[str, np.ndarray]
     best_params: Any
-    final_params: Any
-    first_run: int = struct.field(pytree_node=False)
-    seconds: float = struct.field(pytree_node=False)
+    params: Mapping[int, Any]
+    seconds: float
 
-    def so_far(self) -> Self:
-        """Without the runs and the epochs that are still to come."""
-        epochs = search.rank(self.train_loss).epochs
+    @classmethod
+    def of(cls, result: population.Result) -> Self:
+        """Of a search that is finished or stopped."""
+        epochs = result.ranking.epochs
         runs, longest = np.count_nonzero(epochs), epochs.max()
-        return dataclasses.replace(
-            self,
-            hyperparameters=jax.tree.map(lambda leaf: leaf[:runs], self.hyperparameters),
-            train_loss=self.train_loss[:runs, :longest],
-            accuracy={name: table[:runs, :longest] for name, table in self.accuracy.items()},
-            final_params=jax.tree.map(lambda leaf: leaf[:runs], self.final_params),
+        curves = {name: curve[:runs, :longest] for name, curve in result.curves.items()}
+        numbers = result.search.runs[:runs]
+        return cls(
+            runs=numbers,
+            hyperparameters={name: values[:runs] for name, values in result.hyperparameters.items()},
+            train_loss=curves[result.search.rank_by],
+            accuracy={name: curve for name, curve in curves.items() if name in ACCURACIES},
+            best_params=result.best.params,
+            params={run: result.run(run).params for run in numbers.tolist() if result.search.keep == "all"},
+            seconds=result.seconds,
         )
 
     def last_accuracy(self, name: str) -> np.ndarray:
         """(runs,) a split's accuracies after every run's last epoch."""
-        epochs = search.rank(self.train_loss).epochs
+        epochs = population.rank(self.train_loss).epochs
         return self.accuracy[name][np.arange(len(epochs)), epochs - 1]
 
 
@@ -187,11 +191,20 @@ class Identity:
     data_md5: Mapping[str, str]
     implementations: Mapping[str, str]
 
-    def fingerprint(self, network: str = "") -> str:
-        """A digest of it all, for one kind of network."""
-        config = {key: value for key, value in leaves(as_json(self.config)).items() if key not in CHANGEABLE}
-        decisive = [FORMAT, network, config, dict(self.data_md5), dict(self.implementations)]
-        return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+    def of(self, network: str) -> dict[str, Any]:
+        """All of it by name, for one kind of network, JSON-able."""
+        config = leaves(as_json(self.config)).items()
+        return {
+            "format": FORMAT,
+            "network": network,
+            **{f"config.{key}": value for key, value in config if key not in CHANGEABLE},
+            **{f"data_md5.{name}": value for name, value in self.data_md5.items()},
+            **{f"implementations.{name}": value for name, value in self.implementations.items()},
+        }
+
+    def fingerprint(self) -> str:
+        """A digest of it all."""
+        return hashlib.sha256(json.dumps(self.of(""), sort_keys=True).encode()).hexdigest()
 
 
 @contextmanager
@@ -429,29 +442,28 @@ def write_tables(directory: Path, outcomes: Mapping[str, Outcome], accuracy_curv
     runs: list[dict[str, Any]] = []
     curves: list[dict[str, Any]] = []
     for network, outcome in outcomes.items():
-        ranking = search.rank(outcome.train_loss)
+        ranking = population.rank(outcome.train_loss)
         rank_of = np.argsort(ranking.order) + 1
         last = {name: outcome.last_accuracy(name) for name in outcome.accuracy}
-        hp = {f.name: getattr(outcome.hyperparameters, f.name) for f in dataclasses.fields(outcome.hyperparameters)}
-        for index, losses in enumerate(outcome.train_loss):
-            run = outcome.first_run + index
+        curved = outcome.accuracy if accuracy_curves else {}
+        for index, (run, losses) in enumerate(zip(outcome.runs, outcome.train_loss, strict=True)):
+            hyperparameters = {name: values[index] for name, values in outcome.hyperparameters.items()}
+            if not BLOCKS[network].gated:
+                hyperparameters["transform_bias"] = None
             runs.append(
                 {
                     "network": network,
                     "run": run,
                     "rank": rank_of[index],
-                    **{name: value[index] for name, value in hp.items()},
-                    "activation": ACTIVATIONS[hp["activation"][index]],
-                    "transform_bias": hp["transform_bias"][index] if BLOCKS[network].gated else None,
-                    "best_loss": ranking.best_loss[index],
+                    **hyperparameters,
+                    "best_loss": ranking.best[index],
                     "best_epoch": ranking.best_epoch[index],
-                    "final_loss": ranking.final_loss[index],
+                    "final_loss": ranking.final[index],
                     "diverged": bool(ranking.diverged[index]),
                     "epochs": ranking.epochs[index],
                     **{name: accuracy[index] for name, accuracy in last.items()},
                 }
             )
-            curved = outcome.accuracy if accuracy_curves else {}
             for epoch, loss in enumerate(losses[: ranking.epochs[index]]):
                 accuracy = {name: table[index, epoch] for name, table in curved.items()}
                 curves.append({"network": network, "run": run, "epoch": epoch + 1, "train_loss": loss, **accuracy})
@@ -497,10 +509,8 @@ def write_results(directory: Path, network: str, outcomes: Mapping[str, Outcome]
 def _params(network: str, outcome: Outcome) -> Iterator[tuple[str, Any]]:
     """The parameters that are results, by the name of their directory."""
     yield f"best/{network}", outcome.best_params
-    if outcome.final_params:
-        for index in range(len(outcome.train_loss)):
-            params = jax.tree.map(lambda leaf: leaf[index], outcome.final_params)  # noqa: B023
-            yield f"params/{network}/run{outcome.first_run + index}", params
+    for run, params in outcome.params.items():
+        yield f"params/{network}/run{run}", params
 
 
 def _check_params(directory: Path, network: str, outcome: Outcome) -> None:
@@ -510,18 +520,18 @@ def _check_params(directory: Path, network: str, outcome: Outcome) -> None:
             there = checkpoint.restore_params(directory / name)
             same = all(jax.tree.leaves(jax.tree.map(lambda a, b: a.tobytes() == b.tobytes(), there, params)))
         except Exception as error:  # Orbax and TensorStore have many
-            raise UserError(f"{directory / name} cannot be read back: {data.first_line(error)}") from error
+            raise UserError(f"{directory / name} cannot be read back: {files.first_line(error)}") from error
         if not same:
             raise UserError(f"{directory / name} holds other parameters than were written to it")
 
 
 def summarize(outcome: Outcome) -> dict[str, Any]:
     """One network's entry of `summary.json`; a number that is not finite becomes null."""
-    ranking = search.rank(outcome.train_loss)
+    ranking = population.rank(outcome.train_loss)
     best = int(ranking.order[0])
     summary = {
-        "best_loss": float(ranking.best_loss[best]),
-        "best_run": outcome.first_run + best,
+        "best_loss": float(ranking.best[best]),
+        "best_run": int(outcome.runs[best]),
         "top10_mean_loss": ranking.mean_of_best(10),
         "median_loss": ranking.median(),
         "diverged": int(ranking.diverged.sum()),

@@ -5,8 +5,7 @@ that has a transform gate, a `ConvNet`, or a network of one's own of `HighwayDen
 `nn.scan` or without. Results are NumPy arrays with one row per highway layer, in the order in which the network calls
 them. A highway layer inside another one's gate is part of that gate and has no row. Feature maps are averaged over
 space, as is any axis between batch and blocks. Where layers differ in width, a narrow layer's row ends in NaN, and what
-a layer does not have is NaN. Images are given as stored; `preprocess` turns them into the network's input, as in a
-`training.Recipe`.
+a layer does not have is NaN. Images are given as stored; `preprocess` turns them into the network's input.
 """
 
 import dataclasses
@@ -25,7 +24,7 @@ from jax.sharding import Mesh
 from highway_jax import parallel
 from highway_jax.data import Array, Split
 from highway_jax.layers import CLOSED, Gated
-from highway_jax.training import cross_entropy
+from highway_jax.population.classification import cross_entropy
 
 Preprocess = Callable[[Array], Array]
 Path = tuple[str, ...]
@@ -124,12 +123,12 @@ def gate_statistics(
     Raises:
       ValueError: if the model has no highway layers.
     """
-    found = _find(model, params, _inputs(split.images, preprocess))
-    num_classes = int(np.max(split.labels)) + 1
+    found = _find(model, params, _inputs(split["x"], preprocess))
+    num_classes = int(np.max(split["y"])) + 1
 
     def step(sums, batch):
-        gates = [state["transform_gate"] for state in _states(model, params, preprocess(batch.images), found)]
-        of_class = jax.nn.one_hot(batch.labels, num_classes)  # all zero for a sample that only fills up the batch
+        gates = [state["transform_gate"] for state in _states(model, params, preprocess(batch["x"]), found)]
+        of_class = jax.nn.one_hot(batch["y"], num_classes)  # all zero for a sample that only fills up the batch
 
         def add(total, gate):
             known = jnp.isfinite(gate)  # of a NaN, another class's zero would make a NaN
@@ -145,7 +144,7 @@ def gate_statistics(
     start = [jnp.zeros((num_classes, len(bias))) for bias in biases]
     sums, open_layers = jax.jit(lambda batches: lax.scan(step, start, batches))(_batches(split, batch_size))
     by_class = np.stack([_table(layers) for layers in zip(*sums, strict=True)])
-    size = np.bincount(split.labels, minlength=num_classes)
+    size = np.bincount(split["y"], minlength=num_classes)
     with np.errstate(invalid="ignore"):
         class_mean = by_class / size[:, None, None]
     return GateStatistics(
@@ -201,7 +200,7 @@ def lesion(
     Raises:
       ValueError: if the model has no highway layers, one of them cannot be closed, or its outputs are not logits.
     """
-    layers = sum(layers.count for layers in _find(model, params, _inputs(split.images, preprocess)))
+    layers = sum(layers.count for layers in _find(model, params, _inputs(split["x"], preprocess)))
     closed = np.eye(layers + 1, layers, dtype=bool)  # the last row is the whole network
     loss, error = _evaluate(model, params, split, closed, preprocess, batch_size, mesh)
     return Lesions(loss[:-1], error[:-1], float(loss[-1]), float(error[-1]))
@@ -226,7 +225,7 @@ def drop_layers(
     Raises:
       ValueError: as in `lesion`, or if `order` is not a permutation of the layers.
     """
-    layers = sum(layers.count for layers in _find(model, params, _inputs(split.images, preprocess)))
+    layers = sum(layers.count for layers in _find(model, params, _inputs(split["x"], preprocess)))
     order = np.asarray(order)
     if sorted(order.tolist()) != list(range(layers)):
         raise ValueError(f"order is {order.tolist()}; it must hold each of the layers 0 to {layers - 1} once")
@@ -389,17 +388,17 @@ def _evaluate(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mean loss and error with the gates of some layers closed: (masks,) each, for masks (masks, layers)."""
     mesh = parallel.runs_mesh() if mesh is None else mesh
-    inputs = _inputs(split.images, preprocess)
+    inputs = _inputs(split["x"], preprocess)
 
     def evaluate(closed, params, batches):
         params = close_gates(model, params, inputs, closed)
 
         def step(sums, batch):
-            outputs = model.apply({"params": params}, preprocess(batch.images))
+            outputs = model.apply({"params": params}, preprocess(batch["x"]))
             assert isinstance(outputs, jax.Array)  # no collection is mutable, so there is nothing else
-            loss = cross_entropy(outputs, batch.labels)
-            wrong = jnp.where(jnp.isfinite(loss), outputs.argmax(axis=-1) != batch.labels, jnp.nan)
-            return sums + jnp.stack([loss, wrong]).sum(axis=-1, where=batch.labels >= 0), None
+            loss = cross_entropy(outputs, batch)
+            wrong = jnp.where(jnp.isfinite(loss), outputs.argmax(axis=-1) != batch["y"], jnp.nan)
+            return sums + jnp.stack([loss, wrong]).sum(axis=-1, where=batch["y"] >= 0), None
 
         return lax.scan(step, jnp.zeros(2), batches)[0]
 
@@ -408,7 +407,7 @@ def _evaluate(
     # In lockstep the lesions share the kernels, so that a product takes lesions and samples as its rows.
     mapped = jax.jit(parallel.map_runs(evaluate, mesh, runs_per_batch=len(closed)))
     sums = mapped(parallel.split_runs(mesh, closed), *parallel.replicate(mesh, (params, _batches(split, batch_size))))
-    loss, error = np.asarray(sums)[:masks].T / len(split.labels)
+    loss, error = np.asarray(sums)[:masks].T / len(split["y"])
     return loss, error
 
 
@@ -417,15 +416,15 @@ def _batches(split: Split, batch_size: int) -> Split:
 
     The last batch is filled up with the last sample, labelled -1: `preprocess` and network get real samples alone.
     """
-    samples = len(split.labels)
+    samples = len(split["y"])
     size = min(batch_size, samples)
 
     def cut(array: Array, filler: Array) -> np.ndarray:
         filled = np.concatenate([array, np.repeat(filler, -samples % size, axis=0)])
         return filled.reshape(-1, size, *filled.shape[1:])
 
-    images, labels = np.asarray(split.images), np.asarray(split.labels)
-    return Split(cut(images, images[-1:]), cut(labels, np.full_like(labels[-1:], -1)))
+    images, labels = np.asarray(split["x"]), np.asarray(split["y"])
+    return {"x": cut(images, images[-1:]), "y": cut(labels, np.full_like(labels[-1:], -1))}
 
 
 def _table(rows: Sequence[Array]) -> np.ndarray:

@@ -2,28 +2,28 @@
 
 In the first epochs the student's layers up to its guided layer learn to predict, through a convolutional regressor,
 what the teacher has in its hint layer. After them all of the student learns from the labels and from the teacher's
-outputs. Both stages are one run of one recipe: which of them an epoch belongs to follows from its number.
+outputs. Both stages are one run of one task: which of them a step belongs to follows from its number.
 
 From the authors' released code: the regressor is a layer of the hint layer's kind without padding, whose windows make
 the sizes meet; the temperature of 3; the weight of the teacher's outputs, from 4 to 1. There, layers include their
 pooling, and the weight falls from epoch 5 to 400 of 500; here hint and guided layer are compared before it, and it
-falls over the whole second stage. Their optimizer is RMSProp, here it is the recipe's; with momentum SGD the hints have
+falls over the whole second stage. Their optimizer is RMSProp, here it is the caller's; with momentum SGD the hints have
 not been seen to help (experiments/configs/digits.py).
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from jax import lax
 
 from highway_jax.data import Array
 from highway_jax.maxout import Maxout
 from highway_jax.models import ConvNet
-from highway_jax.training import Hyperparameters, Recipe, Run
+from highway_jax.population import Task, accuracy, cross_entropy, supervised
 
 TEMPERATURE = 3.0
 WEIGHT = 4.0, 1.0  # of the teacher's outputs, at the second stage's beginning and end
@@ -66,7 +66,7 @@ class Teacher:
 
     def hint(self, inputs: Array) -> jax.Array:
         """What its hint layer has."""
-        return self.network.apply({"params": self.params}, inputs, self.hint_layer)  # type: ignore[return-value]
+        return self.network.apply({"params": self.params}, inputs, until=self.hint_layer)  # type: ignore[return-value]
 
     def logits(self, inputs: Array) -> jax.Array:
         """Its outputs, (batch, classes)."""
@@ -74,14 +74,17 @@ class Teacher:
 
 
 class Student(nn.Module):
-    """A network that a teacher guides; called, it is the network.
+    """A network that a teacher guides, in training; otherwise it is the network.
 
-    Parameters: the network's, and beside them the `regressor`'s.
+    Parameters: the network's, and beside them the `regressor`'s. The collection `stages` counts the steps.
 
     Attributes:
       network: the network.
       guided_layer: the number of its guided layer, from 1.
-      teacher: the teacher.
+      teacher: the teacher. It gets the inputs that the student gets, augmentation included.
+      hint_epochs: of the first stage.
+      epochs: of both.
+      steps_per_epoch: steps in an epoch.
 
     Raises:
       ValueError: where either layer is none or has no images, or the guided layer's are smaller than the hint's.
@@ -90,19 +93,40 @@ class Student(nn.Module):
     network: ConvNet
     guided_layer: int
     teacher: Teacher
+    hint_epochs: int = 1
+    epochs: int = 2
+    steps_per_epoch: int = 1
 
     def setup(self) -> None:
         nn.share_scope(self, self.network)
+        self.steps = self.variable("stages", "steps", lambda: jnp.int32(0))
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, train: bool = False) -> dict[str, jax.Array]:
+        """`logits`; in training also `objective`, what a batch with the cross entropy 0 is trained on, and whether it
+        is all there is, as in the `first` stage. Runs in lockstep compute both stages' all along."""
+        logits = self.network(x, train=train)
         if self.is_initializing():
             self.hint_loss(x)
-        return self.network(x)
+        if not train:
+            return {"logits": logits}
+        epoch = self.steps.value // self.steps_per_epoch
+        first = epoch < self.hint_epochs
+
+        def hints(student: Student) -> jax.Array:
+            return student.hint_loss(x)
+
+        def outputs(student: Student) -> jax.Array:
+            weight = jnp.interp(epoch, jnp.array([self.hint_epochs, self.epochs]), jnp.array(WEIGHT))
+            return weight * distillation_loss(logits, self.teacher.logits(x))
+
+        objective = nn.cond(first, hints, outputs, self)
+        self.steps.value += 1
+        return {"logits": logits, "objective": objective, "first": first}
 
     @nn.compact
     def hint_loss(self, x: jax.Array) -> jax.Array:
         """The loss of the first stage, without dropout."""
-        hint, guided = self.teacher.hint(x), self.network(x, self.guided_layer)
+        hint, guided = self.teacher.hint(x), self.network(x, until=self.guided_layer)
         sizes = [y.shape[1:3] for y in (guided, hint) if y.ndim == 4]
         if len(sizes) < 2 or any(here < there for here, there in zip(*sizes, strict=True)):
             raise ValueError(
@@ -113,39 +137,43 @@ class Student(nn.Module):
         return hint_loss(Maxout(hint.shape[-1], window, padding="VALID", name="regressor")(guided), hint)
 
 
-def taught(recipe: Recipe, teacher: Teacher, guided_layer: int, hint_epochs: int, epochs: int) -> Recipe:
-    """A recipe for a network's training in two stages by a teacher, from that for its training without.
+def taught(
+    student: Callable[[Any], Student], optimizer: Callable[[Any], optax.GradientTransformation], **hooks: Any
+) -> Task:
+    """The task of training a network in two stages by a teacher.
 
-    In the first stage nothing but the layers up to the guided one and the regressor changes. Runs trained in lockstep
-    compute both stages' losses all along.
+    In the first stage nothing but the layers up to the guided one and the regressor changes. The loss is what a step
+    lowers; the metric `cross_entropy` is the labels' alone, comparable with training without a teacher.
 
     Args:
-      recipe: the training without; its `objective` is not used.
-      teacher: gets the inputs that the student gets, augmentation included.
-      guided_layer: the number of the student's guided layer, from 1.
-      hint_epochs: of the first stage.
-      epochs: of both.
+      student: builds the student from hyperparameters.
+      optimizer: as for `population.supervised`.
+      hooks: `preprocess` and `augment`, likewise.
     """
-    first_stage = {"regressor", *(f"layer{number}" for number in range(1, guided_layer + 1))}
 
-    def network(hp: Hyperparameters) -> Student:
-        return Student(recipe.network(hp), guided_layer, teacher)  # type: ignore[arg-type]
+    def loss(outputs: dict[str, jax.Array], batch: Any) -> jax.Array:
+        labels = cross_entropy(outputs["logits"], batch)
+        if "objective" not in outputs:
+            return labels
+        return outputs["objective"] + jnp.where(outputs["first"], 0, labels.mean())
 
-    def objective(run: Run, inputs: Array, logits: jax.Array, cross_entropy: jax.Array) -> jax.Array:
-        def hints() -> jax.Array:
-            return network(run.hyperparameters).apply({"params": run.params}, inputs, method="hint_loss")  # type: ignore[return-value]
+    def in_stages(hp: Any) -> optax.GradientTransformation:
+        return optax.chain(optimizer(hp), _first_layers_first(student(hp)))
 
-        def outputs() -> jax.Array:
-            weight = jnp.interp(run.epoch, jnp.array([hint_epochs, epochs]), jnp.array(WEIGHT))
-            return cross_entropy + weight * distillation_loss(logits, teacher.logits(inputs))
+    metrics = {
+        "cross_entropy": lambda outputs, batch: cross_entropy(outputs["logits"], batch),
+        "accuracy": lambda outputs, batch: accuracy(outputs["logits"], batch),
+    }
+    return supervised(student, loss, in_stages, metrics, **hooks)
 
-        return lax.cond(run.epoch < hint_epochs, hints, outputs)
 
-    def optimizer(hp: Hyperparameters, epoch: Any) -> optax.GradientTransformation:
-        def freeze(updates: Any, params: Any) -> Any:  # weight decay would go on shrinking them
-            late = jax.tree.map(lambda update: jnp.where(epoch < hint_epochs, 0, update), updates)
-            return {name: (updates if name in first_stage else late)[name] for name in updates}
+def _first_layers_first(student: Student) -> optax.GradientTransformation:
+    """No updates in the first stage but of what it trains: weight decay would go on shrinking the rest."""
+    early = {"regressor", *(f"layer{number}" for number in range(1, student.guided_layer + 1))}
 
-        return optax.chain(recipe.optimizer(hp, epoch), optax.stateless(freeze))
+    def update(updates: Any, count: jax.Array, params: Any = None) -> tuple[Any, jax.Array]:
+        first = count // student.steps_per_epoch < student.hint_epochs
+        late = jax.tree.map(lambda update: jnp.where(first, 0, update), updates)
+        return {name: (updates if name in early else late)[name] for name in updates}, count + 1
 
-    return dataclasses.replace(recipe, network=network, objective=objective, optimizer=optimizer)
+    return optax.GradientTransformation(lambda params: jnp.int32(0), update)

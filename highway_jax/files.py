@@ -80,3 +80,8 @@ def first_special(directory: Path) -> Path | None:
             if not stat.S_ISREG(mode):
                 return path
     return None
+
+
+def first_line(error: BaseException) -> str:
+    """An exception's kind and the first line of what it says."""
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no details'}"

@@ -1,7 +1,4 @@
-"""Optimizers and learning rates, as functions of hyperparameters that may be traced.
-
-The learning rate is a scalar that the caller works out for the epoch; it is no part of an optimizer's state.
-"""
+"""The authors' optimizer and learning rates, of hyperparameters that may be traced."""
 
 from collections.abc import Sequence
 
@@ -16,12 +13,9 @@ BIAS_RATE = 2.0
 OUTPUT_DECAY = 10.0
 
 
-def sgd(learning_rate: Scalar, momentum: Scalar) -> optax.GradientTransformation:
-    """SGD with momentum (Section 3.1)."""
-    return optax.sgd(learning_rate, momentum)
-
-
-def nesterov(learning_rate: Scalar, momentum: Scalar, weight_decay: Scalar) -> optax.GradientTransformation:
+def nesterov(
+    learning_rate: Scalar | optax.Schedule, momentum: Scalar, weight_decay: Scalar
+) -> optax.GradientTransformation:
     """SGD with Nesterov momentum as the authors had it for Tables 1 to 3, in Caffe's order.
 
     Weights decay by an L2 term in their gradient, ten times as large for the output layer's, biases not at
@@ -29,7 +23,7 @@ def nesterov(learning_rate: Scalar, momentum: Scalar, weight_decay: Scalar) -> o
     step of the schedule it still has the old rate.
 
     Args:
-      learning_rate: of the weights.
+      learning_rate: of the weights, or a schedule that counts steps.
       momentum: momentum.
       weight_decay: factor of the weights in their gradient; the authors have 0.001.
     """
@@ -37,19 +31,24 @@ def nesterov(learning_rate: Scalar, momentum: Scalar, weight_decay: Scalar) -> o
         optax.add_decayed_weights(weight_decay, _weights),
         optax.add_decayed_weights((OUTPUT_DECAY - 1) * weight_decay, _output_weights),
         optax.masked(optax.scale(BIAS_RATE), _biases),
-        optax.scale(-learning_rate),
+        optax.scale_by_learning_rate(learning_rate),
         optax.trace(momentum, nesterov=True),
     )
 
 
-def exponential_decay(learning_rate: Scalar, decay: Scalar, epoch: int | jax.Array) -> Scalar:
-    """The learning rate of an epoch (from 0): `learning_rate * decay**epoch` (Section 3.1)."""
-    return learning_rate * decay**epoch
+def step_decay(
+    learning_rate: Scalar, decay: Scalar, boundaries: Sequence[float], steps_per_epoch: int
+) -> optax.Schedule:
+    """A learning rate that is multiplied by `decay` at each boundary, in epochs (Section 3.3).
 
+    It changes between epochs alone: at the first one, from 0, that is not below a boundary.
+    """
 
-def step_decay(learning_rate: Scalar, decay: Scalar, epoch: int | jax.Array, boundaries: Sequence[float]) -> Scalar:
-    """The learning rate of an epoch (from 0), multiplied by `decay` at each boundary, in epochs (Section 3.3)."""
-    return learning_rate * decay ** jnp.sum(epoch >= jnp.asarray(boundaries, jnp.float32))
+    def schedule(count: jax.Array) -> jax.Array:
+        epoch = count // steps_per_epoch
+        return learning_rate * decay ** jnp.sum(epoch >= jnp.asarray(boundaries, jnp.float32))
+
+    return schedule
 
 
 def _weights(params):

@@ -15,7 +15,7 @@ from matplotlib.colors import LinearSegmentedColormap, to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, PercentFormatter
 
-from highway_jax.search import rank
+from highway_jax.population.ranking import rank
 
 # Told apart with any colour vision (blue and orange; green and purple), and dark enough to be text.
 COLORS = {"highway": "#1f5fa8", "plain": "#b84a08", "residual": "#00796b", "fixed": "#8a3d9e", "lstm": "#4a3b2a"}

@@ -27,12 +27,11 @@ from highway_jax import (
     parallel,
 )
 from highway_jax.activations import gate
-from highway_jax.data import Split
 from highway_jax.ops import resize
 
 KEY = jax.random.key(0)
 rng = np.random.default_rng(0)
-SPLIT = Split(rng.integers(0, 255, (37, 6, 5, 1), np.uint8), rng.integers(0, 3, 37).astype(np.int32))
+SPLIT = {"x": rng.integers(0, 255, (37, 6, 5, 1), np.uint8), "y": rng.integers(0, 3, 37).astype(np.int32)}
 
 
 def scale(images):
@@ -62,20 +61,20 @@ def mlp(**options):
 
 def initialized(model):
     """Random weights and biases, so that no two layers and no two gates are alike."""
-    shapes = jax.eval_shape(model.init, KEY, scale(SPLIT.images[:1]))["params"]
+    shapes = jax.eval_shape(model.init, KEY, scale(SPLIT["x"][:1]))["params"]
     draw = np.random.default_rng(1).normal
     return jax.tree.map(lambda leaf: jnp.asarray(draw(scale=0.4, size=leaf.shape), leaf.dtype), shapes)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def logits(model, params):
-    return model.apply({"params": params}, scale(SPLIT.images))
+    return model.apply({"params": params}, scale(SPLIT["x"]))
 
 
 def performance(model, params):
     outputs = logits(model, params)
-    loss = optax.softmax_cross_entropy_with_integer_labels(outputs, SPLIT.labels)
-    return float(loss.mean()), float((outputs.argmax(-1) != SPLIT.labels).mean())
+    loss = optax.softmax_cross_entropy_with_integer_labels(outputs, SPLIT["y"])
+    return float(loss.mean()), float((outputs.argmax(-1) != SPLIT["y"]).mean())
 
 
 @pytest.mark.parametrize("carry", ["coupled", "independent"])
@@ -87,7 +86,7 @@ def test_a_lesion_is_the_network_without_the_layer(carry):
     for layer in range(6):
         rest = jax.tree.map(lambda leaf: np.delete(leaf, layer, axis=0), params["layers"])  # noqa: B023
         without = {**params, "layers": rest}
-        closed = analysis.close_gates(model, params, scale(SPLIT.images), np.arange(6) == layer)
+        closed = analysis.close_gates(model, params, scale(SPLIT["x"]), np.arange(6) == layer)
         np.testing.assert_array_equal(logits(model, closed), logits(shorter, without))  # y = h * 0 + x * 1, bit for bit
         expected = performance(shorter, without)
         np.testing.assert_allclose((lesions.loss[layer], lesions.error[layer]), expected, rtol=1e-6)
@@ -122,8 +121,8 @@ def test_any_networks_layers_are_lesioned_in_the_order_of_application(model, nam
         return resize(args[0], layer.features or args[0].shape[-1], layer.strides)  # of most layers, args[0]
 
     with nn.intercept_methods(skip):
-        shorter = jax.jit(lambda p: model.apply({"params": p}, scale(SPLIT.images)))(params)
-    closed = analysis.close_gates(model, params, scale(SPLIT.images), np.arange(len(names)) == skipped)
+        shorter = jax.jit(lambda p: model.apply({"params": p}, scale(SPLIT["x"])))(params)
+    closed = analysis.close_gates(model, params, scale(SPLIT["x"]), np.arange(len(names)) == skipped)
     np.testing.assert_allclose(logits(model, closed), shorter, rtol=1e-5, atol=1e-6)
 
 
@@ -134,7 +133,7 @@ def test_mapped_lesions_are_single_ones_whatever_the_batches_and_devices(two_dev
     for batch_size, mesh in (37, one), (10, None), (1000, None):
         lesions = analysis.lesion(model, params, SPLIT, preprocess=scale, batch_size=batch_size, mesh=mesh)
         for layer in range(6):
-            closed = analysis.close_gates(model, params, scale(SPLIT.images), np.arange(6) == layer)
+            closed = analysis.close_gates(model, params, scale(SPLIT["x"]), np.arange(6) == layer)
             expected = performance(model, closed)
             np.testing.assert_allclose((lesions.loss[layer], lesions.error[layer]), expected, rtol=2e-6)
 
@@ -148,7 +147,7 @@ def test_dropping_layers_goes_from_the_whole_network_to_none_of_it():
     assert dropped.loss.shape == dropped.error.shape == (7,)
     np.testing.assert_allclose(dropped.loss[:2], (lesions.intact_loss, lesions.loss.min()), rtol=1e-6)
     for k in range(7):
-        closed = analysis.close_gates(model, params, scale(SPLIT.images), np.isin(np.arange(6), order[:k]))
+        closed = analysis.close_gates(model, params, scale(SPLIT["x"]), np.isin(np.arange(6), order[:k]))
         np.testing.assert_allclose((dropped.loss[k], dropped.error[k]), performance(model, closed), rtol=1e-6)
     for wrong in ([0, 1], [0, 1, 2, 3, 4, 4]):
         with pytest.raises(ValueError, match=r"order is \[0, 1.*each of the layers 0 to 5 once"):
@@ -158,15 +157,15 @@ def test_dropping_layers_goes_from_the_whole_network_to_none_of_it():
 def test_the_statistics_are_those_of_the_gates():
     model = mlp()
     params = initialized(model)
-    _, sown = model.apply({"params": params}, scale(SPLIT.images), mutable="intermediates")
+    _, sown = model.apply({"params": params}, scale(SPLIT["x"]), mutable="intermediates")
     gates = np.asarray(sown["intermediates"]["layers"]["transform_gate"][0])
     found = analysis.gate_statistics(model, params, SPLIT, preprocess=scale, batch_size=10)
     np.testing.assert_array_equal(found.bias, params["layers"]["bias"][:, 5:])
     np.testing.assert_allclose(found.mean, gates.mean(axis=1), rtol=1e-5)
     np.testing.assert_allclose(found.open_layers, gates.mean(axis=2).sum(axis=0), rtol=1e-5)
     for label in range(3):
-        np.testing.assert_allclose(found.class_mean[label], gates[:, SPLIT.labels == label].mean(axis=1), rtol=1e-5)
-    sample = analysis.inner_states(model, params, SPLIT.images[4], preprocess=scale)
+        np.testing.assert_allclose(found.class_mean[label], gates[:, SPLIT["y"] == label].mean(axis=1), rtol=1e-5)
+    sample = analysis.inner_states(model, params, SPLIT["x"][4], preprocess=scale)
     for name, value in sample._asdict().items():
         expected = sown["intermediates"]["layers"][name][0][:, 4]
         np.testing.assert_allclose(value, expected, rtol=1e-4, atol=1e-6)
@@ -175,7 +174,7 @@ def test_the_statistics_are_those_of_the_gates():
 def test_feature_maps_are_averaged_over_space_and_narrow_layers_end_in_nan():
     model = Mixed()
     params = initialized(model)
-    _, sown = model.apply({"params": params}, scale(SPLIT.images), mutable="intermediates")
+    _, sown = model.apply({"params": params}, scale(SPLIT["x"]), mutable="intermediates")
     found = analysis.gate_statistics(model, params, SPLIT, preprocess=scale)
     assert found.mean.shape == (12, 4)
     for layer in range(11):
@@ -192,7 +191,7 @@ def test_feature_maps_are_averaged_over_space_and_narrow_layers_end_in_nan():
 @given(labels=arrays(np.int32, 12, elements=st.integers(0, 4)), batch_size=st.integers(1, 15))
 def test_the_mean_over_samples_is_that_over_classes_weighted_by_their_size(labels, batch_size):
     model = MLP(depth=3, width=4, transform_bias=-0.5)
-    split = Split(SPLIT.images[:12], labels)
+    split = {"x": SPLIT["x"][:12], "y": labels}
     found = analysis.gate_statistics(model, initialized(model), split, preprocess=scale, batch_size=batch_size)
     assert found.class_size.tolist() == [int((labels == label).sum()) for label in range(labels.max() + 1)]
     assert [np.isnan(m).all() for m in found.class_mean] == [size == 0 for size in found.class_size]
@@ -203,10 +202,10 @@ def test_the_mean_over_samples_is_that_over_classes_weighted_by_their_size(label
 
 @pytest.mark.parametrize("layer", [HighwayDense("tanh"), HighwayConv((3, 3))])
 def test_a_gate_forced_open_gives_h(layer):
-    x = scale(SPLIT.images)
+    x = scale(SPLIT["x"])
     params = layer.init(KEY, x)["params"]
     params["t"]["bias"] += jnp.inf
-    states = analysis.inner_states(layer, params, SPLIT.images[0], preprocess=scale)
+    states = analysis.inner_states(layer, params, SPLIT["x"][0], preprocess=scale)
     np.testing.assert_array_equal(states.block_output, states.block_state)
     plain = PlainDense(1, "tanh") if isinstance(layer, HighwayDense) else PlainConv(1)
     np.testing.assert_allclose(
@@ -237,7 +236,7 @@ def test_a_network_without_highway_layers_or_with_shared_ones_is_refused():
 
     refused = (mlp(block="plain"), "this MLP has no highway layers"), (Twice(), "layer 'shared' is applied")
     for model, message in refused:
-        params = model.init(KEY, scale(SPLIT.images))["params"]
+        params = model.init(KEY, scale(SPLIT["x"]))["params"]
         for function in analysis.lesion, analysis.gate_statistics:
             with pytest.raises(ValueError, match=message):
                 function(model, params, SPLIT, preprocess=scale)
@@ -257,7 +256,7 @@ def test_figures_of_networks_of_different_depth_and_width():
     for name, model in models.items():
         params = initialized(model)
         statistics[name] = analysis.gate_statistics(model, params, SPLIT, preprocess=scale)
-        states[name] = analysis.inner_states(model, params, SPLIT.images[0], preprocess=scale)
+        states[name] = analysis.inner_states(model, params, SPLIT["x"][0], preprocess=scale)
         lesions[name] = analysis.lesion(model, params, SPLIT, preprocess=scale)
         dropped[name] = analysis.drop_layers(model, params, SPLIT, lesions[name].order, preprocess=scale)
     figure2 = gate_plots.figure2(statistics, states, dict.fromkeys(models, -0.5))
@@ -271,9 +270,8 @@ def test_figures_of_networks_of_different_depth_and_width():
     np.testing.assert_array_equal(shown[3].filled(np.nan), statistics["convnet"].routing[2, :3])
     figure4 = gate_plots.figure4(lesions)
     np.testing.assert_array_equal(figure4.axes[1].lines[0].get_ydata(), lesions["convnet"].error)
-    assert (
-        len([axes for axes in gate_plots.figure3(statistics).axes if axes.images]) == 6
-    )  # two networks, three classes
+    figure3 = gate_plots.figure3(statistics)
+    assert len([axes for axes in figure3.axes if axes.images]) == 6  # two networks, three classes
     perfect = lesions["$x_$, no formula"]._replace(error=np.zeros(6), intact_error=0.0)
     figures = figure2, figure3, figure4, gate_plots.figure4({"perfect": perfect})
     for figure in (*figures, gate_plots.depth_in_use(statistics, lesions, dropped)):
@@ -369,14 +367,14 @@ def test_highway_layers_of_any_kind_are_found_and_can_be_closed(model, biased):
     lesions = analysis.lesion(model, params, SPLIT, preprocess=scale, batch_size=10)
     np.testing.assert_allclose((lesions.intact_loss, lesions.intact_error), performance(model, params), rtol=1e-6)
     assert len(set(np.round([*lesions.loss, lesions.intact_loss], 6))) == (2 if biased is None else 3)
-    inputs = scale(SPLIT.images)
+    inputs = scale(SPLIT["x"])
     closed = analysis.close_gates(model, params, inputs, np.ones(2, bool))
     first, last = params["input"].get("h", params["input"]), params["output"]
     x = inputs.reshape(len(inputs), -1) @ first["kernel"] + first["bias"]
     x = jax.nn.relu(x) if isinstance(model, MLP) else x
     expected = x @ last["kernel"] + last["bias"]  # without any highway layer
     np.testing.assert_allclose(logits(model, closed), expected, rtol=1e-5, atol=1e-5)
-    states = analysis.inner_states(model, params, SPLIT.images[0], preprocess=scale)
+    states = analysis.inner_states(model, params, SPLIT["x"][0], preprocess=scale)
     assert np.isfinite(states.transform_gate).all()
 
 
@@ -406,7 +404,7 @@ def test_nothing_depends_on_the_batches_and_only_real_samples_are_preprocessed(s
     images = np.random.default_rng(samples).integers(1, 255, (samples, 6, 5, 1), np.uint8)
     if nan:
         images[0] = 0
-    split = Split(images, SPLIT.labels[:samples])
+    split = {"x": images, "y": SPLIT["y"][:samples]}
 
     def relative(images):  # NaN where an image is empty
         images = scale(images)
@@ -422,7 +420,7 @@ def test_nothing_depends_on_the_batches_and_only_real_samples_are_preprocessed(s
         np.testing.assert_allclose(getattr(found, name), getattr(whole, name), rtol=1e-5)
     assert np.isnan(found.open_layers).tolist() == [nan and sample == 0 for sample in range(samples)]
     others = np.flatnonzero(found.class_size)
-    classes = [label for label in others if not nan or label != split.labels[0]]
+    classes = [label for label in others if not nan or label != split["y"][0]]
     assert np.isfinite(found.class_mean[classes]).all()
     found, whole = (analysis.lesion(*args, preprocess=relative, batch_size=size) for size in (batch_size, samples))
     for a, b in zip(found, whole, strict=True):
@@ -442,10 +440,10 @@ def test_the_documented_blocks_run_and_can_be_analysed():
     for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
         exec(code, names)
     model = names["model"].clone(depth=3, num_classes=3)
-    params = model.init(KEY, scale(SPLIT.images))["params"]
+    params = model.init(KEY, scale(SPLIT["x"]))["params"]
     statistics = analysis.gate_statistics(model, params, SPLIT, preprocess=scale)
     np.testing.assert_array_equal(statistics.bias, np.full((2, 50), -2))
-    states = analysis.inner_states(model, params, SPLIT.images[0], preprocess=scale)
+    states = analysis.inner_states(model, params, SPLIT["x"][0], preprocess=scale)
     assert np.isfinite(states.block_output).all()
     assert np.isnan(states.block_state).all()  # it has none of that name
     assert (analysis.lesion(model, params, SPLIT, preprocess=scale).damage >= 0).all()

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from highway_jax.training import Recipe
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from jax import lax
@@ -17,7 +18,6 @@ from highway_jax.maxout import Maxout
 from highway_jax.models import paper, parse, stages
 from highway_jax.ops import resize
 from highway_jax.pooling import avg_pool, max_pool
-from highway_jax.training import Recipe
 
 KEY = jax.random.key(0)
 DIGITS = data.load("digits")
@@ -299,7 +299,7 @@ SPACE = search.SearchSpace((0.03, 0.06), momentum=(0.9, 0.9), decay=(0.1, 0.1), 
 
 
 def start(num_runs, mesh):
-    return search.init_population(RECIPE, search.sample_population(SPACE, 0, num_runs), 0, DIGITS.train.images, mesh)
+    return search.init_population(RECIPE, search.sample_population(SPACE, 0, num_runs), 0, DIGITS.train["x"], mesh)
 
 
 def test_a_population_of_convolutional_networks_learns_and_is_its_runs_alone():
@@ -337,7 +337,7 @@ def test_randomness_is_the_runs_the_epochs_and_the_steps_own_and_absent_from_eva
     assert loss != train(after, batches)[1]  # the weights are the same, the epoch is not
     assert loss != train(run.replace(key=run.key + 1), batches)[1]
     assert step(run, batch, jax.random.key(0))[1] != step(run, batch, jax.random.key(1))[1]
-    outputs = [training.logits(frozen, r, batch.images) for r in (run, after, run.replace(key=run.key + 1))]
+    outputs = [training.logits(frozen, r, batch["x"]) for r in (run, after, run.replace(key=run.key + 1))]
     np.testing.assert_array_equal(outputs[0], outputs[1])
     np.testing.assert_array_equal(outputs[0], outputs[2])
 

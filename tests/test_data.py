@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from highway_jax import data
-from highway_jax.data import Split, shuffled_batches
+from highway_jax.data import shuffled_batches
 from tests.tfds_files import CIFAR100, MNIST, encoded, write_tfds
 
 PREPARED = Path(os.environ.get("TFDS_DATA_DIR", Path(__file__).parents[2] / "shared/tfds"))
@@ -24,40 +24,40 @@ needs_mnist = pytest.mark.skipif(
 
 def test_digits_are_the_real_ones_split_once_and_for_all():
     dataset = data.load("digits")
-    assert dataset.train.images.shape == (1500, 8, 8, 1)
-    assert dataset.test.images.shape == (297, 8, 8, 1)
-    assert dataset.train.images.max() == dataset.max_value == 16
-    everything = np.concatenate([dataset.train.images, dataset.test.images])
+    assert dataset.train["x"].shape == (1500, 8, 8, 1)
+    assert dataset.test["x"].shape == (297, 8, 8, 1)
+    assert dataset.train["x"].max() == dataset.max_value == 16
+    everything = np.concatenate([dataset.train["x"], dataset.test["x"]])
     assert len(np.unique(everything.reshape(1797, -1), axis=0)) == 1797
-    assert np.bincount(np.concatenate([dataset.train.labels, dataset.test.labels])).tolist() == [
+    assert np.bincount(np.concatenate([dataset.train["y"], dataset.test["y"]])).tolist() == [
         178, 182, 177, 183, 181, 182, 181, 179, 174, 180,
     ]  # fmt: skip
     # A changed shuffle would silently change every result.
-    assert hashlib.md5(dataset.test.labels.tobytes()).hexdigest() == "95c5a2cdad09f319b07673eee68ce001"
+    assert hashlib.md5(dataset.test["y"].tobytes()).hexdigest() == "95c5a2cdad09f319b07673eee68ce001"
 
 
 @settings(max_examples=25)
 @given(sizes=st.tuples(st.integers(1, 40), st.integers(1, 40)).map(sorted), seed=st.integers(0, 2**31))
 def test_an_epoch_shows_every_example_at_most_once_with_its_label(sizes, seed):
     batch_size, n = sizes
-    split = Split(np.arange(n).reshape(n, 1), 10 * np.arange(n))
+    split = {"x": np.arange(n).reshape(n, 1), "y": 10 * np.arange(n)}
     batches = shuffled_batches(split, jax.random.key(seed), batch_size)
-    assert batches.labels.shape == (n // batch_size, batch_size)
-    seen = np.asarray(batches.images).ravel()
+    assert batches["y"].shape == (n // batch_size, batch_size)
+    seen = np.asarray(batches["x"]).ravel()
     assert len(set(seen.tolist())) == len(seen)
-    np.testing.assert_array_equal(np.asarray(batches.labels).ravel(), 10 * seen)
+    np.testing.assert_array_equal(np.asarray(batches["y"]).ravel(), 10 * seen)
 
 
 def test_every_epoch_has_an_order_of_its_own():
-    split = Split(np.zeros((40, 1)), np.arange(40))
-    orders = [np.ravel(shuffled_batches(split, jax.random.key(seed), 10).labels) for seed in (0, 1)]
+    split = {"x": np.zeros((40, 1)), "y": np.arange(40)}
+    orders = [np.ravel(shuffled_batches(split, jax.random.key(seed), 10)["y"]) for seed in (0, 1)]
     for other in (orders[1], np.arange(40)):
         assert (orders[0] != other).any()
 
 
 def test_a_batch_larger_than_the_data_is_refused():
     with pytest.raises(ValueError, match="batch_size is 5; it must be 1 to 4"):
-        shuffled_batches(Split(np.zeros((4, 1)), np.zeros(4)), jax.random.key(0), 5)
+        shuffled_batches({"x": np.zeros((4, 1)), "y": np.zeros(4)}, jax.random.key(0), 5)
 
 
 def test_pixels_are_rescaled_to_the_unit_interval():
@@ -67,11 +67,11 @@ def test_pixels_are_rescaled_to_the_unit_interval():
 @needs_mnist
 def test_mnist_is_read_to_the_last_bit_without_tensorflow():
     dataset = data.load("mnist", str(PREPARED))
-    assert (dataset.train.images.shape, dataset.num_classes) == ((60000, 28, 28, 1), 10)
+    assert (dataset.train["x"].shape, dataset.num_classes) == ((60000, 28, 28, 1), 10)
     # The original files' sums: TFDS stores the images in an order of its own.
-    assert dataset.train.images.sum(dtype=np.int64) == round(33.318421449829934 * 60000 * 784)
-    assert dataset.test.images.sum(dtype=np.int64) == round(33.791224489795916 * 10000 * 784)
-    assert np.bincount(dataset.test.labels).tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
+    assert dataset.train["x"].sum(dtype=np.int64) == round(33.318421449829934 * 60000 * 784)
+    assert dataset.test["x"].sum(dtype=np.int64) == round(33.791224489795916 * 10000 * 784)
+    assert np.bincount(dataset.test["y"]).tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
     assert data.md5(dataset.train) == "a54d59b5fad9aa93751c3618b95cad3d"  # as in results/
     assert "tensorflow" not in sys.modules
 
@@ -113,7 +113,7 @@ def assert_outlined(name, place, there):
     outline = data.outline(name, place)
     assert (outline.num_classes, outline.max_value) == (there.num_classes, there.max_value)
     for described, found in (outline.train, there.train), (outline.test, there.test):
-        for ours, theirs in (described.images, found.images), (described.labels, found.labels):
+        for ours, theirs in (described["x"], found["x"]), (described["y"], found["y"]):
             assert (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype)
 
 
@@ -139,9 +139,9 @@ def test_a_prepared_dataset_is_read_as_it_was_written(dataset, fake, tmp_path, m
     for place in (str(tmp_path / "data"), "~/data"):
         there = data.load(name, place)
         for split, (images, labels, *_) in (there.train, train), (there.test, test):
-            np.testing.assert_array_equal(split.images, images)
-            np.testing.assert_array_equal(split.labels, labels)
-        assert (there.num_classes, there.max_value, split.labels.dtype) == (classes["label"], 255, np.int32)
+            np.testing.assert_array_equal(split["x"], images)
+            np.testing.assert_array_equal(split["y"], labels)
+        assert (there.num_classes, there.max_value, split["y"].dtype) == (classes["label"], 255, np.int32)
         assert_outlined(name, place, there)
 
 
@@ -189,9 +189,9 @@ def write(folder, train=None, labels=LABELS, test=None, test_labels=LABELS[:5], 
 def test_images_of_16_bits_range_to_65535(tmp_path):
     write(tmp_path, DEEP)
     dataset = data.load("mine", str(tmp_path))
-    assert dataset.train.images.dtype == np.uint16
-    np.testing.assert_array_equal(dataset.train.images, DEEP)
-    np.testing.assert_allclose(data.rescale(dataset.train.images, dataset.max_value), DEEP / 65535, rtol=1e-6)
+    assert dataset.train["x"].dtype == np.uint16
+    np.testing.assert_array_equal(dataset.train["x"], DEEP)
+    np.testing.assert_allclose(data.rescale(dataset.train["x"], dataset.max_value), DEEP / 65535, rtol=1e-6)
     assert_outlined("mine", str(tmp_path), dataset)
 
 
@@ -219,7 +219,7 @@ PHOTO = encoded(pixels(8, 6, 3), "jpeg")
 def test_an_image_has_the_channels_of_the_description(image, expected, tmp_path):
     write(tmp_path, [image] * 20, shape=expected.shape, dtype="uint8")
     dataset = data.load("mine", str(tmp_path))
-    np.testing.assert_array_equal(dataset.train.images, np.broadcast_to(expected, (20, *expected.shape)))
+    np.testing.assert_array_equal(dataset.train["x"], np.broadcast_to(expected, (20, *expected.shape)))
     assert_outlined("mine", str(tmp_path), dataset)
 
 
@@ -314,30 +314,39 @@ def test_what_would_be_misread_is_refused_in_one_line(changes, message, said, tm
             data.outline("mine", str(tmp_path))
         assert str(same.value) == str(refusal.value)
     else:
-        assert data.outline("mine", str(tmp_path)).train.images.shape[1:] == changes.get("shape", (8, 6, 1))
+        assert data.outline("mine", str(tmp_path)).train["x"].shape[1:] == changes.get("shape", (8, 6, 1))
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"train": Split(pixels(3, 8, 6), np.arange(3))}, r"'train': images are of shape \(3, 8, 6\)"),
-        ({"train": Split(pixels(3, *GREY) / 255, np.arange(3))}, "'train': images are float64; they must be uint8 or"),
-        ({"test": Split(pixels(3, *GREY).astype(np.int8), np.arange(3))}, "'test': images are int8; they must be"),
-        ({"train": Split(DEEP.astype(">u2"), LABELS)}, "'train': images are >u2; they must be"),
-        ({"test": Split(DEEP, LABELS)}, "'test': images are uint16 8x6x1; .* those of split 'train', uint8 8x6x1"),
-        ({"test": Split(pixels(3, *RGB), np.arange(3))}, "'test': images are uint8 8x6x3; .* uint8 8x6x1"),
-        ({"train": Split(pixels(3, *GREY), np.eye(3, dtype=int))}, r"labels are int64 of shape \(3, 3\); .* \(3,\)"),
-        ({"train": Split(pixels(3, *GREY), np.arange(2))}, r"labels are int64 of shape \(2,\); .*integers, \(3,\)"),
-        ({"train": Split(pixels(3, *GREY), np.arange(3.0))}, "labels are float64"),
+        ({"train": {"x": pixels(3, 8, 6), "y": np.arange(3)}}, r"'train': images are of shape \(3, 8, 6\)"),
+        (
+            {"train": {"x": pixels(3, *GREY) / 255, "y": np.arange(3)}},
+            "'train': images are float64; they must be",
+        ),
+        ({"test": {"x": pixels(3, *GREY).astype(np.int8), "y": np.arange(3)}}, "'test': images are int8; they must be"),
+        ({"train": {"x": DEEP.astype(">u2"), "y": LABELS}}, "'train': images are >u2; they must be"),
+        ({"test": {"x": DEEP, "y": LABELS}}, "'test': images are uint16 8x6x1; .* those of split 'train', uint8 8x6x1"),
+        ({"test": {"x": pixels(3, *RGB), "y": np.arange(3)}}, "'test': images are uint8 8x6x3; .* uint8 8x6x1"),
+        (
+            {"train": {"x": pixels(3, *GREY), "y": np.eye(3, dtype=int)}},
+            r"int64 of shape \(3, 3\); .* \(3,\)",
+        ),
+        (
+            {"train": {"x": pixels(3, *GREY), "y": np.arange(2)}},
+            r"int64 of shape \(2,\); .*integers, \(3,\)",
+        ),
+        ({"train": {"x": pixels(3, *GREY), "y": np.arange(3.0)}}, "labels are float64"),
         ({"max_value": 16}, r"the largest pixel is \d+; it must be at most max_value, 16"),
         ({"max_value": 65535}, "max_value is 65535; for uint8 it must be 1 to 255"),
         ({"num_classes": None}, "has None classes"),
     ],
 )
 def test_arrays_of_ones_own_are_held_to_the_same(changes, message):
-    fine = Split(pixels(10, *GREY), np.arange(10))
+    fine = {"x": pixels(10, *GREY), "y": np.arange(10)}
     arguments = {"train": fine, "test": fine, "num_classes": 10}
-    assert data.checked(data.Dataset("own", **arguments)).test.labels.dtype == np.int32
+    assert data.checked(data.Dataset("own", **arguments)).test["y"].dtype == np.int32
     with pytest.raises(data.DataError, match=message) as refusal:
         data.checked(data.Dataset("own", **{**arguments, **changes}))
     assert "dataset 'own'" in str(refusal.value)
@@ -361,16 +370,16 @@ def test_fingerprints_are_those_of_results_and_tell_contents_dtypes_and_shapes_a
         (images, labels.astype(np.uint32)),
         (images, labels[:, None]),
     ]
-    assert len({data.md5(Split(*arrays)) for arrays in others}) == len(others)
-    assert data.md5(Split(jax.device_put(images), labels)) == data.md5(Split(images, labels))
+    assert len({data.md5(dict(zip("xy", arrays, strict=True))) for arrays in others}) == len(others)
+    assert data.md5({"x": jax.device_put(images), "y": labels}) == data.md5({"x": images, "y": labels})
 
 
 @pytest.mark.parametrize("x64", [False, True])
 def test_random_bits_are_the_same_whatever_jaxs_default_dtypes(x64):
     with jax.enable_x64(x64):
-        numbers = Split(np.arange(10, dtype=np.int32), np.arange(10, dtype=np.int32))
+        numbers = {"x": np.arange(10, dtype=np.int32), "y": np.arange(10, dtype=np.int32)}
         batches = shuffled_batches(numbers, jax.random.key(3), 5)
-        assert np.asarray(batches.labels).tolist() == [[0, 5, 6, 7, 4], [2, 1, 3, 9, 8]]
+        assert np.asarray(batches["y"]).tolist() == [[0, 5, 6, 7, 4], [2, 1, 3, 9, 8]]
         images = np.arange(1, 49, dtype=np.uint8).reshape(3, 4, 4, 1)
         crops = data.random_crop(jax.random.key(1), images, 1)
         assert np.asarray(crops)[:, 0, :, 0].tolist() == [[2, 3, 4, 0], [22, 23, 24, 0], [33, 34, 35, 36]]

@@ -4,13 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from highway_jax.training import Hyperparameters, Recipe
 
 from highway_jax import ConvNet, data, optim, training
 from highway_jax.distillation import Student, Teacher, distillation_loss, hint_loss, taught
-from highway_jax.training import Hyperparameters, Recipe
 
 DIGITS = data.load("digits")
-INPUTS = DIGITS.train.images[:1] / np.float32(16)
+INPUTS = DIGITS.train["x"][:1] / np.float32(16)
 NETWORK = ConvNet(("conv 4 3x3", "maxout 4 3x3", "maxpool 2x2", "conv 4 3x3"))
 TEACHER = ConvNet(("maxout 6 3x3 pad 0", "maxout 5", "dense 4"))
 PARAMS = TEACHER.init(jax.random.key(0), INPUTS)["params"]
@@ -34,21 +34,21 @@ def test_losses_are_the_papers():
 
 
 def test_a_students_network_is_the_network_alone():
-    run = training.init(TWO_STAGES, HP, jax.random.key(1), DIGITS.train.images)
+    run = training.init(TWO_STAGES, HP, jax.random.key(1), DIGITS.train["x"])
     params = dict(run.params)
     assert params.pop("regressor")["h"]["kernel"].shape == (3, 3, 4, 2 * 6)  # 8x8 guided, hints of 6x6
     assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, NETWORK.init(jax.random.key(1), INPUTS)["params"])
-    images = DIGITS.test.images[:5]
+    images = DIGITS.test["x"][:5]
     expected = NETWORK.apply({"params": params}, images / np.float32(16))
     np.testing.assert_allclose(training.logits(TWO_STAGES, run, images), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_the_first_stage_moves_the_guided_layers_alone_and_the_second_all():
-    run = training.init(TWO_STAGES, HP, jax.random.key(1), DIGITS.train.images)
+    run = training.init(TWO_STAGES, HP, jax.random.key(1), DIGITS.train["x"])
     batches = data.shuffled_batches(jax.tree.map(lambda leaf: leaf[:200], DIGITS.train), jax.random.key(0), 50)
     epoch = jax.jit(functools.partial(training.train_epoch, TWO_STAGES))
     student = TWO_STAGES.network(HP)
-    far = DIGITS.train.images / np.float32(16)
+    far = DIGITS.train["x"] / np.float32(16)
     losses = [student.apply({"params": run.params}, far, method="hint_loss")]
     for number in range(3):
         before, (run, _) = run.params, epoch(run, batches)
@@ -61,13 +61,13 @@ def test_the_first_stage_moves_the_guided_layers_alone_and_the_second_all():
 
 
 def test_the_reported_loss_is_the_labels_and_the_weight_of_the_teachers_falls():
-    run = training.init(TWO_STAGES, HP, jax.random.key(1), DIGITS.train.images)
+    run = training.init(TWO_STAGES, HP, jax.random.key(1), DIGITS.train["x"])
     batch = jax.tree.map(lambda leaf: leaf[:20], DIGITS.train)
-    inputs = batch.images / np.float32(16)
+    inputs = batch["x"] / np.float32(16)
     logits = NETWORK.apply({"params": run.params}, inputs)
     teacher = distillation_loss(logits, TEACHER.apply({"params": PARAMS}, inputs))
     _, loss = jax.jit(functools.partial(training.train_step, TWO_STAGES))(run, batch, jax.random.key(0))
-    np.testing.assert_allclose(loss, -jax.nn.log_softmax(logits)[np.arange(20), batch.labels].mean(), rtol=1e-4)
+    np.testing.assert_allclose(loss, -jax.nn.log_softmax(logits)[np.arange(20), batch["y"]].mean(), rtol=1e-4)
     objective = jax.jit(lambda epoch: TWO_STAGES.objective(run.replace(epoch=epoch), inputs, logits, jnp.float32(1)))
     for epoch, weight in (2, 4.0), (3, 2.5):
         np.testing.assert_allclose(objective(jnp.int32(epoch)), 1 + weight * teacher, rtol=1e-4)

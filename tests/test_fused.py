@@ -123,7 +123,7 @@ def losses_and_accuracy(implementation, num_runs, **mapping):
     )
     mesh = parallel.runs_mesh(jax.devices()[: mapping.get("devices", 1)])
     draws = search.sample_population(search.SearchSpace(learning_rate=(1e-3, 1e-1)), 0, num_runs)
-    population = search.init_population(recipe, draws, 0, DIGITS.images, mesh)
+    population = search.init_population(recipe, draws, 0, DIGITS["x"], mesh)
     epoch = search.population_epoch(recipe, 50, mesh, mapping.get("runs_per_batch", 1))
     population, losses = epoch(population, DIGITS, search.epoch_key(0, 0))
     evaluate = jax.jit(parallel.map_runs(lambda run, split: training.evaluate(recipe, run, split), mesh, 1))

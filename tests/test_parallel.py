@@ -27,7 +27,7 @@ COLLECTIVE = re.compile(r"= (.*?) (?:all-\w+|reduce-scatter|collective-\w+|ragge
 
 def compile_epoch(runs, shares):
     mesh = parallel.runs_mesh(jax.devices()[: runs * shares], shares)
-    population = search.init_population(CONVOLUTIONAL, search.sample_population(SPACE, 0, 2), 0, TRAIN.images, mesh)
+    population = search.init_population(CONVOLUTIONAL, search.sample_population(SPACE, 0, 2), 0, TRAIN["x"], mesh)
     train = parallel.replicate(mesh, TRAIN)
     epoch = search.population_epoch(CONVOLUTIONAL, 20, mesh, runs_per_batch=1)
     return epoch.lower(population, train, search.epoch_key(0, 0)).compile(), population, train

@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 
 from benchmarks.work import Work
-from experiments import cli, costs, plan
+from experiments import cli, costs, jobs, plan
 from experiments.costs import DEVICES, Device
-from highway_jax import parallel, search
 
 TINY = ("--config=digits_depth10", "--config.depth=7", "--config.width.highway=8", "--config.networks=highway")
 H100 = DEVICES["h100"]
@@ -34,18 +33,15 @@ def planned(device=H100, devices=1, **changes):
 
 def test_memory_is_that_of_the_search_as_compiled():
     planned_job, made = job(), planned(devices=2)
-    recipe, train = planned_job.recipe("highway"), planned_job.train
-    mesh = parallel.runs_mesh(jax.devices()[:1])
-    hyperparameters = planned_job.sample("highway", 0, 6, None)
-    population = search.init_population(recipe, hyperparameters, 0, train.images, mesh)
+    group = jobs.group_of(planned_job, "highway")
+    some = {name: values[:6] for name, values in group.search.drawn.items()}
+    population = group.start(group.search.space.traced(some), np.arange(6))
     assert made.population == sum(leaf.nbytes for leaf in jax.tree.leaves(population))
-    assert made.parameters == sum(leaf.size for leaf in jax.tree.leaves(population.params)) / 6
-    assert made.data == sum(leaf.nbytes for leaf in jax.tree.leaves((train, planned_job.evaluate)))
+    assert made.parameters == sum(leaf.size for leaf in jax.tree.leaves(population.state.params)) / 6
+    assert made.data == sum(leaf.nbytes for leaf in jax.tree.leaves((planned_job.train, planned_job.evaluate)))
     assert (made.runs, made.resident, made.runs_per_batch) == (6, 6, 6)
-    epoch = search.population_epoch(recipe, 50, mesh, made.runs_per_batch)
-    usage = epoch.lower(population, train, search.epoch_key(0, 0)).compile().memory_analysis()
-    test = sum(leaf.nbytes for leaf in jax.tree.leaves(planned_job.evaluate))
-    assert made.memory >= usage.argument_size_in_bytes + usage.temp_size_in_bytes + test
+    usage = group.train_program.lower(population, group.batches, 6).compile().memory_analysis()
+    assert made.memory >= usage.argument_size_in_bytes + usage.temp_size_in_bytes + made.data
     assert made.steps == 6 * 3 * 30
     assert planned(devices=2, **{"search.halving.every": 2}).steps == (6 + 6 + 3) * 30
 

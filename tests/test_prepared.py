@@ -156,7 +156,7 @@ def test_configs_and_versions_are_found_as_they_are_named(tmp_path):
         write(tmp_path, f"{NAME}/{place}", count)
 
     def size(name):
-        return len(data.load(name, str(tmp_path)).train.labels)
+        return len(data.load(name, str(tmp_path)).train["y"])
 
     assert size("mine") == sizes["1.10.0"]  # the latest
     assert size("mine:1.9.0") == sizes["1.9.0"]

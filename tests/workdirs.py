@@ -6,7 +6,7 @@ import json
 import numpy as np
 
 from experiments import cli, workdir
-from highway_jax import search
+from highway_jax import population
 
 OUTCOMES = ("best_loss", "best_epoch", "final_loss", "diverged", "epochs")
 RUN_COLUMNS = (
@@ -31,13 +31,13 @@ def write_workdir(directory, curves, depth=10, finished=True, **changes):
     runs, epochs, summary = [], [], {}
     for network, losses in curves.items():
         losses = np.float32(losses)
-        ranking = search.rank(losses)
+        ranking = population.rank(losses)
         rank_of = np.argsort(ranking.order) + 1
         draws = np.random.default_rng(0).uniform(0.1, 0.9, (len(losses), 5)).astype(np.float32)
         for run, curve in enumerate(losses):
             rate, momentum, decay, bias, accuracy = draws[run]
             settings = [rate, momentum, decay, ("relu", "tanh")[run % 2], "" if network == "plain" else -bias]
-            outcome = [getattr(ranking, name)[run] for name in OUTCOMES]
+            outcome = [getattr(ranking, name.removesuffix("_loss"))[run] for name in OUTCOMES]
             runs.append([network, run, rank_of[run], *settings, *outcome, accuracy])
             trained = curve[: ranking.epochs[run]]
             epochs += [(network, run, epoch, loss) for epoch, loss in enumerate(trained, start=1)]

@@ -8,7 +8,6 @@ from highway_jax.data.dataset import (
     Dataset,
     NotPreparedError,
     Split,
-    first_line,
     md5,
     shuffled_batches,
 )
@@ -26,7 +25,6 @@ __all__ = [
     "checked",
     "data_folder",
     "digits",
-    "first_line",
     "global_contrast_normalize",
     "load",
     "load_tfds",

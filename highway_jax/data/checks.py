@@ -23,9 +23,9 @@ def checked(dataset: Dataset, contents: bool = True) -> Dataset:
     """
     if not dataset.num_classes or dataset.num_classes < 2:
         raise DataError(f"dataset {dataset.name!r} has {dataset.num_classes} classes; it must have at least 2")
-    first = dataset.train.images
+    first = dataset.train["x"]
     for name, split in ("train", dataset.train), ("test", dataset.test):
-        images, labels = split.images, split.labels
+        images, labels = split["x"], split["y"]
 
         def refuse(found: str, name: str = name) -> NoReturn:
             raise DataError(f"dataset {dataset.name!r}, split {name!r}: {found}")
@@ -56,7 +56,7 @@ def checked(dataset: Dataset, contents: bool = True) -> Dataset:
         if name == "train" and largest <= 1 < dataset.max_value:
             refuse(f"the largest pixel is {largest}; pixels must range up to max_value, {dataset.max_value}")
     train, test = (
-        dataclasses.replace(split, labels=split.labels.astype(np.int32, copy=False))
+        {"x": split["x"], "y": np.asarray(split["y"]).astype(np.int32, copy=False)}
         for split in (dataset.train, dataset.test)
     )
     return dataclasses.replace(dataset, train=train, test=test)

@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 
 Array = jax.Array | np.ndarray
 
@@ -20,22 +19,8 @@ class NotPreparedError(DataError):
     """A TFDS dataset has not been downloaded and prepared yet."""
 
 
-def first_line(error: BaseException) -> str:
-    """An exception's kind and the first line of what it says."""
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no details'}"
-
-
-@struct.dataclass
-class Split:
-    """Images and their labels; a batch is a Split too.
-
-    Attributes:
-      images: (n, height, width, channels), as stored: uint8 or uint16.
-      labels: (n,) int32.
-    """
-
-    images: Array
-    labels: Array
+# Examples: `x`, images as stored, (n, height, width, channels) uint8 or uint16, and `y`, labels, (n,) int32.
+Split = dict[str, Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +52,7 @@ def md5(split: Split) -> str:
       32 hexadecimal digits.
     """
     digest = hashlib.md5(usedforsecurity=False)
-    images, labels = np.asarray(split.images), np.asarray(split.labels)
+    images, labels = np.asarray(split["x"]), np.asarray(split["y"])
     square = images.ndim == 4 and images.shape[1] == images.shape[2] and images.shape[3] in (1, 3)
     plain = labels.ndim == 1 and labels.dtype.str == "<i4"
     for array, usual in (images, square and images.dtype == np.uint8), (labels, plain):

@@ -3,7 +3,7 @@
 import numpy as np
 
 from highway_jax.data.checks import checked
-from highway_jax.data.dataset import Dataset, Split
+from highway_jax.data.dataset import Dataset
 
 TRAIN_SIZE = 1500
 
@@ -21,8 +21,8 @@ def digits() -> Dataset:
     return checked(
         Dataset(
             name="digits",
-            train=Split(images[train], labels[train]),
-            test=Split(images[test], labels[test]),
+            train={"x": images[train], "y": labels[train]},
+            test={"x": images[test], "y": labels[test]},
             num_classes=10,
             max_value=16,
         )

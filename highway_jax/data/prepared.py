@@ -11,7 +11,8 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from highway_jax.data.dataset import DataError, NotPreparedError, first_line
+from highway_jax.data.dataset import DataError, NotPreparedError
+from highway_jax.files import first_line
 
 _CONFIG = r"\w[\w.+-]*"
 _NAME = re.compile(rf"([a-z]\w*)(?:/({_CONFIG}))?(?::(\d+\.\d+\.\d+))?", re.ASCII)

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from highway_jax.data.checks import checked
-from highway_jax.data.dataset import DataError, Dataset, NotPreparedError, Split, first_line
+from highway_jax.data.dataset import DataError, Dataset, NotPreparedError, Split
 from highway_jax.data.prepared import find, prepare_command
+from highway_jax.files import first_line
 
 # Pillow's name for what a description's dtype and number of channels say. It reads 16 bits of one channel only.
 MODES = {("uint8", 1): "L", ("uint8", 2): "LA", ("uint8", 3): "RGB", ("uint8", 4): "RGBA", ("uint16", 1): "I;16"}
@@ -91,7 +92,7 @@ def _outline(name: str, builder: Any) -> Dataset:
 
 def _zeros(name: str, train: int, test: int, shape: tuple[int, ...], dtype: np.dtype, num_classes: int) -> Dataset:
     def split(count: int) -> Split:
-        return Split(np.broadcast_to(dtype.type(0), (count, *shape)), np.broadcast_to(np.int32(0), count))
+        return {"x": np.broadcast_to(dtype.type(0), (count, *shape)), "y": np.broadcast_to(np.int32(0), count)}
 
     if not all(0 < size <= MAX_SIZE for size in shape):
         raise DataError(f"dataset {name!r} has images of shape {shape}; each size must be 1 to {MAX_SIZE:,}")
@@ -171,7 +172,7 @@ def _read(name: str, builder: Any, split: str) -> Split:
         raise DataError(
             f"{where}: images are of several sizes, such as {images[0].shape} and {min(sizes)}; they must be of one"
         )
-    return Split(np.stack(images), np.array(labels, np.int64))
+    return {"x": np.stack(images), "y": np.array(labels, np.int64)}
 
 
 def _check_count(where: str, builder: Any, split: str, readable: int) -> None:

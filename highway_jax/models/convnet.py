@@ -30,7 +30,7 @@ class ConvNet(nn.Module):
     is the network's depth as the paper counts it. A highway network and its twins share the names.
     Highway layers show their inner states as those of `MLP` do, each under its layer's name.
 
-    Dropout is active where a random key named `dropout` is given: `apply(variables, x, rngs={"dropout": key})`.
+    Dropout is active in training: `apply(variables, x, train=True, rngs={"dropout": key})`.
 
     Attributes:
       stages: texts such as "2 highway 3x3", or the stages themselves; see `highway_jax.models.stages`.
@@ -60,7 +60,7 @@ class ConvNet(nn.Module):
     param_dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, until: int | None = None) -> jax.Array:
+    def __call__(self, x: jax.Array, train: bool = False, until: int | None = None) -> jax.Array:
         """The logits or, with `until`, the output of the layer of that number."""
         if self.num_classes < 1:
             raise ValueError(f"num_classes is {self.num_classes}; it must be at least 1")
@@ -73,7 +73,7 @@ class ConvNet(nn.Module):
             _check_input(stage, x)
             match stage:
                 case Dropout(rate):
-                    x = nn.Dropout(rate, deterministic=not self.has_rng("dropout"))(x)
+                    x = nn.Dropout(rate, deterministic=not train)(x)
                 case MaxPool(window, stride):
                     x = max_pool(x, window, stride or min(window))
                 case AvgPool(window, stride):

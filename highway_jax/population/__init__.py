@@ -1,26 +1,36 @@
 """Train many runs at once: a task, mapped over a space."""
 
 from highway_jax.population import schedules
-from highway_jax.population.fit import fit, replay
+from highway_jax.population.classification import accuracy, cross_entropy
+from highway_jax.population.fit import MemoryTooSmall, fit, replay
 from highway_jax.population.policies import Halving
 from highway_jax.population.progress import Progress
 from highway_jax.population.ranking import Ranking, rank
 from highway_jax.population.result import Result, Trained
-from highway_jax.population.space import choice, log_uniform, uniform
-from highway_jax.population.storage import WorkdirError
+from highway_jax.population.search import Sampler, Search, keys
+from highway_jax.population.space import Space, choice, log_uniform, uniform
+from highway_jax.population.storage import WorkdirError, WorkdirWarning
 from highway_jax.population.task import Task, TrainState, supervised
 
 __all__ = [
     "Halving",
+    "MemoryTooSmall",
     "Progress",
     "Ranking",
     "Result",
+    "Sampler",
+    "Search",
+    "Space",
     "Task",
     "TrainState",
     "Trained",
     "WorkdirError",
+    "WorkdirWarning",
+    "accuracy",
     "choice",
+    "cross_entropy",
     "fit",
+    "keys",
     "log_uniform",
     "rank",
     "replay",

@@ -30,6 +30,10 @@ from highway_jax.population.storage import Storage
 from highway_jax.population.task import Task
 
 
+class MemoryTooSmall(ValueError):
+    """Memory does not hold all runs, and a policy needs to know how many to compare."""
+
+
 def fit(
     task: Task,
     space: Mapping[str, Any],
@@ -224,7 +228,7 @@ class Trainer:
         devices, free = self.mesh.shape[parallel.RUNS], parallel.free_memory(self.mesh)
         fitting = int(parallel.agree(memory.runs_in_memory(largest, search.num_runs, devices, free)).min())
         if search.policy is not None and fitting < search.num_runs:
-            raise ValueError(
+            raise MemoryTooSmall(
                 f"runs_in_memory is None, and memory holds {fitting} of {search.num_runs} runs; for a policy, which "
                 f"compares runs side by side, say how many, such as {fitting}"
             )

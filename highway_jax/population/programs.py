@@ -18,7 +18,7 @@ from highway_jax.data import shuffled_batches
 from highway_jax.population import memory, run
 from highway_jax.population.ranking import TRAIN
 from highway_jax.population.run import Run
-from highway_jax.population.search import Search
+from highway_jax.population.search import Search, keys
 from highway_jax.population.task import Metrics, Task
 
 
@@ -31,6 +31,8 @@ class Group:
       mesh: where the runs live.
 
     Attributes:
+      task: of traced hyperparameters alone.
+      batch: shapes and dtypes.
       shapes: one `Run`, in shapes and dtypes.
       numbers: the names of all numbers that it reports.
 
@@ -49,9 +51,9 @@ class Group:
         except (jax.errors.ConcretizationTypeError, TypeError) as error:
             raise self._explained(error, hp) from error
         # One after another: all at once would need the memory of every initializer's alternatives.
-        self._start = jax.jit(parallel.map_runs(self._start_one, mesh, runs_per_batch=1))
-        self._train = jax.jit(self._train_all, static_argnums=2, donate_argnums=0)
-        self._evaluate = jax.jit(self._evaluate_all, static_argnums=2)
+        self.start_program = jax.jit(parallel.map_runs(self._start_one, mesh, runs_per_batch=1))
+        self.train_program = jax.jit(self._train_all, static_argnums=2, donate_argnums=0)
+        self.evaluate_program = jax.jit(self._evaluate_all, static_argnums=2)
 
     def _trace(self, task: Task, hp: Mapping[str, Any]) -> tuple[Run, tuple[str, ...]]:
         key = jax.eval_shape(lambda: jax.random.key(0, impl=run.PRNG))
@@ -111,7 +113,7 @@ class Group:
         fill = parallel.padded(len(seeds), self.mesh) - len(seeds)
         padded = jax.tree.map(lambda leaf: np.concatenate([leaf, np.repeat(leaf[-1:], fill, axis=0)]), (hp, seeds))
         example = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), self.batch)
-        return self._start(parallel.split_runs(self.mesh, padded), self.search.keys()[0], example)
+        return self.start_program(parallel.split_runs(self.mesh, padded), keys(self.search.seed)[0], example)
 
     def _start_one(self, numbered: tuple[dict[str, Any], jax.Array], key: jax.Array, example: Any) -> Run:
         hp, seed = numbered
@@ -119,19 +121,19 @@ class Group:
 
     def train(self, population: Run, batches: Any, runs_per_batch: int) -> tuple[Run, Metrics]:
         """An epoch of a population, whose memory is used again; numbers are (runs,) each."""
-        return self._train(population, batches, runs_per_batch)
+        return self.train_program(population, batches, runs_per_batch)
 
     def _train_all(self, population: Run, batches: Any, runs_per_batch: int) -> tuple[Run, Metrics]:
         epoch = functools.partial(run.train_epoch, self.task)
         population, metrics = parallel.update_runs(epoch, self.mesh, runs_per_batch)(population, batches)
-        # NaN says that there is no number; a run that has diverged has one.
-        decisive = ("loss",) if "loss" in metrics else tuple(metrics)
-        infinite = {name: jnp.where(jnp.isnan(metrics[name]), jnp.inf, metrics[name]) for name in decisive}
-        return population, {**metrics, **infinite}
+        # NaN would say that there are no numbers; a run that has diverged has some.
+        decisive = [metrics["loss"]] if "loss" in metrics else list(metrics.values())
+        finite = jnp.all(jnp.isfinite(jnp.array(decisive)), axis=0)
+        return population, {name: jnp.where(finite, values, jnp.inf) for name, values in metrics.items()}
 
     def evaluate(self, population: Run, split: Any, runs_per_batch: int) -> Metrics:
         """The numbers of a population on a split, (runs,) each."""
-        return self._evaluate(population, split, runs_per_batch)
+        return self.evaluate_program(population, split, runs_per_batch)
 
     def _evaluate_all(self, population: Run, split: Any, runs_per_batch: int) -> Metrics:
         size = self.search.evaluate_batch_size or run.length(split)
@@ -148,11 +150,18 @@ class Group:
         free = parallel.free_memory(self.mesh)
         if free is None:
             return 1 if self.mesh.devices.flat[0].platform == "cpu" else here
-        epoch = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct((self.search.steps_per_epoch, *leaf.shape), leaf.dtype), self.batch
-        )
-        needed = memory.memory_of_a_run(functools.partial(run.train_epoch, self.task), self.shapes, epoch)
+        needed = self.memory_of_a_run()
         return memory.runs_in_lockstep(needed, here, free)
+
+    def memory_of_a_run(self, device: jax.Device | None = None) -> memory.RunMemory:
+        """What training one run takes; nothing is trained. It is compiled for JAX's first device by default."""
+        return memory.memory_of_a_run(functools.partial(run.train_epoch, self.task), self.shapes, self.batches, device)
+
+    @property
+    def batches(self) -> Any:
+        """An epoch's batches, in shapes and dtypes."""
+        steps = self.search.steps_per_epoch
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((steps, *leaf.shape), leaf.dtype), self.batch)
 
 
 def gather_batches(search: Search, mesh: Mesh) -> Any:

@@ -38,15 +38,17 @@ class Ranking:
         return float(np.median(self.best))
 
 
-def rank(curves: Mapping[str, np.ndarray], rank_by: str = "train_loss", mode: str = "min") -> Ranking:
+def rank(curves: Mapping[str, np.ndarray] | np.ndarray, rank_by: str = "train_loss", mode: str = "min") -> Ranking:
     """Rank runs by the best value of one number.
 
     Args:
       curves: numbers by name, (runs, epochs) each; NaN where a run was not trained, or the number not measured. Those
-        whose names begin with `train_` are infinite from the epoch on in which a run diverged.
+        whose names begin with `train_` are infinite where a run has diverged. An array alone is `train_loss`.
       rank_by: the number that counts.
       mode: "min" if lower is better, or "max".
     """
+    if isinstance(curves, np.ndarray):
+        curves = {LOSS: curves}
     values = curves[rank_by] if mode == "min" else -curves[rank_by]
     values = np.where(np.isfinite(values), values, np.inf)
     losses = {name: curve for name, curve in curves.items() if name.startswith(TRAIN)}

@@ -7,6 +7,29 @@ import optax
 Scalar = float | jax.Array
 
 
+def exponential_decay(
+    init_value: Scalar, transition_steps: int, decay_rate: Scalar, staircase: bool = False
+) -> optax.Schedule:
+    """`init_value * decay_rate ** (count / transition_steps)`: `optax.exponential_decay`, of traced values.
+
+    Args:
+      init_value: at the first step.
+      transition_steps: after so many steps it is multiplied by `decay_rate`.
+      decay_rate: the factor.
+      staircase: whether it changes at those steps alone.
+
+    Raises:
+      ValueError: if `transition_steps` is below 1.
+    """
+    if transition_steps < 1:
+        raise ValueError(f"transition_steps is {transition_steps}; it must be at least 1")
+
+    def schedule(count: jax.Array) -> jax.Array:
+        return init_value * decay_rate ** (count // transition_steps if staircase else count / transition_steps)
+
+    return schedule
+
+
 def warmup_cosine(
     init_value: Scalar, peak_value: Scalar, warmup_steps: int, decay_steps: int, end_value: Scalar = 0.0
 ) -> optax.Schedule:

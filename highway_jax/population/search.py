@@ -106,19 +106,15 @@ class Search:
         """Updates in an epoch."""
         return length(self.train) // self.batch_size
 
-    def keys(self) -> jax.Array:
-        """The two keys of a search: the runs' and the data's."""
-        return jax.random.split(jax.random.key(self.seed, impl=PRNG))
-
     def epoch_key(self, epoch: int) -> jax.Array:
         """The key that orders an epoch's batches (epochs from 0): one for all runs."""
-        return jax.random.fold_in(self.keys()[1], epoch)
+        return jax.random.fold_in(keys(self.seed)[1], epoch)
 
     @functools.cached_property
     def drawn(self) -> Columns:
         """The hyperparameters of all runs, drawn from the space."""
         unique, inverse = np.unique(self.configurations, return_inverse=True)
-        return {name: values[inverse] for name, values in self.space.draw(self.keys()[0], unique).items()}
+        return {name: values[inverse] for name, values in self.space.draw(keys(self.seed)[0], unique).items()}
 
     def part(self, number: int, size: int) -> np.ndarray:
         """Indices of the runs of a part, where a part has this many.
@@ -151,6 +147,11 @@ class Search:
     def evaluates(self, epoch: int) -> bool:
         """Whether runs are evaluated after this epoch."""
         return epoch == self.epochs or (self.evaluate_every is not None and epoch % self.evaluate_every == 0)
+
+
+def keys(seed: int) -> jax.Array:
+    """The two keys of a search: the runs' and the data's."""
+    return jax.random.split(jax.random.key(seed, impl=PRNG))
 
 
 def _check_integer(name: str, value: Any, least: int) -> None:

@@ -65,9 +65,11 @@ class Choice:
 
     @functools.cached_property
     def table(self) -> np.ndarray:
-        """The options as an array, of numbers if they all are."""
+        """The options as an array, of numbers or text if they all are."""
         if all(is_number(option) or isinstance(option, bool | np.bool_) for option in self.options):
             return self.numbers
+        if all(isinstance(option, str) for option in self.options):
+            return np.array(self.options)
         options = np.empty(len(self.options), object)
         options[:] = self.options
         return options

@@ -1,19 +1,25 @@
 """A search's checkpoints: whose they are, when they are written, and how they are read back."""
 
+import contextlib
 import shutil
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from highway_jax import parallel
 from highway_jax.checkpoint import Checkpoints
+from highway_jax.files import first_line
 from highway_jax.population.memory import num_bytes
 
 
 class WorkdirError(Exception):
     """A workdir cannot be used for this search; the message is one line that says why."""
+
+
+class WorkdirWarning(UserWarning):
+    """Something in a workdir is not as it was written, and was done without."""
 
 
 class Storage:
@@ -49,9 +55,8 @@ class Storage:
         for step in reversed(self.checkpoints.steps()):
             if file := self.checkpoints.damaged_file(step):
                 self.checkpoints.remove(step)
-                warnings.warn(
-                    f"{self.directory}: checkpoint {step} is damaged ({file}); using the one before it", stacklevel=2
-                )
+                said = f"{self.directory}: checkpoint {step} is damaged ({file}); using the one before it"
+                warnings.warn(said, WorkdirWarning, stacklevel=2)
                 continue
             notes = self.checkpoints.notes(step)
             there = notes.get("identity", {})
@@ -73,11 +78,12 @@ class Storage:
         try:
             return self.checkpoints.restore(step, like, rows)
         except ValueError as error:
-            raise WorkdirError(f"{self.directory}: {error}; choose another workdir") from error
+            raise WorkdirError(f"{self.directory}: {first_line(error)}; choose another workdir") from error
 
     def due(self, step: int, state: Any) -> bool:
         """Whether to save after this step; raises the error of a save that failed."""
-        busy, now = self.checkpoints.busy(), time.monotonic()
+        with self._writing():
+            busy, now = self.checkpoints.busy(), time.monotonic()
         if self.every is not None:
             return step % self.every == 0
         cost = self.checkpoints.seconds or 0.1 + num_bytes(state) / self.bytes_per_second
@@ -87,9 +93,14 @@ class Storage:
         return True
 
     def save(self, step: int, state: Any, notes: Mapping[str, Any]) -> None:
-        """Begin to write a checkpoint."""
-        parallel.at_first(lambda: self._check_space(state))
-        self.checkpoints.save(step, state, {**notes, "step": step, "identity": self.identity})
+        """Begin to write a checkpoint; the notes are JSON-able.
+
+        Raises:
+          WorkdirError: where it cannot be written, or the one before could not.
+        """
+        with self._writing():
+            parallel.at_first(lambda: self._check_space(state))
+            self.checkpoints.save(step, state, {**notes, "step": step, "identity": self.identity})
 
     def _check_space(self, state: Any) -> None:
         needed, free = num_bytes(state), shutil.disk_usage(self.directory).free
@@ -99,8 +110,22 @@ class Storage:
 
     def wait(self) -> None:
         """Wait for the last save, raising its error if it failed."""
-        self.checkpoints.wait()
+        with self._writing():
+            self.checkpoints.wait()
 
     def close(self) -> None:
         """Wait for the last save and free what saving needs."""
-        self.checkpoints.close()
+        with self._writing():
+            self.checkpoints.close()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except (WorkdirError, parallel.Elsewhere, parallel.ProcessLost):
+            raise
+        except Exception as error:  # Orbax and TensorStore have many
+            if parallel.blames_another(error):
+                raise parallel.ProcessLost from error
+            said = first_line(error)
+            raise WorkdirError(f"{self.directory}: a checkpoint cannot be written: {said}") from error

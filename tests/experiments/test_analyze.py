@@ -80,7 +80,7 @@ def test_the_numbers_are_the_librarys(analyzed):
     gates = analysis.gate_statistics(model, params, digits.train, preprocess=scale)
     lesions = analysis.lesion(model, params, digits.train, preprocess=scale)
     dropped = analysis.drop_layers(model, params, digits.train, lesions.order, preprocess=scale)
-    sample = analysis.inner_states(model, params, digits.train.images[0], preprocess=scale)
+    sample = analysis.inner_states(model, params, digits.train["x"][0], preprocess=scale)
     np.testing.assert_array_equal(np.float32(found["gates"]["bias"]), gates.bias)  # to the last bit
     np.testing.assert_array_equal(np.float32(found["gates"]["bias"]), params["layers"]["bias"][:, 50:])
     expected = {
@@ -96,7 +96,7 @@ def test_the_numbers_are_the_librarys(analyzed):
     np.testing.assert_allclose(found["routing"], gates.routing, atol=1e-6)
     counts, edges = found["gates"]["open_layers"]["counts"], found["gates"]["open_layers"]["edges"]
     assert sum(counts) == 1500 and edges[0] <= gates.open_layers.mean() <= edges[-1]
-    assert found["sample"]["label"] == digits.train.labels[0]
+    assert found["sample"]["label"] == digits.train["y"][0]
 
     summary = found["summary"]
     initial = highway.hyperparameters["transform_bias"][highway.order[0]]

@@ -13,10 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from experiments import checks, cli, guided, results, search, train
-from highway_jax import search as library
-from highway_jax.activations import ACTIVATIONS
-from highway_jax.search import SearchSpace
-from highway_jax.training import Hyperparameters
 
 optuna = pytest.importorskip("optuna")
 SMALL = (
@@ -26,26 +22,27 @@ SMALL = (
 )  # fmt: skip
 
 
-def columns(hyperparameters):
-    names = np.take(ACTIVATIONS, hyperparameters.activation)
-    return vars(hyperparameters) | {"activation": names}
-
-
 def trials(space, network, hyperparameters, best_loss):
     curves = np.float32(best_loss)[:, None]
-    return guided.trials(space, network, 0, columns(hyperparameters), curves)
+    return guided.trials(space, network, 0, hyperparameters, curves)
 
 
 def drawn(space, count, seed=0):
     """Hyperparameters as random search draws them, without its compilation."""
     rng, values = np.random.default_rng(seed), {}
     for name in ("learning_rate", "momentum", "decay", "transform_bias"):
-        low, high = np.float32(getattr(space, name))
+        low, high = np.float32(space[name].low), np.float32(space[name].high)
         share = rng.random(count)
         value = low * (high / low) ** share if name == "learning_rate" else low + share * (high - low)
         values[name] = np.clip(value.astype(np.float32), low, high)
-    names = rng.choice(space.activation, count)
-    return Hyperparameters(**values, activation=np.array([ACTIVATIONS.index(name) for name in names], np.int32))
+    return {**values, "activation": rng.choice(space["activation"].options, count)}
+
+
+def space_of(**changes):
+    """A search's space, some of its ranges others."""
+    config = cli.load_config("digits_depth10")[1]
+    config.search.update(changes)
+    return checks.check_search(config)[0]
 
 
 def ranges(low, high):
@@ -54,7 +51,7 @@ def ranges(low, high):
 
 
 SPACES = st.builds(
-    SearchSpace,
+    space_of,
     learning_rate=ranges(2**-20, 8) | st.just((1e-3, 0.1)),
     momentum=ranges(0, 0.875) | st.just((0.8, 0.99)),
     decay=ranges(0.125, 1) | st.just((0.9, 0.95)),
@@ -69,24 +66,23 @@ def test_suggestions_are_from_the_space_and_follow_from_the_seed_and_the_runs_be
     first = drawn(space, 4, seed)
     finished = trials(space, network, first, [1, np.inf, 0.1, 0.5])
     draws, again = (guided.suggest(space, network, seed, 4, 3, finished) for _ in range(2))
-    for name, values in vars(draws).items():
-        np.testing.assert_array_equal(values, vars(again)[name])
+    for name, values in draws.items():
+        np.testing.assert_array_equal(values, again[name])
         assert values.shape == (3,)
-        assert values.dtype == vars(first)[name].dtype
         if name == "activation":
-            assert {ACTIVATIONS[index] for index in values} <= set(space.activation)
+            assert set(values) <= set(space["activation"].options)
         else:
-            low, high = np.float32(getattr(space, name))
-            assert ((low <= values) & (values <= high)).all()
+            low, high = np.float32(space[name].low), np.float32(space[name].high)
+            assert ((low <= np.float32(values)) & (np.float32(values) <= high)).all()
     trials(space, network, draws, [1, 2, 3])  # and Optuna accepts them back
 
 
 def test_suggestions_learn_what_is_good_and_where_runs_diverge():
-    space = SearchSpace()
+    space = space_of()
 
     def loss(hp):  # best at a learning rate of 0.01, relu and a bias of -3
-        far = np.abs(np.log10(hp.learning_rate) + 2) + np.abs(hp.transform_bias + 3) / 3 + (hp.activation != 0)
-        return np.where(hp.learning_rate > 0.1, np.inf, far)
+        far = np.abs(np.log10(hp["learning_rate"]) + 2) + np.abs(hp["transform_bias"] + 3) / 3
+        return np.where(hp["learning_rate"] > 0.1, np.inf, far + (hp["activation"] != "relu"))
 
     draws = [drawn(space, 20)]
     finished = []
@@ -111,10 +107,10 @@ def found(tmp_path_factory):
 
 def test_a_guided_search_leaves_a_study_of_its_runs(found):
     (runs,) = results.load(found).networks.values()
-    drawn = library.sample_population(SearchSpace(learning_rate=(0.1, 1e38)), 0, 6)
-    same = runs.hyperparameters["momentum"] == drawn.momentum
-    assert same.tolist() == [True] * 2 + [False] * 4  # the first generation is random search's
-    guided.store_results(found, SearchSpace(learning_rate=(0.1, 1e38)))  # once more changes nothing
+    space = space_of(learning_rate=(0.1, 1e38))
+    same = [runs.hyperparameters["momentum"][run] == train.drawn(space, 0, run)["momentum"] for run in range(6)]
+    assert same == [True] * 2 + [False] * 4  # the first generation is random search's
+    guided.store_results(found, space)  # once more changes nothing
     study = optuna.load_study(study_name="highway", storage=guided.study_url(found))
     assert [trial.value for trial in study.trials] == runs.best_loss.tolist()
     assert [trial.user_attrs["diverged"] for trial in study.trials] == runs.diverged.tolist()
@@ -150,16 +146,14 @@ def test_a_guided_run_by_itself_has_the_hyperparameters_that_it_was_given(found)
     (runs,) = search_found.networks.values()
     for number in 1, 5:
         config = train.config_of_run(search_found, "highway", number)
-        draws = columns(library.sample_population(checks.check_search(config)[0], 0, 1, number))
-        assert {name: value.item() for name, value in draws.items()} == {
-            name: values[number].item() for name, values in runs.hyperparameters.items()
-        }
+        draws = train.drawn(checks.check_search(config)[0], 0, number)
+        assert draws == {name: values[number].item() for name, values in runs.hyperparameters.items()}
 
 
 def test_a_run_that_was_stopped_early_is_pruned():
-    draws = drawn(SearchSpace(), 2)
+    draws = drawn(space_of(), 2)
     curves = np.float32([[3, 2, 1], [5, 4, np.nan]])
-    ended, stopped = guided.trials(SearchSpace(), "highway", 7, columns(draws), curves)
+    ended, stopped = guided.trials(space_of(), "highway", 7, draws, curves)
     assert (ended.state.name, ended.value, ended.user_attrs["run"]) == ("COMPLETE", 1, 7)
     assert (stopped.state.name, stopped.value, stopped.intermediate_values) == ("PRUNED", 4, {2: 4})
 
@@ -197,7 +191,7 @@ def test_a_study_is_in_the_workdir_whatever_the_path_is(name, relative, tmp_path
     monkeypatch.chdir(tmp_path)
     directory = (Path() if relative else tmp_path) / "runs" / name
     directory.mkdir(parents=True)
-    guided.store(directory, "highway", trials(SearchSpace(), "highway", drawn(SearchSpace(), 1), [1]))
+    guided.store(directory, "highway", trials(space_of(), "highway", drawn(space_of(), 1), [1]))
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / "runs" / name / guided.STUDIES]
     assert len(optuna.load_study(study_name="highway", storage=guided.study_url(directory)).trials) == 1
 

@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing import event_accumulator
 
 from experiments import analyze, cli, report, results, search, settings, train, workdir
 from highway_jax import checkpoint, data
-from highway_jax import search as library
+from highway_jax.population.programs import Group
 from tests.tfds_files import MNIST, write_tfds
 
 SMALL = (
@@ -104,7 +104,7 @@ def test_a_search_on_one_data_set_does_not_go_on_on_another(data_dirs, refuse, m
     swapped = {"train": data.md5(dataset.train), "test": data.md5(dataset.test)}
     (directory / "provenance.json").write_text(json.dumps(about | {"data_md5": swapped}))
     said = refuse(search, *SMALL, other, workdir_flag)
-    assert "checkpoints/highway: checkpoint 1 is of another config, other data or another implementation" in said
+    assert "checkpoints/highway: checkpoint 1 is of another search: its data_md5.test is" in said
     (directory / "provenance.json").write_text(json.dumps(about))
     search.main([*SMALL, mine, workdir_flag])
     assert json.loads((directory / "provenance.json").read_text())["data_md5"] == about["data_md5"]
@@ -128,7 +128,7 @@ def test_another_searchs_checkpoints_are_refused(data_dirs, refuse, monkeypatch,
     shutil.rmtree(directory / "checkpoints")
     shutil.copytree(other / "checkpoints", directory / "checkpoints")
     said = refuse(search, *SMALL, mine, f"--workdir={directory}", untouched=[directory])
-    assert "checkpoint 1 is of another config, other data or another implementation" in said
+    assert "checkpoint 1 is of another search: its config.seed is 1, here it is 0" in said
 
 
 @pytest.mark.parametrize("change", ["implementation=fused", "matmul_precision=bfloat16", "seed=1"])
@@ -148,7 +148,7 @@ def test_before_there_is_anything_to_keep_all_may_change(data_dirs, monkeypatch,
         raise RuntimeError
 
     with monkeypatch.context() as patch, pytest.raises(RuntimeError):
-        patch.setattr(library, "population_epoch", out_of_memory)
+        patch.setattr(Group, "train", out_of_memory)
         search.main([*SMALL, f"--config.data_dir={data_dirs[0]}", f"--workdir={directory}"])
     assert (directory / "checkpoints").exists()
     search.main([*SMALL, f"--config.data_dir={data_dirs[1]}", "--config.seed=7", f"--workdir={directory}"])
@@ -353,4 +353,4 @@ def test_finished_work_of_the_format_before_can_be_read_but_not_gone_on_with(
     again = [f"--from_search={tmp_path}/finished", "--run=0", mine, f"--workdir={tmp_path}/again"]
     train.main(again)
     said = refuse(search, *SMALL, mine, f"--workdir={tmp_path}/halfway", untouched=[tmp_path])
-    assert "was written by another version, in format 3; this version reads format 4" in said
+    assert "was written by another version, in format 4; this version reads format 5" in said

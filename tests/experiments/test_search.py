@@ -1,7 +1,6 @@
 """The search as a user meets it: its command line, its files, its exit status."""
 
 import csv
-import functools
 import json
 import math
 import os
@@ -12,15 +11,14 @@ import sys
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+import optax
 import pandas
 import pytest
 from tensorboard.backend.event_processing import event_accumulator
 
-from experiments import cli, progress, report, results, search, trainer, workdir
-from highway_jax import MLP, checkpoint, data, parallel, training
-from highway_jax import search as library
+from experiments import cli, report, results, search, workdir
+from highway_jax import MLP, checkpoint, data, population
 from highway_jax.blocks import BLOCKS
 
 ROOT = Path(__file__).parents[2]
@@ -98,70 +96,31 @@ def test_the_best_runs_parameters_give_its_test_accuracy(finished):
     assert best["best_epoch"] == "2"  # the parameters are of that epoch; the accuracy, of the last
     params = checkpoint.restore_params(directory / "best/highway")
     test = data.load("digits").test
-    logits = MLP(depth=10, activation=best["activation"]).apply({"params": params}, test.images / np.float32(16))
-    assert math.isclose((logits.argmax(-1) == test.labels).mean(), float(best["test_accuracy"]), rel_tol=1e-6)
+    logits = MLP(depth=10, activation=best["activation"]).apply({"params": params}, test["x"] / np.float32(16))
+    assert math.isclose((logits.argmax(-1) == test["y"]).mean(), float(best["test_accuracy"]), rel_tol=1e-6)
 
 
 def test_the_program_trains_as_the_library_does(finished):
     directory, _ = finished
-    digits, mesh = data.load("digits"), parallel.runs_mesh(jax.devices()[:1])
-    recipe = training.Recipe(
-        lambda hp: MLP(10, activation=hp.activation, transform_bias=hp.transform_bias),
-        lambda images: data.rescale(images, 16),
+    digits = data.load("digits")
+    task = population.supervised(
+        model=lambda hp: MLP(10, activation=hp["activation"], transform_bias=hp["bias"]),
+        loss=population.cross_entropy,
+        optimizer=lambda hp: optax.sgd(
+            population.schedules.exponential_decay(hp["rate"], 30, hp["decay"], staircase=True), hp["momentum"]
+        ),
+        preprocess=lambda batch: {**batch, "x": batch["x"] / 16},
     )
-    hyperparameters = library.sample_population(library.SearchSpace(), 0, 3)
-    population = library.init_population(recipe, hyperparameters, 0, digits.train.images, mesh)
-    epoch = library.population_epoch(recipe, 50, mesh, 1)
+    space = {
+        "rate": population.log_uniform(1e-3, 1), "momentum": population.uniform(0.8, 0.99),
+        "decay": population.uniform(0.9, 1), "activation": population.choice("relu", "tanh"),
+        "bias": population.uniform(-10, -1),
+    }  # fmt: skip
+    result = population.fit(task, space, train=digits.train, num_runs=3, epochs=2, batch_size=50, progress=False)
     curves = [c for c in rows(directory / "curves.csv") if c["network"] == "highway"]
     for number in range(2):
-        population, losses = epoch(population, digits.train, library.epoch_key(0, number))
         written = [float(c["train_loss"]) for c in curves if c["epoch"] == str(number + 1)]
-        np.testing.assert_allclose(losses, written, rtol=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("losses", "leader", "epoch"),
-    [
-        ([[3, 2], [1, np.inf], [np.inf, np.inf]], 1, 1),  # the leader diverges after its best epoch
-        ([[3, 2], [4, 2]], 0, 2),
-        ([[1, 0], [0, 1]], 0, 2),  # equals: the lower index wins, as in the ranking
-        ([[np.inf, np.inf], [np.inf, 7]], 1, 2),
-    ],
-)
-def test_the_parameters_kept_are_the_best_runs_after_its_best_epoch(losses, leader, epoch, monkeypatch, tmp_path):
-    """With training replaced by given (runs, epochs) losses, and parameters by (run, epochs trained)."""
-    losses = np.asarray(losses, np.float32)
-    runs, epochs = losses.shape
-
-    def population_epoch(*args):
-        def train(population, *args):
-            trained = population.epoch[0] + 1
-            params = {"run": jnp.arange(runs), "epoch": jnp.full(runs, trained)}
-            return population.replace(params=params, epoch=population.epoch + 1), jnp.asarray(losses[:, trained - 1])
-
-        return train
-
-    monkeypatch.setattr(library, "population_epoch", population_epoch)
-    monkeypatch.setattr(training, "evaluate", lambda recipe, run, split: {"accuracy": jnp.float32(0)})
-    config = cli.load_config("digits_depth10")[1]
-    config.num_runs, config.epochs = runs, epochs
-    digits = data.load("digits")
-    job = trainer.Job(
-        config=config,
-        networks=("highway",),
-        sample=search.sampler(config, library.SearchSpace()),
-        recipe=functools.partial(search.recipe, config, digits),
-        train=digits.train,
-        evaluate={"test_accuracy": digits.test},
-        title="",
-        draw=lambda outcomes: {},
-    )
-    monitor = progress.Monitor(("highway",), epochs, 1, None, progress.Output())
-    mesh = parallel.runs_mesh(jax.devices()[:1])
-    outcome = trainer.train_network(job, "highway", tmp_path, mesh, monitor, cli.StopRequest())
-    assert (outcome.best_params["run"], outcome.best_params["epoch"]) == (leader, epoch)
-    ranking = library.rank(outcome.train_loss)
-    assert (ranking.order[0], ranking.best_epoch[leader]) == (leader, epoch)
+        np.testing.assert_allclose(result.curves["train_loss"][:, number], written, rtol=1e-4)
 
 
 def test_a_finished_workdir_is_printed_again_and_left_alone(finished):
@@ -235,8 +194,8 @@ def test_groups_change_nothing_and_stopped_runs_go_no_further(tmp_path, capsys):
 def test_the_bias_is_told_of_networks_that_have_one(tmp_path):
     values = np.zeros(2, np.float32)
     outcome = workdir.Outcome(
-        hyperparameters=training.Hyperparameters(values, values, values, np.zeros(2, np.int32), values - 3),
-        train_loss=np.ones((2, 1), np.float32), accuracy={}, best_params={}, final_params={}, first_run=0, seconds=0,
+        runs=np.arange(2), hyperparameters={"learning_rate": values, "transform_bias": values - 3},
+        train_loss=np.ones((2, 1), np.float32), accuracy={}, best_params={}, params={}, seconds=0,
     )  # fmt: skip
     workdir.write_tables(tmp_path, dict.fromkeys(BLOCKS, outcome), accuracy_curves=False)
     biases = {row["network"]: row["transform_bias"] for row in rows(tmp_path / "runs.csv")}

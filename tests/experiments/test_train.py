@@ -59,8 +59,8 @@ def test_a_run_goes_on_for_longer_and_is_evaluated(found, tmp_path):
     assert run["test_accuracy"] == curve[-1]["test_accuracy"]
     params = checkpoint.restore_params(tmp_path / "work/params/highway/run2")
     test = data.load("digits").test
-    logits = MLP(depth=10, activation=run["activation"]).apply({"params": params}, test.images / np.float32(16))
-    assert np.isclose((logits.argmax(-1) == test.labels).mean(), float(run["test_accuracy"]))
+    logits = MLP(depth=10, activation=run["activation"]).apply({"params": params}, test["x"] / np.float32(16))
+    assert np.isclose((logits.argmax(-1) == test["y"]).mean(), float(run["test_accuracy"]))
     assert "holds these results" in program("train", *args)
 
 

@@ -36,8 +36,8 @@ def test_every_runs_accuracy_is_that_of_its_parameters(trained):
     digits = data.load("digits")
     for run, accuracy in zip(found.run, found.test_accuracy, strict=True):
         params = checkpoint.restore_params(trained / f"params/highway/run{run}")
-        logits = ConvNet(STAGES).apply({"params": params}, digits.test.images / np.float32(16))
-        assert np.isclose((logits.argmax(-1) == digits.test.labels).mean(), accuracy)
+        logits = ConvNet(STAGES).apply({"params": params}, digits.test["x"] / np.float32(16))
+        assert np.isclose((logits.argmax(-1) == digits.test["y"]).mean(), accuracy)
     assert found.curves.shape == (2, 2)
     assert (found.curves[0] != found.curves[1]).all()  # an initialization each
     header = (trained / "curves.csv").read_text().splitlines()[0]

@@ -15,11 +15,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import cli, search, train
+from experiments import cli, jobs, search, train
 from experiments.checks import check_search, check_training
-from highway_jax import data, parallel
-from highway_jax import search as population
-from highway_jax.activations import ACTIVATIONS
+from highway_jax import data, parallel, population
 
 HERE = Path(__file__).parent
 
@@ -27,10 +25,11 @@ HERE = Path(__file__).parent
 def draws() -> Iterator[dict[str, Any]]:
     """The hyperparameters that a search's runs draw."""
     for seed, first_run, num_runs in (0, 0, 6), (1, 4, 2):
-        drawn = population.sample_population(population.SearchSpace(), seed, num_runs, first_run)
-        for row in range(num_runs):
-            run = {name: np.asarray(values)[row] for name, values in vars(drawn).items()}
-            yield {"seed": seed, "run": first_run + row} | run | {"activation": ACTIVATIONS[run["activation"]]}
+        space = population.Space(check_search(cli.load_config("digits_depth10")[1])[0])
+        runs = np.arange(first_run, first_run + num_runs)
+        drawn = space.readable(space.draw(population.keys(seed)[0], runs), num_runs)
+        for row, run in enumerate(runs.tolist()):
+            yield {"seed": seed, "run": run} | {name: values[row] for name, values in drawn.items()}
 
 
 def orders() -> Iterator[dict[str, Any]]:
@@ -39,8 +38,8 @@ def orders() -> Iterator[dict[str, Any]]:
         for seed in (0, 1):
             for epoch in (0, 1, 2):
                 numbers = np.arange(examples, dtype=np.int32)
-                key = population.epoch_key(seed, epoch)
-                order = np.ravel(data.shuffled_batches(data.Split(numbers, numbers), key, batch_size).labels)
+                key = jax.random.fold_in(population.keys(seed)[1], epoch)
+                order = np.ravel(data.shuffled_batches({"x": numbers, "y": numbers}, key, batch_size)["y"])
                 yield {
                     "examples": examples,
                     "batch_size": batch_size,
@@ -61,14 +60,14 @@ def weights() -> Iterator[dict[str, Any]]:
         ("digits_conv", "highway", 1, 2),
     ):
         config = cli.load_config(name)[1]
+        config.num_runs, config.seed = num_runs, seed
         if name == "digits_conv":
-            space, recipe = check_training(config), train.recipe(config, digits, digits.train, network)
+            job = jobs.training_job(config, check_training(config), digits)
         else:
-            space, recipe = check_search(config)[0], search.recipe(config, digits, network)
-        mesh = parallel.choose_mesh(num_runs, config.batch_size)
-        drawn = population.sample_population(space, seed, num_runs)
-        runs = population.init_population(recipe, drawn, seed, digits.train.images, mesh)
-        for path, leaf in jax.tree.leaves_with_path(runs.params):
+            job = jobs.search_job(config, *check_search(config), digits, {}, Path())
+        group = jobs.group_of(job, network, parallel.choose_mesh(num_runs, config.batch_size))
+        runs = group.start(group.search.space.traced(group.search.drawn), group.search.runs)
+        for path, leaf in jax.tree.leaves_with_path(runs.state.params):
             for run in {"digits_depth10": (0, 1), "digits_conv": (1,)}[name]:
                 values = np.asarray(leaf[run], np.float64)
                 numbers = {"mean": values.mean(), "std": values.std()}

@@ -329,7 +329,7 @@ def test_an_epoch_lowers_for_accelerators(platform):
     state = made.begin(made.blank(), 0)
     (group,) = made._groups.values()
     (members,) = state.populations.values()
-    exported = jax.export.export(group._train, platforms=[platform])(members, made._epoch_batches(1), 3)
+    exported = jax.export.export(group.train_program, platforms=[platform])(members, made._epoch_batches(1), 3)
     assert exported.platforms == (platform,)
 
 

@@ -203,6 +203,16 @@ def test_warmup_cosine_is_optaxs(warmup):
         schedules.warmup_cosine(0.1, 2.0, 10, 10)
 
 
+@pytest.mark.parametrize("staircase", [True, False])
+def test_exponential_decay_is_optaxs(staircase):
+    counts = np.arange(15)
+    expected = optax.exponential_decay(2.0, 4, 0.7, staircase=staircase)(counts)
+    found = jax.jit(lambda rate: jax.vmap(schedules.exponential_decay(2.0, 4, rate, staircase))(counts))(0.7)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    with pytest.raises(ValueError, match="transition_steps is 0; it must be at least 1"):
+        schedules.exponential_decay(2.0, 0, 0.7)
+
+
 def test_batches_are_preprocessed_and_augmented_and_the_forward_pass_is_ones_own():
     def augment(key, batch):
         return {**batch, "x": batch["x"] + jax.random.bernoulli(key)}
