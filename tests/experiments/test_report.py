@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 from PIL import Image
 
@@ -299,7 +300,8 @@ def test_odd_searches_make_a_page_too(kind, tmp_path):
         assert [row["diverged_in_epoch"] for row in page.runs()[-1]] == ["1"] * 3
 
 
-def test_odd_searches_make_one_page_together(tmp_path):
+def test_odd_searches_make_one_page_together(tmp_path, monkeypatch):
+    monkeypatch.setattr(report.plotting, "hyperparameters", lambda *_: Figure())  # every search's own are drawn above
     for depth, losses in enumerate(ODD.values(), start=1):
         curves = {network: np.float32(curve) for network, curve in losses.items()}
         write_workdir(tmp_path / str(depth), curves, depth=depth, networks=tuple(curves))

@@ -15,7 +15,6 @@ import pytest
 from experiments import cli, report, search, trainer
 from tests import faults
 
-
 # Where a kind of network is not the matter, one will do.
 ONE = "--config.networks=highway"
 
