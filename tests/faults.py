@@ -25,7 +25,7 @@ from highway_jax import checkpoint
 
 ROOT = Path(__file__).parents[1]
 SEARCH = (
-    "--config=digits_depth10", "--config.depth=4", "--config.num_runs=5", "--config.epochs=5",
+    "--config=digits_depth10", "--config.depth=4", "--config.num_runs=5", "--config.epochs=4",
     "--config.batch_size=300", "--config.checkpoint_every=1",
     "--config.runs_in_memory=3", "--config.search.halving.every=2",
 )  # fmt: skip
@@ -49,10 +49,9 @@ def finish(workdir: Path, *args: str) -> tuple[int, str, str]:
 def results(workdir: Path) -> dict[str, bytes]:
     """What must be the same, to the last bit, however often the search was interrupted."""
     found = {name: (workdir / name).read_bytes() for name in ("runs.csv", "curves.csv")}
-    for network in ("highway", "plain"):
-        best = checkpoint.restore_params(workdir / "best" / network)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(best):
-            found[f"best/{network}{jax.tree_util.keystr(path)}"] = np.asarray(leaf).tobytes()
+    for best in (workdir / "best").iterdir():
+        for path, leaf in jax.tree_util.tree_leaves_with_path(checkpoint.restore_params(best)):
+            found[f"{best.name}{jax.tree_util.keystr(path)}"] = np.asarray(leaf).tobytes()
     return found
 
 
@@ -92,10 +91,10 @@ def damage(path: Path, how: str, choice: random.Random) -> None:
     path.write_bytes(content)
 
 
-def stop_halfway(workdir: Path) -> None:
-    """Kill a search once it has three checkpoints of its first network."""
-    process = start(workdir)
-    while len(list(workdir.glob(f"checkpoints/highway/*/{checkpoint.SUMS}"))) < 3 and process.poll() is None:
+def stop_halfway(workdir: Path, *args: str) -> None:
+    """Kill a search once it has two checkpoints of its first network."""
+    process = start(workdir, *args)
+    while len(list(workdir.glob(f"checkpoints/highway/*/{checkpoint.SUMS}"))) < 2 and process.poll() is None:
         time.sleep(0.001)
     process.kill()
     process.communicate()

@@ -304,23 +304,24 @@ def start(num_runs, mesh):
 
 def test_a_population_of_convolutional_networks_learns_and_is_its_runs_alone():
     mesh = parallel.runs_mesh(jax.devices()[:1])
-    train = parallel.replicate(mesh, DIGITS.train)
+    train = parallel.replicate(mesh, jax.tree.map(lambda leaf: leaf[:600], DIGITS.train))
     alone = jax.jit(functools.partial(training.train_epoch, RECIPE))
-    epoch = search.population_epoch(RECIPE, 25, mesh, runs_per_batch=1)
+    epoch = search.population_epoch(RECIPE, 10, mesh, runs_per_batch=1)
     population, curve = start(2, mesh), []
     runs = [search.take_run(population, index) for index in range(2)]
-    for number in range(6):
+    for number in range(5):
         key = search.epoch_key(0, number)
         population, losses = epoch(population, train, key)
         curve.append(losses)
+        if number == 0:
+            first = jax.tree.map(np.array, population)
         if number < 2:
-            batches = data.shuffled_batches(train, key, 25)
+            batches = data.shuffled_batches(train, key, 10)
             runs, expected = zip(*(alone(run, batches) for run in runs), strict=True)
             np.testing.assert_allclose(losses, expected, rtol=1e-3)
     assert (curve[-1] < 0.8 * curve[0]).all()
     again, _ = epoch(start(2, mesh), train, search.epoch_key(0, 0))
-    repeated, _ = epoch(start(2, mesh), train, search.epoch_key(0, 0))
-    jax.tree.map(np.testing.assert_array_equal, again, repeated)
+    jax.tree.map(np.testing.assert_array_equal, again, first)
 
 
 def test_randomness_is_the_runs_the_epochs_and_the_steps_own_and_absent_from_evaluation():

@@ -17,7 +17,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from experiments import cli
-from experiments.search import choose_implementations
+from experiments import search as program
 from highway_jax import MLP, data, fused, parallel, search, training
 from highway_jax.activations import RELU, TANH
 from highway_jax.blocks import HIGHWAY, PLAIN
@@ -35,10 +35,10 @@ def kernel():
 
 
 def arrays(seed, layers, batch, width, parts):
-    keys = jax.random.split(jax.random.key(seed), 4)
-    kernel = jax.random.normal(keys[0], (layers, width, parts * width)) / np.sqrt(width)
-    bias = jax.random.normal(keys[1], (layers, parts * width))
-    return jax.random.normal(keys[2], (batch, width)), kernel, bias, jax.random.normal(keys[3], (batch, width))
+    random = np.random.default_rng(seed)  # JAX would compile every shape's draws
+    shapes = (batch, width), (layers, width, parts * width), (layers, parts * width), (batch, width)
+    x, kernel, bias, dy = (random.normal(size=shape).astype(np.float32) for shape in shapes)
+    return jnp.asarray(x), jnp.asarray(kernel / np.sqrt(width, dtype=np.float32)), jnp.asarray(bias), jnp.asarray(dy)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
@@ -68,7 +68,7 @@ def test_it_is_what_xla_computes(seed, layers, batch, width, block, index, remat
         for implementation in ("fused", "xla")
     )
     for a, b in zip(ours, reference, strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * float(jnp.abs(b).max()))
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * np.abs(b).max())
 
 
 @pytest.mark.parametrize("index", [RELU, TANH])
@@ -210,11 +210,11 @@ def test_a_search_takes_what_is_meant_for_its_networks_and_keeps_to_it():
     config.width.plain = 1000
     networks = ("highway", "plain", "residual")
     mine = "fused" if jax.default_backend() == "cpu" else "xla"
-    assert choose_implementations(config, networks) == {"highway": mine, "plain": "xla", "residual": "xla"}
-    assert set(choose_implementations(config, networks, earlier={}).values()) == {"xla"}
-    assert choose_implementations(config, networks, earlier={"plain": "fused"})["plain"] == mine
+    assert program.choose_implementations(config, networks) == {"highway": mine, "plain": "xla", "residual": "xla"}
+    assert set(program.choose_implementations(config, networks, earlier={}).values()) == {"xla"}
+    assert program.choose_implementations(config, networks, earlier={"plain": "fused"})["plain"] == mine
     config.implementation = "fused"
-    assert choose_implementations(config, networks) == {"highway": mine, "plain": mine, "residual": "xla"}
+    assert program.choose_implementations(config, networks) == {"highway": mine, "plain": mine, "residual": "xla"}
 
 
 @pytest.fixture
@@ -346,7 +346,18 @@ def test_without_a_home_it_is_unavailable(kept, monkeypatch):
         kept(cache="")
 
 
-SMALL = ["--config=digits_depth10", "--config.depth=3", "--config.num_runs=2", "--config.epochs=1"]
+SMALL = [
+    "--config=digits_depth10", "--config.depth=3", "--config.num_runs=2", "--config.epochs=1",
+    "--config.networks=highway",
+]  # fmt: skip
+
+
+@pytest.fixture
+def unloaded():
+    """`load` as in a new process."""
+    fused.load.cache_clear()
+    yield
+    fused.load.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -357,7 +368,7 @@ SMALL = ["--config=digits_depth10", "--config.depth=3", "--config.num_runs=2", "
         ("nowhere to keep it", "it cannot be kept and loaded: .*cache"),
     ],
 )
-def test_without_it_a_search_uses_xla_or_says_why(why, reason, tmp_path):
+def test_without_it_a_search_uses_xla_or_says_why(why, reason, unloaded, tmp_path, monkeypatch, capsys):
     programs, cache = tmp_path / "bin", tmp_path / "cache"
     programs.mkdir()
     if why == "a compiler that fails":
@@ -365,26 +376,25 @@ def test_without_it_a_search_uses_xla_or_says_why(why, reason, tmp_path):
         (programs / "g++").chmod(0o755)
     if why == "nowhere to keep it":
         cache.write_text("a file")
-    path = os.environ["PATH"] if why == "nowhere to keep it" else str(programs)
-    environment = {**os.environ, "PATH": path, "XDG_CACHE_HOME": str(cache), "MPLCONFIGDIR": str(tmp_path)}
+    else:
+        monkeypatch.setenv("PATH", str(programs))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
 
     def run(implementation):
-        command = [sys.executable, "-m", "experiments.search", *SMALL, f"--workdir={tmp_path / implementation}"]
-        return subprocess.run(
-            [*command, f"--config.implementation={implementation}"],
-            cwd=ROOT,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
+        args = [*SMALL, f"--config.implementation={implementation}", f"--workdir={tmp_path / implementation}"]
+        monkeypatch.setattr(sys, "argv", ["search", *args])
+        with pytest.raises(SystemExit) as stop:
+            cli.run(program.main, program.__doc__)
+        return stop.value.code, capsys.readouterr().err
 
-    refused = run("fused")
-    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1), refused.stderr
-    assert re.search(f"config.implementation is 'fused', but {reason}", refused.stderr), refused.stderr
+    status, errors = run("fused")
+    assert (status, errors.count("\n")) == (2, 1), errors
+    assert re.search(f"config.implementation is 'fused', but {reason}", errors), errors
     if why != "nowhere to keep it":
-        done = run("auto")
-        assert done.returncode == 0, done.stderr
-        assert bool(done.stderr) == (why == "a compiler that fails")
+        status, errors = run("auto")
+        assert status == 0, errors
+        assert bool(errors) == (why == "a compiler that fails")
         provenance = json.loads((tmp_path / "auto/provenance.json").read_text())
-        assert provenance["implementations"] == {"highway": "xla", "plain": "xla"}
+        assert provenance["implementations"] == {"highway": "xla"}
+        both = program.choose_implementations(cli.load_config("digits_depth10")[1], ("highway", "plain"))
+        assert both == {"highway": "xla", "plain": "xla"}

@@ -17,10 +17,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 from PIL import Image
 
-from experiments import cli, findings, report, results
+from experiments import cli, findings, report, results, search
 from experiments.cli import UserError
 from experiments.results import Result
 from highway_jax import checkpoint
@@ -88,14 +89,21 @@ def write_report(*args):
 pytestmark = pytest.mark.filterwarnings("error")
 
 
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Figures are made, but every picture of them is a dot: to draw them is most of a page's work."""
+    dot = io.BytesIO()
+    Image.new("RGB", (1, 1)).save(dot, format="png")
+    monkeypatch.setattr(report, "png", lambda figure: dot.getvalue())
+
+
 @pytest.fixture(scope="module")
 def searched(tmp_path_factory):
-    """A workdir made by a real process, and the report that another made of it."""
+    """A search's workdir, and a real process that made a report of it."""
     directory = tmp_path_factory.mktemp("report") / "work"
-    run = [sys.executable, "-m"]
-    arguments = ["--config=digits_depth10", "--config.num_runs=12", "--config.epochs=2", f"--workdir={directory}"]
-    subprocess.run([*run, "experiments.search", *arguments], cwd=ROOT, check=True, capture_output=True)
-    command = [*run, "experiments.report", str(directory)]
+    arguments = ["--config=digits_depth10", "--config.num_runs=12", "--config.epochs=2", "--config.batch_size=500"]
+    search.main([*arguments, f"--workdir={directory}"])
+    command = [sys.executable, "-m", "experiments.report", str(directory)]
     return directory, subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 
@@ -130,6 +138,7 @@ def test_the_best_runs_are_those_of_runs_csv(searched):
         assert set(mine[0]) - set(table[0]) == hidden
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_command_in_the_page_makes_the_same_config(tmp_path):
     networks = {"highway": SMALL["highway"]}
     changes = {"seed": 3, "networks": ("highway",), "width": {"highway": 40}, "search": {"learning_rate": (0.01, 0.1)}}
@@ -154,6 +163,7 @@ def repeated(command):
 KEPT = sorted(path.parent for path in (ROOT / "results").glob("*/config.json"))
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("directory", KEPT, ids=lambda path: path.name)
 def test_kept_workdirs_of_older_versions_are_reported_with_the_command_that_repeats_them(directory, tmp_path):
     found = results.load(directory)
@@ -212,6 +222,7 @@ def test_a_config_that_no_flags_make_is_said_to_be_ones_own(tmp_path):
     assert text.count("experiments.search ") == 1
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_depths_make_one_page(tmp_path):
     for depth in (20, 100, 10):
         factor = depth / 10
@@ -241,6 +252,7 @@ def test_more_than_two_kinds_of_network_make_one_page(tmp_path):
     assert [row[1] for row in page.tables[0][1:]] == [*kinds, *kinds]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_what_depth_does_not_tell_apart_is_named(tmp_path):
     for name, changes in {"a": {}, "b": {"epochs": 3, "seed": 9}, "c": {"dataset": "mnist"}}.items():
         write_workdir(tmp_path / name, SMALL, **changes)
@@ -256,6 +268,7 @@ def test_what_depth_does_not_tell_apart_is_named(tmp_path):
     assert f"depth 10, {tmp_path}/other/a" in page.text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_an_unfinished_search_says_so(tmp_path):
     half = write_workdir(tmp_path / "half", {"highway": SMALL["highway"]}, epochs=400, finished=False)
     page = write_report(half)
@@ -287,7 +300,8 @@ def test_odd_searches_make_a_page_too(kind, tmp_path):
         assert [row["diverged_in_epoch"] for row in page.runs()[-1]] == ["1"] * 3
 
 
-def test_odd_searches_make_one_page_together(tmp_path):
+def test_odd_searches_make_one_page_together(tmp_path, monkeypatch):
+    monkeypatch.setattr(report.plotting, "hyperparameters", lambda *_: Figure())  # every search's own are drawn above
     for depth, losses in enumerate(ODD.values(), start=1):
         curves = {network: np.float32(curve) for network, curve in losses.items()}
         write_workdir(tmp_path / str(depth), curves, depth=depth, networks=tuple(curves))
@@ -295,6 +309,7 @@ def test_odd_searches_make_one_page_together(tmp_path):
     assert len(page.pictures) == 2 + len(ODD)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_diverged_runs_are_all_there(tmp_path):
     directory = write_workdir(tmp_path / "x", SMALL)
     highway, plain = write_report(directory).runs()[2:]
@@ -312,6 +327,7 @@ def test_text_is_escaped_everywhere(tmp_path):
     assert evil in page.text and "<u>layers</u>" in page.text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_figures_of_an_analysis_are_shown(tmp_path):
     directory = write_workdir(tmp_path / "x", SMALL)
     plain = write_report(directory)
@@ -344,6 +360,7 @@ MISTAKES = [
 ]
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize(("args", "message"), MISTAKES, ids=[message for _, message in MISTAKES])
 def test_a_mistake_is_one_line_and_status_2(args, message, tmp_path, monkeypatch, capsys):
     work, cut = (write_workdir(tmp_path / name, SMALL) for name in ("work", "cut"))

@@ -652,10 +652,14 @@ def test_what_is_run_is_what_the_programs_take():
         (["--what=gates", "--budget_minutes=nan"], "--budget_minutes is nan; it must be a number of at least 0"),
     ],
 )
-def test_mistakes_are_one_line(args, message, tmp_path):
-    tried = begin(tmp_path / "root", *args, f"--workdirs={tmp_path}")
-    errors = tried.communicate()[1]
-    assert tried.returncode == 2 and message in errors and errors.count("\n") == 1, errors
+def test_mistakes_are_one_line(args, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(reproduce, "ROOT", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["reproduce", *args, f"--workdirs={tmp_path}"])
+    with pytest.raises(SystemExit) as stop:
+        cli.run(reproduce.main, reproduce.__doc__)
+    errors = capsys.readouterr().err
+    assert stop.value.code == 2 and message in errors and errors.count("\n") == 1, errors
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_program_that_fails_has_its_say(tmp_path):

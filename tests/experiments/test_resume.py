@@ -15,18 +15,27 @@ import pytest
 from experiments import cli, report, search, trainer
 from tests import faults
 
+# Where a kind of network is not the matter, one will do.
+ONE = "--config.networks=highway"
+
+
+def finish(workdir, capsys, *args):
+    """Let the search end in this process; its output and errors."""
+    search.main([*faults.SEARCH, f"--workdir={workdir}", *args])
+    return capsys.readouterr()
+
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("undisturbed") / "work"
-    assert faults.finish(workdir)[0] == 0
+    search.main([*faults.SEARCH, ONE, f"--workdir={workdir}"])
     return workdir
 
 
 @pytest.fixture(scope="module")
 def halfway(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("halfway") / "work"
-    faults.stop_halfway(workdir)
+    faults.stop_halfway(workdir, ONE)
     return workdir
 
 
@@ -37,7 +46,7 @@ def copied(halfway, tmp_path):
 
 def refused(workdir, monkeypatch, capsys, *args):
     """What the program says of a workdir that it does not go on with, in this process."""
-    monkeypatch.setattr(sys, "argv", ["search", *faults.SEARCH, f"--workdir={workdir}", *args])
+    monkeypatch.setattr(sys, "argv", ["search", *faults.SEARCH, ONE, f"--workdir={workdir}", *args])
     before = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
     with pytest.raises(SystemExit) as stop:
         cli.run(search.main, search.__doc__)
@@ -47,48 +56,52 @@ def refused(workdir, monkeypatch, capsys, *args):
     return errors
 
 
-def test_a_killed_search_ends_as_if_undisturbed(undisturbed, tmp_path):
-    faults.kill_often(tmp_path, random.Random(7), longest=10, expected=faults.results(undisturbed), kills=2)
+def test_a_killed_search_ends_as_if_undisturbed(tmp_path, capsys):
+    choice = random.Random(7)
+    faults.kill(tmp_path / "work", choice, longest=0, while_writing=True)
+    faults.kill(tmp_path / "work", choice, longest=10, while_writing=False)
+    for name in "work", "undisturbed":
+        assert finish(tmp_path / name, capsys).err == ""
+    assert faults.results(tmp_path / "work") == faults.results(tmp_path / "undisturbed")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_stopped_search_keeps_what_it_has_and_goes_on(number, undisturbed, tmp_path):
-    args = ["--config.checkpoint_every=1000"]  # so it is the signal that makes the checkpoint
+def test_a_stopped_search_keeps_what_it_has_and_goes_on(number, undisturbed, tmp_path, capsys):
+    args = [ONE, "--config.checkpoint_every=1000"]  # so it is the signal that makes the checkpoint
     process = faults.start(tmp_path / "work", *args)
     assert "digits, depth 4" in process.stdout.readline()
-    assert "highway: part 1/2, epoch 1/5" in process.stdout.readline()
+    assert "highway: part 1/2, epoch 1/4" in process.stdout.readline()
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 128 + number
     assert errors.splitlines()[0] == "stopping after this epoch; once more stops at once"
-    assert re.match(r"interrupted after part \d/2, epoch \d/5 of \w+; ", errors.splitlines()[1])
+    assert re.match(r"interrupted after part \d/2, epoch \d/4 of \w+; ", errors.splitlines()[1])
     assert errors.splitlines()[1].endswith("the same command goes on from there")
     assert (tmp_path / "work/runs.csv").exists()
-    status, output, errors = faults.finish(tmp_path / "work", *args)
-    assert (status, errors) == (0, "")
+    output, errors = finish(tmp_path / "work", capsys, *args)
     assert ": going on after part " in output
+    assert errors == ""
     assert faults.results(tmp_path / "work") == faults.results(undisturbed)
     assert not (tmp_path / "work/checkpoints").exists()
 
 
 @pytest.mark.parametrize("how", ["cut", "flip"])
-def test_a_damaged_checkpoint_is_passed_over(how, undisturbed, copied):
+def test_a_damaged_checkpoint_is_passed_over(how, undisturbed, copied, capsys):
     biggest = max(faults.files_of_a_checkpoint(copied), key=lambda path: path.stat().st_size)
     faults.damage(biggest, how, random.Random(1))
-    status, _, errors = faults.finish(copied)
-    assert status == 0
+    _, errors = finish(copied, capsys, ONE)
     assert errors.startswith("warning: ")
     assert "is damaged" in errors
     assert errors.count("\n") == 1
     assert faults.results(copied) == faults.results(undisturbed)
 
 
-def test_without_an_intact_checkpoint_it_begins_again(undisturbed, copied):
+def test_without_an_intact_checkpoint_it_begins_again(undisturbed, copied, capsys):
     sums = list(copied.glob("checkpoints/highway/*/SHA256SUMS"))
     for path in sums:
         path.write_text("")
-    status, output, errors = faults.finish(copied)
-    assert (status, errors.count("warning: ")) == (0, len(sums))
+    output, errors = finish(copied, capsys, ONE)
+    assert errors.count("warning: ") == len(sums)
     assert "going on" not in output
     assert faults.results(copied) == faults.results(undisturbed)
 
@@ -102,7 +115,7 @@ def test_damaged_results_are_refused(name, undisturbed, tmp_path, monkeypatch, c
 
 def test_another_config_an_older_format_and_resume_never_are_refused(copied, monkeypatch, capsys):
     said = refused(copied, monkeypatch, capsys, "--config.epochs=9", "--config.search.momentum=0.9")
-    assert "another config: epochs (5 there, 9 now), search.momentum ([0.8, 0.99] there, [0.9] now)" in said
+    assert "another config: epochs (4 there, 9 now), search.momentum ([0.8, 0.99] there, [0.9] now)" in said
     assert "config.resume is 'never', but" in refused(copied, monkeypatch, capsys, "--config.resume=never")
     about = json.loads((copied / "provenance.json").read_text())
     (copied / "provenance.json").write_text(json.dumps(about | {"format": 1}))
@@ -127,7 +140,7 @@ def test_a_process_that_got_ready_while_another_finished_leaves_its_results_alon
     answers, finished = iter([None]), trainer.workdir.finished
     # Asked first, before the other one ended, it says no.
     monkeypatch.setattr(trainer.workdir, "finished", lambda *args: next(answers, finished(*args)))
-    search.main([*faults.SEARCH, f"--workdir={workdir}"])
+    search.main([*faults.SEARCH, ONE, f"--workdir={workdir}"])
     assert {path: path.stat().st_mtime_ns for path in before} | {workdir: 0} == before | {workdir: 0}
 
 
@@ -142,7 +155,7 @@ def test_settings_of_the_environment_change_nothing_and_every_process_is_recorde
         "JAX_DEBUG_NANS": "1", "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_cpu_multi_thread_eigen=true",
     }.items():  # fmt: skip
         monkeypatch.setenv(name, value)
-    status, _, errors = faults.finish(copied)
+    status, _, errors = faults.finish(copied, ONE)
     assert status == 0
     assert "warning: JAX_ENABLE_X64 is True; results here are always of False\n" in errors
     assert all(line.startswith("warning: JAX_") for line in errors.splitlines()), errors
@@ -150,14 +163,14 @@ def test_settings_of_the_environment_change_nothing_and_every_process_is_recorde
     about = json.loads((copied / "provenance.json").read_text())
     assert about["xla_flags"].endswith(" --xla_cpu_multi_thread_eigen=true")
     assert about["earlier"] == [{key: value for key, value in first.items() if key != "earlier"}]
+    monkeypatch.setattr(report, "png", lambda figure: b"")
     report.main([f"{copied}", f"--output={tmp_path}"])
     assert "earlier.process 1.xla_flags" in (tmp_path / "report.html").read_text()
 
 
 def test_a_fresh_start_is_allowed_where_it_is_one(tmp_path, capsys):
-    args = ["--config=digits_depth10", "--config.num_runs=2", "--config.epochs=1", "--config.resume=never"]
-    search.main([*args, f"--workdir={tmp_path}/work"])
-    assert "best run" in capsys.readouterr().out
+    output, _ = finish(tmp_path / "work", capsys, ONE, "--config.epochs=1", "--config.resume=never")
+    assert "best run" in output
 
 
 def test_a_second_process_is_refused(copied, monkeypatch, capsys):
@@ -165,15 +178,15 @@ def test_a_second_process_is_refused(copied, monkeypatch, capsys):
         assert "in which another process is at work" in refused(copied, monkeypatch, capsys)
 
 
-def test_a_full_disk_stops_a_search_and_leaves_the_last_good_checkpoint(undisturbed, copied):
+def test_a_full_disk_stops_a_search_and_leaves_the_last_good_checkpoint(undisturbed, copied, capsys):
     """The kernel refuses files above a limit, as it would on a full disk."""
     before = set(copied.glob("checkpoints/highway/*/SHA256SUMS"))
-    process = faults.start(copied, shell="ulimit -f 100; exec ")  # of 1024 bytes
+    process = faults.start(copied, ONE, shell="ulimit -f 100; exec ")  # of 1024 bytes
     _, errors = process.communicate(timeout=120)
     assert (process.returncode, errors.count("\n")) == (2, 1), errors
     assert "a checkpoint cannot be written: " in errors
     assert set(copied.glob("checkpoints/highway/*/SHA256SUMS")) == before
-    assert faults.finish(copied)[0] == 0
+    finish(copied, capsys, ONE)
     assert faults.results(copied) == faults.results(undisturbed)
 
 
@@ -187,7 +200,7 @@ def test_a_workdir_that_cannot_be_written_is_refused(copied, monkeypatch, capsys
 
 
 def test_a_second_signal_stops_at_once(tmp_path):
-    process = faults.start(tmp_path / "work", "--config.epochs=1", "--config.dataset=digits", "--config.depth=400")
+    process = faults.start(tmp_path / "work", ONE, "--config.epochs=1", "--config.dataset=digits", "--config.depth=400")
     process.stdout.readline()
     time.sleep(0.5)
     process.send_signal(signal.SIGINT)

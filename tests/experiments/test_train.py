@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import re
 import subprocess
 import sys
@@ -11,34 +10,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import cli, results, train
+from experiments import cli, results, search, train
 from highway_jax import MLP, checkpoint, data
 
 ROOT = Path(__file__).parents[2]
 
 
-def program(name, *args):
-    command = [sys.executable, "-m", f"experiments.{name}", *args]
-    as_users_have_it = {**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "0", "XLA_FLAGS": ""}
-    process = subprocess.run(command, cwd=ROOT, env=as_users_have_it, capture_output=True, text=True, timeout=300)
-    assert (process.returncode, process.stderr) == (0, "")
-    return process.stdout
-
-
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("search") / "work"
-    program(
-        "search", "--config=digits_depth10", "--config.num_runs=5", "--config.epochs=3", "--config.batch_size=150",
+    search.main([
+        "--config=digits_depth10", "--config.num_runs=5", "--config.epochs=3", "--config.batch_size=150",
         f"--workdir={workdir}",
-    )  # fmt: skip
+    ])  # fmt: skip
     return workdir
 
 
 @pytest.mark.parametrize("which", [["--network=highway", "--rank=1"], ["--network=plain", "--run=3"]])
-def test_a_run_by_itself_repeats_the_searchs_curve(which, found, tmp_path):
-    said = program("train", f"--from_search={found}", *which, f"--workdir={tmp_path}/work")
-    assert "the curve repeats the search's exactly (3 epochs)" in said
+def test_a_run_by_itself_repeats_the_searchs_curve(which, found, tmp_path, capsys):
+    train.main([f"--from_search={found}", *which, f"--workdir={tmp_path}/work"])
+    assert "the curve repeats the search's exactly (3 epochs)" in capsys.readouterr().out
     network = which[0].removeprefix("--network=")
     (run,) = results.load(tmp_path / "work").networks[network].run
     for name in ("runs.csv", "curves.csv"):
@@ -50,9 +41,10 @@ def test_a_run_by_itself_repeats_the_searchs_curve(which, found, tmp_path):
             }
 
 
-def test_a_run_goes_on_for_longer_and_is_evaluated(found, tmp_path):
+def test_a_run_goes_on_for_longer_and_is_evaluated(found, tmp_path, capsys):
     args = [f"--from_search={found}", "--network=highway", "--run=2", "--config.epochs=5", f"--workdir={tmp_path}/work"]
-    assert "the curve repeats the search's exactly (3 epochs)" in program("train", *args)
+    train.main(args)
+    assert "the curve repeats the search's exactly (3 epochs)" in capsys.readouterr().out
     (run,) = rows(tmp_path / "work/runs.csv")
     curve = rows(tmp_path / "work/curves.csv")
     assert [row["epoch"] for row in curve] == list("12345")
@@ -61,7 +53,8 @@ def test_a_run_goes_on_for_longer_and_is_evaluated(found, tmp_path):
     test = data.load("digits").test
     logits = MLP(depth=10, activation=run["activation"]).apply({"params": params}, test["x"] / np.float32(16))
     assert np.isclose((logits.argmax(-1) == test["y"]).mean(), float(run["test_accuracy"]))
-    assert "holds these results" in program("train", *args)
+    train.main(args)
+    assert "holds these results" in capsys.readouterr().out
 
 
 def rows(path):
@@ -95,12 +88,17 @@ def test_a_mistake_is_one_line_and_status_2(args, message, found, tmp_path, monk
     assert not list(tmp_path.iterdir())
 
 
+def test_a_mistake_in_a_real_process_leaves_no_traceback():
+    process = subprocess.run([sys.executable, "-m", "experiments.train"], cwd=ROOT, capture_output=True, text=True)
+    assert (process.returncode, process.stdout, process.stderr.count("\n")) == (2, "", 1)
+
+
 def test_a_search_of_later_runs_goes_on_where_a_smaller_one_ended(found, tmp_path):
     """Run i is run i, whichever search it is part of."""
-    program(
-        "search", "--config=digits_depth10", "--config.num_runs=2", "--config.first_run=3", "--config.epochs=3",
+    search.main([
+        "--config=digits_depth10", "--config.num_runs=2", "--config.first_run=3", "--config.epochs=3",
         "--config.batch_size=150", "--config.networks=highway", f"--workdir={tmp_path}/work",
-    )  # fmt: skip
+    ])  # fmt: skip
     whole, part = results.load(found).networks["highway"], results.load(tmp_path / "work").networks["highway"]
     assert part.run.tolist() == [3, 4]
     np.testing.assert_array_equal(part.curves, whole.curves[3:])
