@@ -45,22 +45,23 @@ def ours(name: str, batch: int, steps: int) -> Callable[[], None]:
     """An epoch of `steps` steps, as `experiments.train` runs it."""
     import jax
 
-    from highway_jax import ConvNet, optim, training
+    from highway_jax import ConvNet, optim, population
+    from highway_jax.population import run
 
-    recipe = training.Recipe(
+    task = population.supervised(
         lambda hp: ConvNet(cli.load_config(name)[1].stages, transform_bias=BIAS),
-        optimizer=lambda hp, epoch: optim.nesterov(RATE, MOMENTUM, DECAY),
+        population.cross_entropy,
+        lambda hp: optim.nesterov(RATE, MOMENTUM, DECAY),
     )
     batches = jax.device_put(dict(zip("xy", images(name, batch, steps), strict=True)))
-    run = training.init(
-        recipe, training.Hyperparameters(RATE, MOMENTUM, 1.0, 0, BIAS), jax.random.key(0), batches["x"][0]
-    )
-    epoch = jax.jit(functools.partial(training.train_epoch, recipe), donate_argnums=0)
+    first = {name: array[0] for name, array in batches.items()}
+    member = run.start(task, {}, jax.random.key(0, impl=run.PRNG), first)
+    epoch = jax.jit(functools.partial(run.train_epoch, task), donate_argnums=0)
 
     def go() -> None:
-        nonlocal run
-        run, loss = epoch(run, batches)
-        loss.block_until_ready()
+        nonlocal member
+        member, metrics = epoch(member, batches)
+        jax.block_until_ready(metrics)
 
     return go
 

@@ -14,13 +14,14 @@ import optax
 from jax import lax
 
 from benchmarks.work import CLASSES, INPUTS, LEARNING_RATE, MOMENTUM, TRANSFORM_BIAS, Work
-from highway_jax import MLP, data, fused, parallel, search, training
+from highway_jax import MLP, data, fused, parallel, population
+from highway_jax.population.programs import Group, gather_batches
 
 Contender = tuple[Callable[[], None], int]
 
 
 def ours(work: Work) -> Contender:
-    """The search's own epoch: `search.population_epoch`, shuffling included."""
+    """An epoch as `population.fit` trains it, shuffling included."""
     return _ours(work, fused.choose(work.width))
 
 
@@ -30,30 +31,43 @@ def ours_xla(work: Work) -> Contender:
 
 
 def _ours(work: Work, implementation: str) -> Contender:
-    def network(hp: training.Hyperparameters) -> MLP:
-        return MLP(
+    task = population.supervised(
+        model=lambda hp: MLP(
             work.depth,
             work.width,
-            activation=hp.activation,
-            transform_bias=hp.transform_bias,
+            activation=hp["activation"],
+            transform_bias=hp["transform_bias"],
             implementation=implementation,
-        )
-
-    recipe = training.Recipe(network, functools.partial(data.rescale, max_value=255))
-    rate, bias = (LEARNING_RATE, LEARNING_RATE), (TRANSFORM_BIAS, TRANSFORM_BIAS)
-    space = search.SearchSpace(rate, (MOMENTUM, MOMENTUM), (1.0, 1.0), ("relu",), bias)
+        ),
+        loss=population.cross_entropy,
+        optimizer=lambda hp: optax.sgd(hp["learning_rate"], hp["momentum"]),
+        preprocess=lambda batch: {**batch, "x": data.rescale(batch["x"], 255)},
+    )
+    space = {
+        "learning_rate": population.uniform(LEARNING_RATE, LEARNING_RATE),
+        "momentum": population.uniform(MOMENTUM, MOMENTUM),
+        "activation": population.choice("relu"),
+        "transform_bias": population.uniform(TRANSFORM_BIAS, TRANSFORM_BIAS),
+    }
+    search = population.Search(
+        task=task,
+        space=population.Space(space),
+        train=dict(zip("xy", work.data(), strict=True)),
+        num_runs=work.runs,
+        epochs=1,
+        batch_size=work.batch,
+    )
     mesh = parallel.runs_mesh()
-    train = parallel.replicate(mesh, dict(zip("xy", work.data(), strict=True)))
-    hyperparameters = search.sample_population(space, 0, work.runs)
-    population = search.init_population(recipe, hyperparameters, 0, train["x"], mesh)
-    runs_per_batch = work.runs_per_batch or search.choose_runs_per_batch(recipe, population, train, work.batch, mesh)
-    epoch = search.population_epoch(recipe, work.batch, mesh, runs_per_batch)
-    key = search.epoch_key(0, 0)
+    group, gather = Group(search, {}, mesh), gather_batches(search, mesh)
+    train = parallel.replicate(mesh, search.train)
+    members = group.start(search.drawn, np.arange(work.runs))
+    runs_per_batch = work.runs_per_batch or group.runs_per_batch(members)
+    key = search.epoch_key(0)
 
     def go() -> None:
-        nonlocal population
-        population, losses = epoch(population, train, key)
-        assert np.isfinite(np.asarray(losses)).all()
+        nonlocal members
+        members, metrics = group.train(members, gather(train, key), runs_per_batch)
+        assert np.isfinite(np.asarray(metrics["loss"])).all()
 
     return go, work.runs * work.steps
 

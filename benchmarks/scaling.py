@@ -15,13 +15,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
-from experiments import cli, search
+from experiments import cli
 from experiments.checks import check_search
 from experiments.hardware import hardware
+from experiments.jobs import choose_implementations, group_of, search_job
 from highway_jax import data, parallel
-from highway_jax import search as library
+from highway_jax.population.programs import gather_batches
 
 REPETITIONS = 9
 
@@ -59,23 +61,23 @@ def main(argv: list[str]) -> None:
 
 def epoch_on(config: ConfigDict, count: int) -> tuple[Callable[[], None], int]:
     """A function that trains an epoch on so many devices and waits, compiled, and the collectives in it."""
-    (space, _), dataset = check_search(config), data.load(config.dataset, config.data_dir)
-    network = config.networks[0]
-    recipe = search.recipe(config, dataset, network, search.choose_implementations(config, [network])[network])
+    dataset, network = data.load(config.dataset, config.data_dir), config.networks[0]
+    implementations = choose_implementations(config, [network])
+    job = search_job(config, *check_search(config), dataset, implementations, Path())
     mesh = parallel.runs_mesh(jax.devices()[:count])
-    draws = library.sample_population(space, config.seed, config.num_runs)
-    population = library.init_population(recipe, draws, config.seed, dataset.train["x"], mesh)
-    args = parallel.replicate(mesh, dataset.train), library.epoch_key(config.seed, 0)
-    compiled = library.population_epoch(recipe, config.batch_size, mesh, 1).lower(population, *args).compile()
+    group = group_of(job, network, mesh)
+    gather, train = gather_batches(group.search, mesh), parallel.replicate(mesh, dataset.train)
+    members = group.start(group.search.drawn, np.arange(config.num_runs))
+    text = group.train_program.lower(members, group.batches, 1).compile().as_text()
 
     def epoch() -> None:
-        nonlocal population
-        population, losses = compiled(population, *args)
-        losses.block_until_ready()
+        nonlocal members
+        members, metrics = group.train(members, gather(train, group.search.epoch_key(0)), 1)
+        jax.block_until_ready(metrics)
 
     epoch()
     names = "all-gather|all-reduce|all-to-all|collective-permute|collective-broadcast|reduce-scatter"
-    return epoch, len(re.findall(rf" (?:{names})(?:-start)?\(", compiled.as_text()))
+    return epoch, len(re.findall(rf" (?:{names})(?:-start)?\(", text))
 
 
 if __name__ == "__main__":

@@ -180,8 +180,7 @@ def training_job(config: ConfigDict, space: Space, dataset: data.Dataset, *, out
 
 def group_of(job: Job, network: str, mesh: Mesh | None = None) -> Group:
     """The runs of a kind of a job's networks, in shapes and dtypes, and the programs that train them on a mesh."""
-    arguments = job.arguments(network) | {"space": population.Space(job.space), "seeds": 1, "mode": "min"}
-    search = population.Search(**arguments)
+    search = population.Search(**(job.arguments(network) | {"space": population.Space(job.space)}))
     return Group(search, static={}, mesh=parallel.runs_mesh(jax.devices()[:1]) if mesh is None else mesh)
 
 

@@ -5,19 +5,20 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
-from highway_jax.training import Recipe
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from jax import lax
 
-from highway_jax import ConvNet, data, optim, parallel, search, training
+from highway_jax import ConvNet, data, optim, parallel, population
 from highway_jax.convolution import conv
 from highway_jax.maxout import Maxout
 from highway_jax.models import paper, parse, stages
 from highway_jax.ops import resize
 from highway_jax.pooling import avg_pool, max_pool
+from highway_jax.population.programs import Group
 
 KEY = jax.random.key(0)
 DIGITS = data.load("digits")
@@ -253,7 +254,7 @@ def test_a_layers_output_can_be_asked_for_and_must_exist():
     _, captured = net.apply(variables, x, mutable="intermediates")
     for number in 1, 3:
         expected = captured["intermediates"][f"layer{number}"]["block_output"][0]
-        np.testing.assert_array_equal(net.apply(variables, x, number), expected)
+        np.testing.assert_array_equal(net.apply(variables, x, until=number), expected)
     with pytest.raises(ValueError, match="until is 5; it must be a layer of the stages, 1 to 4"):
         net.apply(variables, x, 5)
 
@@ -285,68 +286,63 @@ def test_a_diverged_networks_nan_survives_pooling():
     assert jnp.isnan(max_pool(x, (2, 2), 1)).all()
 
 
-def optimizer(hp, epoch):
-    return optim.nesterov(optim.step_decay(hp.learning_rate, hp.decay, epoch, (5,)), hp.momentum, 1e-3)
+def rescaled(batch):
+    return {**batch, "x": data.rescale(batch["x"], 16)}
 
 
-RECIPE = Recipe(
-    network=lambda hp: ConvNet(TINY, activation=hp.activation, transform_bias=hp.transform_bias),
-    preprocess=functools.partial(data.rescale, max_value=16),
-    augment=functools.partial(data.random_crop, padding=1),
-    optimizer=optimizer,
-)
-SPACE = search.SearchSpace((0.03, 0.06), momentum=(0.9, 0.9), decay=(0.1, 0.1), transform_bias=(-2.0, -1.0))
+def cropped(key, batch):
+    return {**batch, "x": data.random_crop(key, batch["x"], 1)}
 
 
-def start(num_runs, mesh):
-    return search.init_population(RECIPE, search.sample_population(SPACE, 0, num_runs), 0, DIGITS.train["x"], mesh)
+def task(optimizer):
+    return population.supervised(
+        lambda hp: ConvNet(TINY, activation=hp["activation"], transform_bias=hp["bias"]), population.cross_entropy,
+        optimizer, preprocess=rescaled, augment=cropped,
+    )  # fmt: skip
+
+
+TASK = task(lambda hp: optim.nesterov(optim.step_decay(hp["rate"], 0.1, (5,), 60), 0.9, 1e-3))
+SPACE = {
+    "rate": population.uniform(0.03, 0.06), "activation": population.choice("relu", "tanh"),
+    "bias": population.uniform(-2, -1),
+}  # fmt: skip
+SOME = {name: array[:600] for name, array in DIGITS.train.items()}
 
 
 def test_a_population_of_convolutional_networks_learns_and_is_its_runs_alone():
-    mesh = parallel.runs_mesh(jax.devices()[:1])
-    train = parallel.replicate(mesh, jax.tree.map(lambda leaf: leaf[:600], DIGITS.train))
-    alone = jax.jit(functools.partial(training.train_epoch, RECIPE))
-    epoch = search.population_epoch(RECIPE, 10, mesh, runs_per_batch=1)
-    population, curve = start(2, mesh), []
-    runs = [search.take_run(population, index) for index in range(2)]
-    for number in range(5):
-        key = search.epoch_key(0, number)
-        population, losses = epoch(population, train, key)
-        curve.append(losses)
-        if number == 0:
-            first = jax.tree.map(np.array, population)
-        if number < 2:
-            batches = data.shuffled_batches(train, key, 10)
-            runs, expected = zip(*(alone(run, batches) for run in runs), strict=True)
-            np.testing.assert_allclose(losses, expected, rtol=1e-3)
-    assert (curve[-1] < 0.8 * curve[0]).all()
-    again, _ = epoch(start(2, mesh), train, search.epoch_key(0, 0))
-    jax.tree.map(np.testing.assert_array_equal, again, first)
+    fit = functools.partial(population.fit, TASK, SPACE, train=SOME, batch_size=10, progress=False)
+    curves = fit(num_runs=2, epochs=5).curves["train_loss"]
+    assert (curves[:, -1] < 0.8 * curves[:, 0]).all()
+    alone = fit(num_runs=1, first_run=1, epochs=2, mesh=parallel.runs_mesh(jax.devices()[:1]))
+    np.testing.assert_array_equal(alone.curves["train_loss"][0], curves[1, :2])
 
 
 def test_randomness_is_the_runs_the_epochs_and_the_steps_own_and_absent_from_evaluation():
-    run = search.take_run(start(1, parallel.runs_mesh(jax.devices()[:1])), 0)
-    frozen = Recipe(RECIPE.network, RECIPE.preprocess, RECIPE.augment, lambda hp, epoch: optim.sgd(0.0, 0.0))
-    run = run.replace(opt_state=frozen.optimizer(None, 0).init(run.params))
-    batch = jax.tree.map(lambda leaf: leaf[:20], DIGITS.train)
-    batches = jax.tree.map(lambda leaf: np.stack([leaf] * 2), batch)
-    train = jax.jit(functools.partial(training.train_epoch, frozen))
-    step = jax.jit(functools.partial(training.train_step, frozen))
-
-    after, loss = train(run, batches)
-    assert loss == train(run, batches)[1]
-    assert loss != train(after, batches)[1]  # the weights are the same, the epoch is not
-    assert loss != train(run.replace(key=run.key + 1), batches)[1]
-    assert step(run, batch, jax.random.key(0))[1] != step(run, batch, jax.random.key(1))[1]
-    outputs = [training.logits(frozen, r, batch["x"]) for r in (run, after, run.replace(key=run.key + 1))]
-    np.testing.assert_array_equal(outputs[0], outputs[1])
-    np.testing.assert_array_equal(outputs[0], outputs[2])
+    """Of a network that does not change, at one learning rate of zero, from one key or from two."""
+    frozen = task(lambda hp: optax.sgd(0.0))
+    batch = {name: array[:20] for name, array in DIGITS.train.items()}
+    same = {"activation": 0, "bias": -1.0}
+    result = population.fit(
+        frozen, same, train=batch, evaluate={"same": batch}, num_runs=2, seeds=2, epochs=2, batch_size=20,
+        progress=False, keep="all",
+    )  # fmt: skip
+    train, same = result.curves["train_loss"], result.curves["same_loss"]
+    assert len(set(train.ravel())) == 4  # each run's and epoch's own
+    np.testing.assert_array_equal(same[:, 0], same[:, 1])
+    hp, state = {"activation": 0, "bias": -1.0}, result.run(0).state
+    step, evaluate = jax.jit(frozen.step), jax.jit(frozen.evaluate)
+    losses = [step(hp, state, batch, jax.random.key(seed))[1]["loss"] for seed in (0, 0, 1)]
+    assert losses[0] == losses[1] != losses[2]
+    logits = ConvNet(TINY, transform_bias=-1.0).apply({"params": state.params}, rescaled(batch)["x"])
+    np.testing.assert_allclose(evaluate(hp, state, batch)["loss"], population.cross_entropy(logits, batch), rtol=1e-4)
 
 
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
 def test_an_epoch_lowers_for_accelerators(platform):
-    mesh = parallel.runs_mesh(jax.devices()[:1])
-    population = start(2, mesh)
-    epoch = search.population_epoch(RECIPE, 50, mesh, 2)
-    exported = jax.export.export(epoch, platforms=[platform])(population, DIGITS.train, search.epoch_key(0, 0))
+    search = population.Search(
+        task=TASK, space=population.Space(SPACE), train=SOME, num_runs=2, epochs=1, batch_size=50
+    )  # fmt: skip
+    group = Group(search, {}, parallel.runs_mesh(jax.devices()[:1]))
+    members = group.start(search.drawn, np.arange(2))
+    exported = jax.export.export(group.train_program, platforms=[platform])(members, group.batches, 2)
     assert exported.platforms == (platform,)

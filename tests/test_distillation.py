@@ -1,12 +1,9 @@
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from highway_jax.training import Hyperparameters, Recipe
 
-from highway_jax import ConvNet, data, optim, training
+from highway_jax import ConvNet, data, optim, population
 from highway_jax.distillation import Student, Teacher, distillation_loss, hint_loss, taught
 
 DIGITS = data.load("digits")
@@ -14,13 +11,20 @@ INPUTS = DIGITS.train["x"][:1] / np.float32(16)
 NETWORK = ConvNet(("conv 4 3x3", "maxout 4 3x3", "maxpool 2x2", "conv 4 3x3"))
 TEACHER = ConvNet(("maxout 6 3x3 pad 0", "maxout 5", "dense 4"))
 PARAMS = TEACHER.init(jax.random.key(0), INPUTS)["params"]
-RECIPE = Recipe(
-    network=lambda hp: NETWORK,
-    preprocess=functools.partial(data.rescale, max_value=16),
-    optimizer=lambda hp, epoch: optim.nesterov(hp.learning_rate, hp.momentum, 1e-3),
-)
-TWO_STAGES = taught(RECIPE, Teacher(TEACHER, PARAMS, hint_layer=1), guided_layer=2, hint_epochs=2, epochs=4)
-HP = Hyperparameters(*map(jnp.float32, (0.05, 0.9, 0.1)), jnp.int32(0), jnp.float32(-1))
+GUIDE = Teacher(TEACHER, PARAMS, hint_layer=1)
+STEPS = 4
+
+
+def student(hp):
+    return Student(NETWORK, guided_layer=2, teacher=GUIDE, hint_epochs=2, epochs=4, steps_per_epoch=STEPS)
+
+
+def rescaled(batch):
+    return {**batch, "x": batch["x"] / np.float32(16)}
+
+
+TASK = taught(student, lambda hp: optim.nesterov(0.05, 0.9, 1e-3), preprocess=rescaled)
+SOME = {name: array[:200] for name, array in DIGITS.train.items()}
 
 
 def test_losses_are_the_papers():
@@ -33,44 +37,55 @@ def test_losses_are_the_papers():
         np.testing.assert_allclose(loss(*rounded), loss(*map(jnp.float32, rounded)), rtol=1e-6)
 
 
+def started():
+    return TASK.init({}, jax.random.key(1), SOME)
+
+
 def test_a_students_network_is_the_network_alone():
-    run = training.init(TWO_STAGES, HP, jax.random.key(1), DIGITS.train["x"])
-    params = dict(run.params)
+    params = dict(started().params)
     assert params.pop("regressor")["h"]["kernel"].shape == (3, 3, 4, 2 * 6)  # 8x8 guided, hints of 6x6
     assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, NETWORK.init(jax.random.key(1), INPUTS)["params"])
-    images = DIGITS.test["x"][:5]
-    expected = NETWORK.apply({"params": params}, images / np.float32(16))
-    np.testing.assert_allclose(training.logits(TWO_STAGES, run, images), expected, rtol=1e-5, atol=1e-6)
+    expected = NETWORK.apply({"params": params}, rescaled(SOME)["x"])
+    found = TASK.evaluate({}, started(), SOME)
+    np.testing.assert_allclose(found["loss"], population.cross_entropy(expected, SOME), rtol=1e-4)
+    np.testing.assert_array_equal(found["accuracy"], population.accuracy(expected, SOME))
 
 
 def test_the_first_stage_moves_the_guided_layers_alone_and_the_second_all():
-    run = training.init(TWO_STAGES, HP, jax.random.key(1), DIGITS.train["x"])
-    batches = data.shuffled_batches(jax.tree.map(lambda leaf: leaf[:200], DIGITS.train), jax.random.key(0), 50)
-    epoch = jax.jit(functools.partial(training.train_epoch, TWO_STAGES))
-    student = TWO_STAGES.network(HP)
-    far = DIGITS.train["x"] / np.float32(16)
-    losses = [student.apply({"params": run.params}, far, method="hint_loss")]
-    for number in range(3):
-        before, (run, _) = run.params, epoch(run, batches)
+    state, step = started(), jax.jit(TASK.step)
+    far = rescaled(DIGITS.train)["x"]
+
+    def hint_loss_of(state):
+        return student({}).apply(state.variables, far, method="hint_loss")
+
+    losses = [hint_loss_of(state)]
+    for epoch in range(3):
+        before = state.params
+        for number in range(STEPS):
+            batch = {name: array[50 * number : 50 * (number + 1)] for name, array in SOME.items()}
+            state, _ = step({}, state, batch, jax.random.key(number))
         moved = {
-            name for name in before if not jax.tree.all(jax.tree.map(np.array_equal, before[name], run.params[name]))
+            name for name in before if not jax.tree.all(jax.tree.map(np.array_equal, before[name], state.params[name]))
         }
-        assert moved == ({"layer1", "layer2", "regressor"} if number < 2 else {*before})
-        losses.append(student.apply({"params": run.params}, far, method="hint_loss"))
+        assert moved == ({"layer1", "layer2", "regressor"} if epoch < 2 else {*before})
+        losses.append(hint_loss_of(state))
     assert losses[2] < losses[1] < losses[0]
 
 
-def test_the_reported_loss_is_the_labels_and_the_weight_of_the_teachers_falls():
-    run = training.init(TWO_STAGES, HP, jax.random.key(1), DIGITS.train["x"])
-    batch = jax.tree.map(lambda leaf: leaf[:20], DIGITS.train)
-    inputs = batch["x"] / np.float32(16)
-    logits = NETWORK.apply({"params": run.params}, inputs)
+def test_the_loss_is_each_stages_own_and_the_weight_of_the_teachers_falls():
+    state = started()
+    batch = {name: array[:20] for name, array in SOME.items()}
+    inputs = rescaled(batch)["x"]
+    logits = NETWORK.apply({"params": state.params}, inputs)
+    labels = -jax.nn.log_softmax(logits)[np.arange(20), batch["y"]].mean()
     teacher = distillation_loss(logits, TEACHER.apply({"params": PARAMS}, inputs))
-    _, loss = jax.jit(functools.partial(training.train_step, TWO_STAGES))(run, batch, jax.random.key(0))
-    np.testing.assert_allclose(loss, -jax.nn.log_softmax(logits)[np.arange(20), batch["y"]].mean(), rtol=1e-4)
-    objective = jax.jit(lambda epoch: TWO_STAGES.objective(run.replace(epoch=epoch), inputs, logits, jnp.float32(1)))
-    for epoch, weight in (2, 4.0), (3, 2.5):
-        np.testing.assert_allclose(objective(jnp.int32(epoch)), 1 + weight * teacher, rtol=1e-4)
+    hints = student({}).apply(state.variables, inputs, method="hint_loss")
+    step = jax.jit(TASK.step)
+    for epoch, expected in (0, hints), (1, hints), (2, labels + 4.0 * teacher), (3, labels + 2.5 * teacher):
+        now = state.replace(collections={"stages": {"steps": jnp.int32(epoch * STEPS + 1)}})
+        _, found = step({}, now, batch, jax.random.key(0))
+        np.testing.assert_allclose(found["loss"], expected, rtol=1e-4)
+        np.testing.assert_allclose(found["cross_entropy"], labels, rtol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -12,13 +12,14 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from experiments import cli
 from experiments import search as program
-from highway_jax import MLP, data, fused, parallel, search, training
+from highway_jax import MLP, data, fused, parallel, population
 from highway_jax.activations import RELU, TANH
 from highway_jax.blocks import HIGHWAY, PLAIN
 from highway_jax.stack import stack
@@ -116,18 +117,21 @@ def test_it_can_be_mapped():
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), ours, reference)
 
 
-def losses_and_accuracy(implementation, num_runs, **mapping):
-    recipe = training.Recipe(
-        lambda hp: MLP(5, 7, activation=hp.activation, transform_bias=hp.transform_bias, implementation=implementation),
-        functools.partial(data.rescale, max_value=16),
-    )
-    mesh = parallel.runs_mesh(jax.devices()[: mapping.get("devices", 1)])
-    draws = search.sample_population(search.SearchSpace(learning_rate=(1e-3, 1e-1)), 0, num_runs)
-    population = search.init_population(recipe, draws, 0, DIGITS["x"], mesh)
-    epoch = search.population_epoch(recipe, 50, mesh, mapping.get("runs_per_batch", 1))
-    population, losses = epoch(population, DIGITS, search.epoch_key(0, 0))
-    evaluate = jax.jit(parallel.map_runs(lambda run, split: training.evaluate(recipe, run, split), mesh, 1))
-    return np.asarray(losses)[:num_runs], evaluate(population, DIGITS)["accuracy"][:num_runs]
+def losses_and_accuracy(implementation, num_runs, devices=1, runs_per_batch=1):
+    task = population.supervised(
+        lambda hp: MLP(5, 7, activation=hp["activation"], transform_bias=hp["bias"], implementation=implementation),
+        population.cross_entropy, lambda hp: optax.sgd(hp["rate"], 0.9), {"accuracy": population.accuracy},
+        preprocess=lambda batch: {**batch, "x": data.rescale(batch["x"], 16)},
+    )  # fmt: skip
+    space = {
+        "rate": population.log_uniform(1e-3, 1e-1), "activation": population.choice("relu", "tanh"),
+        "bias": population.uniform(-10, -1),
+    }  # fmt: skip
+    result = population.fit(
+        task, space, train=DIGITS, evaluate={"same": DIGITS}, num_runs=num_runs, epochs=1, batch_size=50,
+        mesh=parallel.runs_mesh(jax.devices()[:devices]), runs_per_batch=runs_per_batch, progress=False,
+    )  # fmt: skip
+    return result.curves["train_loss"][:, 0], result.curves["same_accuracy"][:, 0]
 
 
 def test_a_search_learns_what_it_learns_with_xla():

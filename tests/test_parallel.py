@@ -1,46 +1,55 @@
 """Runs and batches over devices; tests/hosts.py has searches of several processes."""
 
-import functools
+import math
 import re
 import signal
 
 import jax
 import numpy as np
+import optax
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments import search as program
-from highway_jax import ConvNet, data, parallel, search, training
+from highway_jax import ConvNet, data, parallel, population
+from highway_jax.population.programs import Group, gather_batches
 from tests import hosts
 
 DIGITS = data.load("digits")
 TRAIN = jax.tree.map(lambda leaf: leaf[:200], DIGITS.train)
-CONVOLUTIONAL = training.Recipe(  # with all that is drawn at random in a step
-    lambda hp: ConvNet(("conv 4 3x3", "highway 4 3x3", "dropout 0.5"), activation=hp.activation),
-    preprocess=functools.partial(data.rescale, max_value=16),
-    augment=functools.partial(data.random_crop, padding=1),
+SEARCH = population.Search(
+    task=population.supervised(  # with all that is drawn at random in a step
+        lambda hp: ConvNet(("conv 4 3x3", "highway 4 3x3", "dropout 0.5"), activation=hp["activation"]),
+        population.cross_entropy,
+        lambda hp: optax.sgd(hp["rate"], 0.9),
+        preprocess=lambda batch: {**batch, "x": data.rescale(batch["x"], 16)},
+        augment=lambda key, batch: {**batch, "x": data.random_crop(key, batch["x"], 1)},
+    ),
+    space=population.Space({"rate": population.uniform(0.01, 0.05), "activation": population.choice("relu", "tanh")}),
+    train=TRAIN,
+    num_runs=2,
+    epochs=2,
+    batch_size=20,
 )
-SPACE = search.SearchSpace(learning_rate=(0.01, 0.05))
 COLLECTIVE = re.compile(r"= (.*?) (?:all-\w+|reduce-scatter|collective-\w+|ragged-all-to-all)(?:-start)?\(")
-
-
-def compile_epoch(runs, shares):
-    mesh = parallel.runs_mesh(jax.devices()[: runs * shares], shares)
-    population = search.init_population(CONVOLUTIONAL, search.sample_population(SPACE, 0, 2), 0, TRAIN["x"], mesh)
-    train = parallel.replicate(mesh, TRAIN)
-    epoch = search.population_epoch(CONVOLUTIONAL, 20, mesh, runs_per_batch=1)
-    return epoch.lower(population, train, search.epoch_key(0, 0)).compile(), population, train
 
 
 def test_devices_that_share_a_batch_train_the_same_runs_and_those_that_share_runs_send_nothing(two_devices):
     losses, sent = {}, {}
     for shape in (1, 1), (2, 1), (1, 2):
-        epoch, population, train = compile_epoch(*shape)
-        sent[shape] = COLLECTIVE.findall(epoch.as_text())
-        population, first = epoch(population, train, search.epoch_key(0, 0))
-        _, second = epoch(population, train, search.epoch_key(0, 1))
-        losses[shape] = np.stack([first, second])
+        mesh = parallel.runs_mesh(jax.devices()[: math.prod(shape)], shape[1])
+        group, gather = Group(SEARCH, {}, mesh), gather_batches(SEARCH, mesh)
+        members, train = group.start(SEARCH.drawn, np.arange(2)), parallel.replicate(mesh, TRAIN)
+        curves = []
+        for epoch in 0, 1:
+            batches = gather(train, SEARCH.epoch_key(epoch))
+            if epoch == 0:
+                text = group.train_program.lower(members, batches, 1).compile().as_text()
+                sent[shape] = COLLECTIVE.findall(text)
+            members, metrics = group.train(members, batches, 1)
+            curves.append(metrics["loss"])
+        losses[shape] = np.stack(curves)
     assert sent[1, 1] == sent[2, 1] == []  # zero bytes in an epoch
     assert len(sent[1, 2]) == 1  # a step's gradients and loss, at once
     np.testing.assert_allclose(losses[2, 1], losses[1, 1], rtol=1e-5)

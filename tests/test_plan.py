@@ -34,8 +34,7 @@ def planned(device=H100, devices=1, **changes):
 def test_memory_is_that_of_the_search_as_compiled():
     planned_job, made = job(), planned(devices=2)
     group = jobs.group_of(planned_job, "highway")
-    some = {name: values[:6] for name, values in group.search.drawn.items()}
-    population = group.start(group.search.space.traced(some), np.arange(6))
+    population = group.start(group.search.drawn, np.arange(6))
     assert made.population == sum(leaf.nbytes for leaf in jax.tree.leaves(population))
     assert made.parameters == sum(leaf.size for leaf in jax.tree.leaves(population.state.params)) / 6
     assert made.data == sum(leaf.nbytes for leaf in jax.tree.leaves((planned_job.train, planned_job.evaluate)))

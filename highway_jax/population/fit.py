@@ -22,7 +22,6 @@ from highway_jax.population.programs import Group, gather_batches, take_run, tak
 from highway_jax.population.progress import Bar, Progress
 from highway_jax.population.ranking import TRAIN, rank
 from highway_jax.population.result import Result
-from highway_jax.population.run import Run
 from highway_jax.population.search import Sampler, Search
 from highway_jax.population.space import Space
 from highway_jax.population.state import Outcome, State, put
@@ -109,8 +108,9 @@ def fit(
       parallel.ProcessLost: if another process of several has ended.
     """
     search = Search(
-        task, Space(space), train, dict(evaluate or {}), num_runs, epochs, batch_size, seeds, seed, first_run, rank_by,
-        mode, policy, sampler, evaluate_every, evaluate_batch_size, keep,
+        task=task, space=Space(space), train=train, evaluate=dict(evaluate or {}), num_runs=num_runs, epochs=epochs,
+        batch_size=batch_size, seeds=seeds, seed=seed, first_run=first_run, rank_by=rank_by, mode=mode, policy=policy,
+        sampler=sampler, evaluate_every=evaluate_every, evaluate_batch_size=evaluate_batch_size, keep=keep,
     )  # fmt: skip
     if num_runs % seeds:
         raise ValueError(f"num_runs is {num_runs}; it must be a multiple of seeds, {seeds}")
@@ -249,12 +249,8 @@ class Trainer:
             outcome = dataclasses.replace(outcome, columns={**outcome.columns, **new})
         numbers = search.space.groups(outcome.columns, rows)
         members = {str(number): rows[numbers == number] for number in np.unique(numbers)}
-        return State({name: self._started(name, outcome, own) for name, own in members.items()}, members, outcome)
-
-    def _started(self, name: str, outcome: Outcome, rows: np.ndarray) -> Run:
-        """Some runs of a group, at their beginning."""
-        hp = self.search.space.traced({column: values[rows] for column, values in outcome.columns.items()})
-        return self._group(name).start(hp, self.search.own_seeds[rows])
+        populations = {name: self._group(name).start(outcome.columns, own) for name, own in members.items()}
+        return State(populations, members, outcome)
 
     def train(self, state: State, epoch: int) -> State:
         """An epoch (from 1) of the runs that are trained now."""
@@ -317,7 +313,7 @@ class Trainer:
         if at[1] == 0 or (outcome.best_at == at).all():
             return state
         name = str(self.search.space.groups(outcome.columns, best)[0])
-        population = self._started(name, outcome, best)
+        population = self._group(name).start(outcome.columns, best)
         for epoch in range(1, at[1] + 1):
             population, _ = self._group(name).train(population, self._epoch_batches(epoch), 1)
         again = {name: parallel.gather(take_run(population.state, 0))}

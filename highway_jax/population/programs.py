@@ -19,6 +19,7 @@ from highway_jax.population import memory, run
 from highway_jax.population.ranking import TRAIN
 from highway_jax.population.run import Run
 from highway_jax.population.search import Search, keys
+from highway_jax.population.space import Columns
 from highway_jax.population.task import Metrics, Task
 
 
@@ -103,17 +104,18 @@ class Group:
                 digest.update(np.ascontiguousarray(constant).data)
         return digest.hexdigest()
 
-    def start(self, hp: dict[str, np.ndarray], seeds: np.ndarray) -> Run:
+    def start(self, columns: Columns, rows: np.ndarray) -> Run:
         """Start a population; its size is rounded up to what the devices can share evenly, by repeating the last run.
 
         Args:
-          hp: the runs' traced hyperparameters, (runs, ...) each.
-          seeds: (runs,) the runs' own.
+          columns: hyperparameters of all of the search's runs.
+          rows: which of them start, all of this group.
         """
-        fill = parallel.padded(len(seeds), self.mesh) - len(seeds)
-        padded = jax.tree.map(lambda leaf: np.concatenate([leaf, np.repeat(leaf[-1:], fill, axis=0)]), (hp, seeds))
+        rows = np.pad(rows, (0, parallel.padded(len(rows), self.mesh) - len(rows)), "edge")
+        hp = self.search.space.traced({name: values[rows] for name, values in columns.items()})
         example = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), self.batch)
-        return self.start_program(parallel.split_runs(self.mesh, padded), keys(self.search.seed)[0], example)
+        numbered = parallel.split_runs(self.mesh, (hp, self.search.own_seeds[rows]))
+        return self.start_program(numbered, keys(self.search.seed)[0], example)
 
     def _start_one(self, numbered: tuple[dict[str, Any], jax.Array], key: jax.Array, example: Any) -> Run:
         hp, seed = numbered

@@ -3,7 +3,7 @@
 import functools
 import numbers
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
@@ -37,7 +37,7 @@ class Step(NamedTuple):
     runs: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Search:
     """The arguments of `fit` that decide its result, checked; `fit` explains them.
 
@@ -48,20 +48,20 @@ class Search:
     task: Task
     space: Space
     train: Any
-    evaluate: Mapping[str, Any]
+    evaluate: Mapping[str, Any] = field(default_factory=dict)
     num_runs: int
     epochs: int
     batch_size: int
-    seeds: int
-    seed: int
-    first_run: int
-    rank_by: str
-    mode: str
-    policy: Policy | None
-    sampler: Sampler | None
-    evaluate_every: int | None
-    evaluate_batch_size: int | None
-    keep: str
+    seeds: int = 1
+    seed: int = 0
+    first_run: int = 0
+    rank_by: str = "train_loss"
+    mode: str = "min"
+    policy: Policy | None = None
+    sampler: Sampler | None = None
+    evaluate_every: int | None = 1
+    evaluate_batch_size: int | None = 1000
+    keep: str = "best"
 
     def __post_init__(self) -> None:
         for name in "num_runs", "epochs", "batch_size", "seeds":

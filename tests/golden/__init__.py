@@ -66,7 +66,7 @@ def weights() -> Iterator[dict[str, Any]]:
         else:
             job = jobs.search_job(config, *check_search(config), digits, {}, Path())
         group = jobs.group_of(job, network, parallel.choose_mesh(num_runs, config.batch_size))
-        runs = group.start(group.search.space.traced(group.search.drawn), group.search.runs)
+        runs = group.start(group.search.drawn, np.arange(num_runs))
         for path, leaf in jax.tree.leaves_with_path(runs.state.params):
             for run in {"digits_depth10": (0, 1), "digits_conv": (1,)}[name]:
                 values = np.asarray(leaf[run], np.float64)

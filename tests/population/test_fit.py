@@ -1,6 +1,5 @@
 """`fit` on a task written by hand, small enough that hundreds of searches are done in seconds."""
 
-import dataclasses
 import functools
 import signal
 import time
@@ -14,7 +13,7 @@ from hypothesis import strategies as st
 
 from highway_jax import parallel, population
 from highway_jax.population import Halving, Task, WorkdirError, choice, log_uniform, memory, uniform
-from highway_jax.population.fit import Trainer
+from highway_jax.population.programs import Group
 from highway_jax.population.search import Search
 from highway_jax.population.space import Space
 
@@ -316,25 +315,21 @@ def test_settings_of_jax_change_no_result(setting):
     assert_same_runs(found, list(range(6)), expected)
 
 
-def trainer(**options):
-    everything = {field.name: None for field in dataclasses.fields(Search)}
-    everything |= {"task": TASK, "space": Space(SPACE), "seeds": 1, "seed": 0, "first_run": 0, "rank_by": "train_loss"}
-    everything |= {"mode": "min", "keep": "best"}
-    return Trainer(Search(**{**everything, **SEARCH, **options}), parallel.runs_mesh(jax.devices()[:1]), None, None)
+def one_group():
+    search = Search(task=TASK, space=Space({**SPACE, "size": 3}), **SEARCH)
+    return Group(search, search.space.static(0), parallel.runs_mesh(jax.devices()[:1]))
 
 
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
 def test_an_epoch_lowers_for_accelerators(platform):
-    made = trainer(space=Space({**SPACE, "size": 3}))
-    state = made.begin(made.blank(), 0)
-    (group,) = made._groups.values()
-    (members,) = state.populations.values()
-    exported = jax.export.export(group.train_program, platforms=[platform])(members, made._epoch_batches(1), 3)
+    group = one_group()
+    members = group.start(group.search.drawn, np.arange(6))
+    exported = jax.export.export(group.train_program, platforms=[platform])(members, group.batches, 3)
     assert exported.platforms == (platform,)
 
 
 def test_as_many_runs_side_by_side_and_in_lockstep_as_memory_holds():
-    (group,) = trainer(space=Space({**SPACE, "size": 3}))._groups.values()
+    group = one_group()
     size = memory.num_bytes(group.shapes)
     assert memory.runs_in_memory(group.shapes, 10**9, 1, None) == memory.CPU_MEMORY // size
     assert [memory.runs_in_memory(group.shapes, 100, 2, 2 * size * n) for n in (0, 1, 7, 1000)] == [2, 2, 14, 100]
