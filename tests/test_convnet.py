@@ -256,7 +256,7 @@ def test_a_layers_output_can_be_asked_for_and_must_exist():
         expected = captured["intermediates"][f"layer{number}"]["block_output"][0]
         np.testing.assert_array_equal(net.apply(variables, x, until=number), expected)
     with pytest.raises(ValueError, match="until is 5; it must be a layer of the stages, 1 to 4"):
-        net.apply(variables, x, 5)
+        net.apply(variables, x, until=5)
 
 
 @pytest.mark.parametrize("n", [4, 7])
