@@ -45,8 +45,9 @@ def ours(name: str, batch: int, steps: int) -> Callable[[], None]:
     """An epoch of `steps` steps, as `experiments.train` runs it."""
     import jax
 
-    from highway_jax import ConvNet, optim, population
+    from highway_jax import ConvNet, population
     from highway_jax.population import run
+    from highway_jax.zoo import optim
 
     task = population.supervised(
         lambda hp: ConvNet(cli.load_config(name)[1].stages, transform_bias=BIAS),
@@ -72,7 +73,7 @@ def torch(name: str, batch: int, steps: int) -> Callable[[], None]:
     from torch import nn
     from torch.nn import functional
 
-    from highway_jax.models import stages
+    from highway_jax.zoo import stages
 
     class Highway(nn.Module):
         def __init__(self, channels: int, window: tuple[int, int]):

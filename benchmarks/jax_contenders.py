@@ -14,8 +14,9 @@ import optax
 from jax import lax
 
 from benchmarks.work import CLASSES, INPUTS, LEARNING_RATE, MOMENTUM, TRANSFORM_BIAS, Work
-from highway_jax import MLP, data, fused, parallel, population
+from highway_jax import MLP, data, parallel, population
 from highway_jax.population.programs import Group, gather_batches
+from highway_jax.stack import fused
 
 Contender = tuple[Callable[[], None], int]
 

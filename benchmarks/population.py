@@ -35,7 +35,8 @@ from benchmarks.work import Work
 from experiments import cli
 from experiments.cli import UserError
 from experiments.hardware import hardware
-from highway_jax import fused, parallel
+from highway_jax import parallel
+from highway_jax.stack import fused
 
 CONTENDERS = {
     "ours": "highway-jax, as the search runs it",

@@ -33,9 +33,10 @@ from experiments.checks import check_search, check_training
 from experiments.cli import UserError
 from experiments.observations import Analysis, captions, summarize
 from experiments.results import Result
-from highway_jax import analysis, data, gate_plots, parallel
-from highway_jax.blocks import BLOCKS
+from highway_jax import analysis, data, parallel
+from highway_jax.analysis import plots as gate_plots
 from highway_jax.files import write_whole
+from highway_jax.stack.kinds import KINDS
 
 SAMPLE = 0  # the index of the training image whose gates and block outputs are shown
 BINS = 60  # of the histogram of open layers
@@ -106,7 +107,7 @@ def choose(found: Result, kind: str, run: int | None, rank: int | None) -> Netwo
     Raises:
       UserError: if it is not in the workdir, has no gates, or its parameters are not kept.
     """
-    if kind != "highway" and kind in BLOCKS:
+    if kind != "highway" and kind in KINDS:
         raise UserError(f"--network is {kind!r}, which has no transform gates to look at; it must be 'highway'")
     if "highway" not in found.kinds:
         raise UserError(f"{found.directory} holds no highway networks, and no others have transform gates to look at")
@@ -143,7 +144,7 @@ def choose(found: Result, kind: str, run: int | None, rank: int | None) -> Netwo
 
 def build(
     config: ConfigDict, dataset: data.Dataset, network: Network, params: Any
-) -> tuple[nn.Module, analysis.Preprocess]:
+) -> tuple[nn.Module, jobs.Preprocess]:
     """The network's model, and what turns images into its input.
 
     Raises:
@@ -161,7 +162,7 @@ def build(
     return model, preprocess
 
 
-def analyze(model: nn.Module, params: Any, split: data.Split, preprocess: analysis.Preprocess) -> Analysis:
+def analyze(model: nn.Module, params: Any, split: data.Split, preprocess: jobs.Preprocess) -> Analysis:
     """Everything that the figures show, saying what is being done."""
     cli.say("gates of every image")
     gates = analysis.gate_statistics(model, params, split, preprocess=preprocess)

@@ -17,8 +17,8 @@ from ml_collections import ConfigDict
 from experiments import results, workdir
 from experiments.cli import UserError
 from highway_jax import files, population
-from highway_jax.blocks import BLOCKS
 from highway_jax.population.space import Choice, LogUniform
+from highway_jax.stack.kinds import KINDS
 
 Space = Mapping[str, Any]  # of distributions, for `population.fit`
 STUDIES = "optuna.db"  # in the workdir; a study for every kind of network
@@ -128,7 +128,7 @@ def distributions(space: Space, network: str) -> dict[str, Any]:
     for name, entry in space.items():
         if isinstance(entry, Choice):
             kinds[name] = CategoricalDistribution(entry.options)
-        elif name != "transform_bias" or BLOCKS[network].gated:
+        elif name != "transform_bias" or KINDS[network].gated:
             low, high = (float(np.float32(end)) for end in (entry.low, entry.high))  # as a run has them
             kinds[name] = FloatDistribution(low, high, log=isinstance(entry, LogUniform))
     return kinds

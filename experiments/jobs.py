@@ -20,10 +20,12 @@ from experiments import cli, guided, teacher, workdir
 from experiments.checks import Space
 from experiments.cli import UserError
 from experiments.workdir import Outcome
-from highway_jax import MLP, ConvNet, blocks, data, distillation, fused, optim, parallel, plotting, population
+from highway_jax import MLP, ConvNet, data, parallel, plotting, population
 from highway_jax.data import Array, Split
 from highway_jax.population import Halving, Task
 from highway_jax.population.programs import Group
+from highway_jax.stack import fused, kinds
+from highway_jax.zoo import distillation, optim
 
 Model = Callable[[Mapping[str, Any]], nn.Module]  # builds a network from hyperparameters
 Preprocess = Callable[[Array], Array]
@@ -238,7 +240,7 @@ def mlp(config: ConfigDict, dataset: data.Dataset, network: str, implementation:
         depth=config.depth,
         width=config.width[network],
         num_classes=dataset.num_classes,
-        block=network,
+        kind=network,
         activation=hp["activation"],
         transform_bias=hp["transform_bias"],
         remat=config.remat,
@@ -251,7 +253,7 @@ def convnet(config: ConfigDict, dataset: data.Dataset, network: str) -> Model:
     return lambda hp: ConvNet(
         stages=config.stages,
         num_classes=dataset.num_classes,
-        block=network,
+        kind=network,
         activation=hp["activation"],
         transform_bias=hp["transform_bias"],
         output_std=config.output_std,
@@ -348,7 +350,7 @@ def choose_implementations(
     """
     wanted = dict.fromkeys(networks, "xla")
     if config.implementation != "xla" and jax.default_backend() == "cpu":
-        for network in filter(lambda network: fused.supports(blocks.named(network)), networks):
+        for network in filter(lambda network: fused.supports(kinds.named(network)), networks):
             if config.implementation == "fused":
                 wanted[network] = "fused"
             elif earlier is not None:

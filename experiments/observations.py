@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from highway_jax.analysis import Dropped, GateStatistics, InnerStates, Lesions, effective_layers
-from highway_jax.gate_plots import percent
+from highway_jax.analysis.plots import percent
 
 OPEN = 0.5  # a gate above this transforms more than it carries
 STEADY = 0.1  # a block output is steady if a layer changes it by less, in units of all outputs' root mean square

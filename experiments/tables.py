@@ -7,7 +7,7 @@ import jax
 
 from experiments import jobs, plan
 from experiments.results import Result, as_program_has_it, best_mean_std
-from highway_jax.models import paper, stages
+from highway_jax.zoo import paper, stages
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Read a teacher from the workdir that `experiments.train` left (highway_jax/distillation.py)."""
+"""Read a teacher from the workdir that `experiments.train` left (highway_jax/zoo/distillation.py)."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,8 +11,8 @@ from experiments import cli, results, workdir
 from experiments.checks import check_training
 from experiments.cli import UserError
 from highway_jax import ConvNet, data
-from highway_jax.distillation import Student, Teacher
-from highway_jax.models import stages
+from highway_jax.zoo import stages
+from highway_jax.zoo.distillation import Student, Teacher
 
 # What student and teacher must have in common to see the same inputs.
 SHARED = ("dataset", "preprocessing", "validation")

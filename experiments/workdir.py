@@ -28,8 +28,8 @@ from ml_collections import ConfigDict
 from experiments import cli
 from experiments.cli import UserError, leaves
 from highway_jax import checkpoint, files, parallel, population
-from highway_jax.blocks import BLOCKS
 from highway_jax.files import PARTIAL, check_path, first_link, first_special, replacing, write_whole
+from highway_jax.stack.kinds import KINDS
 
 FORMAT = 5  # of a workdir; 4 ranked diverged runs by what they had before, 3 tied no checkpoint to config and data
 READABLE = (3, 4, FORMAT)  # formats of finished work that can be read
@@ -448,7 +448,7 @@ def write_tables(directory: Path, outcomes: Mapping[str, Outcome], accuracy_curv
         curved = outcome.accuracy if accuracy_curves else {}
         for index, (run, losses) in enumerate(zip(outcome.runs, outcome.train_loss, strict=True)):
             hyperparameters = {name: values[index] for name, values in outcome.hyperparameters.items()}
-            if not BLOCKS[network].gated:
+            if not KINDS[network].gated:
                 hyperparameters["transform_bias"] = None
             runs.append(
                 {

@@ -15,19 +15,19 @@ from hypothesis.extra.numpy import arrays
 
 from highway_jax import (
     MLP,
-    Block,
     ConvNet,
     Highway,
     HighwayConv,
     HighwayDense,
+    Kind,
     PlainConv,
     PlainDense,
     analysis,
-    gate_plots,
     parallel,
 )
-from highway_jax.activations import gate
-from highway_jax.ops import resize
+from highway_jax.analysis import plots as gate_plots
+from highway_jax.functional.activations import gate
+from highway_jax.functional.ops import resize
 
 KEY = jax.random.key(0)
 rng = np.random.default_rng(0)
@@ -234,7 +234,7 @@ def test_a_network_without_highway_layers_or_with_shared_ones_is_refused():
             layer = HighwayDense(name="shared")
             return layer(layer(x))
 
-    refused = (mlp(block="plain"), "this MLP has no highway layers"), (Twice(), "layer 'shared' is applied")
+    refused = (mlp(kind="plain"), "this MLP has no highway layers"), (Twice(), "layer 'shared' is applied")
     for model, message in refused:
         params = model.init(KEY, scale(SPLIT["x"]))["params"]
         for function in analysis.lesion, analysis.gate_statistics:
@@ -332,7 +332,7 @@ def gated_residual(names):
         t = gate(z["t"])
         return {"transform_gate": t, "block_output": x + phi(z["h"]) * t}
 
-    return Block(cell, lambda bias: {name: bias if name == "t" else 0.0 for name in names})
+    return Kind(cell, lambda bias: {name: bias if name == "t" else 0.0 for name in names})
 
 
 def two(build):
@@ -352,8 +352,8 @@ KINDS = {
     "scan": (Inside(lambda: scanned(functools.partial(Step, functools.partial(bare, "t", "c")))), False),
     "scan of HighwayDense": (Inside(lambda: scanned(functools.partial(Step, HighwayDense))), True),
     "scan of one's own": (Inside(lambda: scanned(Own)), True),
-    "gated residual blocks": (MLP(3, 8, 3, block=gated_residual("ht")), True),
-    "their maps in another order": (MLP(3, 8, 3, block=gated_residual("th")), True),
+    "gated residual blocks": (MLP(3, 8, 3, kind=gated_residual("ht")), True),
+    "their maps in another order": (MLP(3, 8, 3, kind=gated_residual("th")), True),
 }
 
 
@@ -386,9 +386,9 @@ def test_biases_are_the_gates_own_and_the_layers():
 
 
 def test_a_layer_that_cannot_be_closed_is_named():
-    block = Block(lambda x, z, phi, b: {"transform_gate": gate(z["u"]), "block_output": x}, lambda b: {"u": b})
+    block = Kind(lambda x, z, phi, b: {"transform_gate": gate(z["u"]), "block_output": x}, lambda b: {"u": b})
     for model, message in (
-        (MLP(3, 8, 3, block=block), "layer 'layers' .* named t"),
+        (MLP(3, 8, 3, kind=block), "layer 'layers' .* named t"),
         (Inside(Gate), "layer 'Gate_0' .* t/bias"),
     ):
         params = initialized(model)

@@ -12,13 +12,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from jax import lax
 
-from highway_jax import ConvNet, data, optim, parallel, population
-from highway_jax.convolution import conv
-from highway_jax.maxout import Maxout
-from highway_jax.models import paper, parse, stages
-from highway_jax.ops import resize
-from highway_jax.pooling import avg_pool, max_pool
+from highway_jax import ConvNet, data, parallel, population
+from highway_jax.functional.convolution import conv
+from highway_jax.functional.ops import resize
+from highway_jax.functional.pooling import avg_pool, max_pool
+from highway_jax.linen.maxout import Maxout
 from highway_jax.population.programs import Group
+from highway_jax.zoo import optim, paper, parse, stages
 
 KEY = jax.random.key(0)
 DIGITS = data.load("digits")
@@ -56,7 +56,7 @@ def test_the_papers_networks_have_its_depths_and_parameter_counts(
     highway = shapes(ConvNet(net, num_classes), *image)
     assert abs(count(highway) - parameters) <= tolerance * parameters
     assert len(highway) == depth
-    plain = shapes(ConvNet(net, num_classes, block="plain"), *image)
+    plain = shapes(ConvNet(net, num_classes, kind="plain"), *image)
     for name, layer in highway.items():  # the plain twin is the network without its gates
         layer.pop("t", None)
         assert layer == plain[name]
@@ -110,7 +110,7 @@ def test_a_bad_stage_is_named(net, message):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(("options", "message"), [({"block": "lstm"}, "block"), ({"num_classes": 0}, "num_classes")])
+@pytest.mark.parametrize(("options", "message"), [({"kind": "lstm"}, "kind"), ({"num_classes": 0}, "num_classes")])
 def test_bad_options_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         shapes(ConvNet(TINY, **options), 8, 8, 1)
@@ -126,8 +126,8 @@ def test_initial_weights_are_those_asked_for():
 
 def test_the_residual_twin_adds_what_passes_through():
     x = jax.random.normal(KEY, (2, 8, 8, 1))
-    net = ConvNet(("highway 3 3x3 /2", "highway 3x3"), block="residual")
-    assert shapes(net, 8, 8, 1) == shapes(net.clone(block="plain"), 8, 8, 1)
+    net = ConvNet(("highway 3 3x3 /2", "highway 3x3"), kind="residual")
+    assert shapes(net, 8, 8, 1) == shapes(net.clone(kind="plain"), 8, 8, 1)
     params = jax.jit(net.init)(KEY, x)["params"]
     closed = params | {name: jax.tree.map(jnp.zeros_like, params[name]) for name in ("layer1", "layer2")}
     passed = resize(x, 3, strides=2).reshape(2, -1)
@@ -138,7 +138,7 @@ def test_the_residual_twin_adds_what_passes_through():
 def test_inner_states_can_be_asked_for():
     x = jax.random.normal(KEY, (2, 8, 8, 1))
     for block in ("highway", "plain"):
-        net = ConvNet(TINY, block=block)
+        net = ConvNet(TINY, kind=block)
         _, captured = net.apply(net.init(KEY, x), x, mutable="intermediates")
         states = captured["intermediates"]["layer4"]
         assert states["block_output"][0].shape == (2, 2, 2, 12)

@@ -3,8 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from highway_jax import ConvNet, data, optim, population
-from highway_jax.distillation import Student, Teacher, distillation_loss, hint_loss, taught
+from highway_jax import ConvNet, data, population
+from highway_jax.zoo import optim
+from highway_jax.zoo.distillation import Student, Teacher, distillation_loss, hint_loss, taught
 
 DIGITS = data.load("digits")
 INPUTS = DIGITS.train["x"][:1] / np.float32(16)

@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 
 from experiments import cli
 from experiments import search as program
-from highway_jax import MLP, data, fused, parallel, population
-from highway_jax.activations import RELU, TANH
-from highway_jax.blocks import HIGHWAY, PLAIN
-from highway_jax.stack import stack
+from highway_jax import MLP, data, parallel, population
+from highway_jax.functional.activations import RELU, TANH
+from highway_jax.stack import fused, stack
+from highway_jax.stack.kinds import HIGHWAY, PLAIN
 
 DIGITS = data.load("digits").train
 ROOT = Path(__file__).parents[1]
@@ -150,7 +150,8 @@ def test_a_run_alone_is_itself_in_a_population(two_devices):
 WHERE_IT_RUNS = """
 import os, sys
 import jax, jax.numpy as jnp
-from highway_jax import MLP, fused
+from highway_jax import MLP
+from highway_jax.stack import fused
 
 cache, path = os.environ.pop("XDG_CACHE_HOME", None), os.environ["PATH"]
 os.environ.update(XDG_CACHE_HOME=sys.argv[1], PATH=sys.argv[1])
@@ -183,7 +184,7 @@ def test_the_platform_that_it_is_lowered_for_decides(tmp_path):
 @pytest.mark.parametrize(
     "options",
     [
-        {"block": "lstm"},
+        {"kind": "lstm"},
         {"carry": "independent"},
         {"activation": jax.nn.silu},
         {"activation": jnp.zeros(4, jnp.int32)},

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from experiments import train
-from highway_jax import fused
+from highway_jax.stack import fused
 from tests import golden
 from tests.tfds_files import MNIST, write_tfds
 

@@ -10,7 +10,7 @@ from flax.traverse_util import flatten_dict
 
 from highway_jax import Highway, HighwayConv, HighwayDense, PlainConv, PlainDense
 from highway_jax import nnx as native
-from highway_jax.maxout import Maxout
+from highway_jax.linen.maxout import Maxout
 
 KEY = jax.random.key(0)
 

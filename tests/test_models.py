@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from highway_jax import MLP, HighwayDense, PlainDense, fused
-from highway_jax.activations import gate
-from highway_jax.blocks import BLOCKS, HIGHWAY, INDEPENDENT, Block
-from highway_jax.models import layer_params
-from highway_jax.stack import stack, states
+from highway_jax import MLP, HighwayDense, PlainDense
+from highway_jax.functional.activations import gate
+from highway_jax.linen import layer_params
+from highway_jax.stack import fused, stack, states
+from highway_jax.stack.kinds import HIGHWAY, INDEPENDENT, KINDS, Kind
 
 KEY = jax.random.key(0)
 X = jax.random.normal(jax.random.key(1), (3, 4, 2, 1))
@@ -23,7 +23,7 @@ def layer(params, index):
 @pytest.mark.parametrize("activation", ["relu", "tanh", jax.nn.silu])
 @pytest.mark.parametrize(("block", "carry"), [("highway", "coupled"), ("highway", "independent"), ("plain", "coupled")])
 def test_the_scanned_network_is_its_layers_one_after_another(block, carry, activation):
-    model = MLP(6, 5, num_classes=3, block=block, activation=activation, transform_bias=-0.5, carry=carry)
+    model = MLP(6, 5, num_classes=3, kind=block, activation=activation, transform_bias=-0.5, carry=carry)
     params = model.init(KEY, X)["params"]
 
     def by_hand(params, x):
@@ -80,13 +80,13 @@ def mine(x, z, phi, transform_bias):
     return {"block_output": x + gate(z["t"]) * phi(z["h"])}
 
 
-MINE = Block(mine, lambda transform_bias: {"h": 0.0, "t": transform_bias})
+MINE = Kind(mine, lambda transform_bias: {"h": 0.0, "t": transform_bias})
 
 
-@pytest.mark.parametrize("block", [*BLOCKS, "mine"])
+@pytest.mark.parametrize("block", [*KINDS, "mine"])
 def test_a_stack_and_its_gradients_are_the_blocks_equations(block):
     with jax.enable_x64(True):
-        kind = BLOCKS.get(block, MINE)
+        kind = KINDS.get(block, MINE)
         x, bias = jax.random.normal(KEY, (3, 4), jnp.float64), -1.5
         shape = (5, 4, len(kind.biases(bias)) * 4)
         kernel, biases = jax.random.normal(KEY, shape, jnp.float64) / 2, jnp.linspace(-1, 1, shape[0] * shape[2])
@@ -112,7 +112,7 @@ def test_a_stack_and_its_gradients_are_the_blocks_equations(block):
 
 def test_rematerialization_needs_less_memory():
     def memory(block, remat):
-        model = MLP(depth=401, width=8, block=block, remat=remat)
+        model = MLP(depth=401, width=8, kind=block, remat=remat)
         params = jax.eval_shape(model.init, KEY, X)
         inputs = jax.ShapeDtypeStruct((200, 8), jnp.float32)
         gradients = jax.jit(jax.grad(lambda p, x: model.apply(p, x).sum()))
@@ -130,14 +130,14 @@ def test_a_block_starts_with_the_biases_it_names():
         "lstm": {"h": 0, "i": -3, "f": 3, "o": 0},
     }
     for block, expected in biases.items():
-        params = MLP(depth=4, width=5, block=block, transform_bias=-3.0).init(KEY, X)["params"]
+        params = MLP(depth=4, width=5, kind=block, transform_bias=-3.0).init(KEY, X)["params"]
         found = {name: p["bias"] for name, p in layer_params(params, tuple(expected)).items()}
         jax.tree.map(np.testing.assert_array_equal, found, {n: np.full((3, 5), b) for n, b in expected.items()})
 
 
-@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize("block", KINDS)
 def test_logits_and_inner_states_have_their_dtypes(block):
-    mixed = MLP(depth=4, width=5, block=block, dtype=jnp.bfloat16, transform_bias=jnp.float32(-3))
+    mixed = MLP(depth=4, width=5, kind=block, dtype=jnp.bfloat16, transform_bias=jnp.float32(-3))
     logits, sown = mixed.apply(mixed.init(KEY, X), X, mutable="intermediates")
     assert logits.dtype == jnp.float32
     assert {leaf.dtype for leaf in jax.tree.leaves(sown)} == {jnp.dtype("bfloat16")}
@@ -189,7 +189,7 @@ def test_a_stack_has_second_derivatives_and_no_forward_mode():
 
 
 def test_an_lstm_block_with_closed_input_and_open_forget_gates_carries():
-    model = MLP(depth=30, width=5, block="lstm", transform_bias=-20.0)
+    model = MLP(depth=30, width=5, kind="lstm", transform_bias=-20.0)
     variables = model.init(KEY, X)
     states = model.apply(variables, X, mutable="intermediates")[1]["intermediates"]["layers"]
     found = {name: value for name, (value,) in states.items()}
@@ -248,7 +248,7 @@ def test_the_program_of_a_thousand_layers_is_no_longer_than_that_of_ten():
     [
         ({"depth": 1}, "depth is 1; it must be at least 2"),
         ({"width": 0}, "width is 0"),
-        ({"block": "dense"}, "block is 'dense'.*'highway', 'plain', 'residual', 'fixed', 'lstm', or a Block"),
+        ({"kind": "dense"}, "kind is 'dense'.*'highway', 'plain', 'residual', 'fixed', 'lstm', or a Kind"),
         ({"carry": "open"}, "carry is 'open'.*'coupled', 'independent'"),
         ({"activation": "elu"}, "activation is 'elu'"),
     ],

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from highway_jax import MLP, layers, models
+from highway_jax import MLP
 from highway_jax import nnx as native
 from highway_jax import stack as stacks
-from highway_jax.blocks import INDEPENDENT
-from highway_jax.initializers import normalized
+from highway_jax.functional.initializers import normalized
+from highway_jax.linen import layer_params, layers
+from highway_jax.stack.kinds import INDEPENDENT
 
 KEY = jax.random.key(0)
 X = jax.random.normal(KEY, (2, 7, 6, 3))
@@ -95,7 +96,7 @@ def test_a_searchs_network_goes_on_as_a_scan_of_native_layers():
     model = MLP(depth=6, width=4, num_classes=3, carry="independent")
     params = model.init(KEY, X)["params"]
 
-    gates = models.layer_params(params)
+    gates = layer_params(params)
 
     @nnx.split_rngs(splits=5)
     @nnx.vmap
@@ -118,7 +119,7 @@ def test_a_searchs_network_goes_on_as_a_scan_of_native_layers():
     grads = nnx.jit(nnx.grad(lambda stack: (apply(x, stack) ** 2).sum()))(stack)
     kernel, bias = (jnp.concatenate([gates[g][leaf] for g in gates], axis=-1) for leaf in ("kernel", "bias"))
     wanted = jax.grad(lambda weights: (stacks.stack(INDEPENDENT, x, *weights, "relu") ** 2).sum())((kernel, bias))
-    wanted = models.layer_params({"layers": dict(zip(("kernel", "bias"), wanted, strict=True))})
+    wanted = layer_params({"layers": dict(zip(("kernel", "bias"), wanted, strict=True))})
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), pure(grads), wanted)
 
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from jax.test_util import check_grads
 
 from highway_jax import highway
-from highway_jax.ops import explicit_highway, resize
+from highway_jax.functional.ops import explicit_highway, resize
 
 shapes = st.lists(st.integers(1, 5), max_size=4).map(tuple)
 

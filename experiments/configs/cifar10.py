@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from experiments.configs.convolutional import training
 from experiments.configs.figure1 import random_search
-from highway_jax.models import paper
+from highway_jax.zoo import paper
 
 STAGES = {
     "highway_a": paper.HIGHWAY_A,

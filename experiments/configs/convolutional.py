@@ -12,7 +12,7 @@ def training(dataset: str, stages: Sequence[str], epochs: int, batch_size: int =
     """The authors' training settings; a config changes what differs."""
     config = base(dataset, num_runs=1, epochs=epochs, batch_size=batch_size)  # num_runs: initializations, at once
     config.evaluate_every = 1
-    config.stages = tuple(stages)  # the network; highway_jax/models/stages.py explains the language
+    config.stages = tuple(stages)  # the network; highway_jax/zoo/stages.py explains the language
     config.block = "highway"  # "plain": its twin without gates; "residual": its twin with y = x + H(x)
     config.activation = "relu"
     config.transform_bias = -1.0
@@ -29,7 +29,7 @@ def training(dataset: str, stages: Sequence[str], epochs: int, batch_size: int =
     config.momentum = 0.9  # Nesterov's
     config.weight_decay = 0.001  # of weights; ten times as much of the output layer's
 
-    config.teacher = placeholder(str)  # workdir of a trained network to learn from (highway_jax/distillation.py)
+    config.teacher = placeholder(str)  # workdir of a trained network to learn from (highway_jax/zoo/distillation.py)
     config.hint_layer = 2  # the teacher's
     config.guided_layer = 1  # this network's, which learns to predict it
     config.hint_epochs = 1  # in these first epochs

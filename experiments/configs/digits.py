@@ -34,7 +34,7 @@ from ml_collections import ConfigDict
 
 from experiments.configs.convolutional import training
 from experiments.configs.figure1 import random_search, very_deep
-from highway_jax.blocks import BLOCKS
+from highway_jax.stack.kinds import KINDS
 
 DEPTHS = {f"depth{depth}": depth for depth in (10, 20, 50, 100)}
 SHORTCUTS = {f"shortcuts{depth}": depth for depth in (10, 50, 100)}
@@ -50,7 +50,7 @@ STAGES = (
     "dropout 0.4",
 )
 
-# Three stages of ten layers, as in `highway_jax.models.paper.HIGHWAY_C`.
+# Three stages of ten layers, as in `highway_jax.zoo.paper.HIGHWAY_C`.
 STAGES_DEPTH32 = (
     "conv 16 3x3",
     "10 highway 3x3",
@@ -77,7 +77,7 @@ def get_config(variant: str = "depth50") -> ConfigDict:
         return random_search("digits", depth=DEPTHS[variant], batch_size=50, epochs=30)
     if variant in SHORTCUTS:
         config = random_search("digits", depth=SHORTCUTS[variant], batch_size=50, epochs=30)
-        config.networks = tuple(BLOCKS)
+        config.networks = tuple(KINDS)
         return config
     if variant == "depth1000":
         return very_deep("digits", batch_size=50, epochs=30)

@@ -9,7 +9,7 @@ from experiments.configs.base import base
 def random_search(dataset: str, depth: int, batch_size: int, epochs: int) -> ConfigDict:
     """The paper's search at one depth; where the paper is silent, this project's choice."""
     config = base(dataset, num_runs=100, epochs=epochs, batch_size=batch_size)  # num_runs of each network
-    config.networks = ("highway", "plain")  # "residual", "fixed", "lstm" too; highway_jax/blocks.py explains them
+    config.networks = ("highway", "plain")  # "residual", "fixed", "lstm" too; highway_jax/stack/kinds.py explains them
     config.depth = depth  # the first plain layer and depth - 1 further ones
     # About 5,100 parameters a layer, all of them.
     config.width = ConfigDict({"highway": 50, "plain": 71, "residual": 71, "fixed": 71, "lstm": 35})

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from experiments.configs.convolutional import training
 from experiments.configs.figure1 import random_search, very_deep
-from highway_jax.models import paper
+from highway_jax.zoo import paper
 
 DEPTHS = {f"depth{depth}": depth for depth in (10, 20, 50, 100)}
 WIDTHS = {f"conv{width}": width for width in (16, 32)}

@@ -1,7 +1,7 @@
 """Train many runs at once: a task, mapped over a space."""
 
+from highway_jax.functional.classification import accuracy, cross_entropy
 from highway_jax.population import schedules
-from highway_jax.population.classification import accuracy, cross_entropy
 from highway_jax.population.fit import MemoryTooSmall, fit, replay
 from highway_jax.population.policies import Halving
 from highway_jax.population.progress import Progress

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from highway_jax.activations import ACTIVATIONS
+from highway_jax.functional.activations import ACTIVATIONS
 
 LARGEST = float(np.finfo(np.float32).max)
 Columns = dict[str, np.ndarray]

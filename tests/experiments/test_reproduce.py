@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from experiments import checks, claims, cli, reproduce, reproduction_page, results
-from highway_jax.models import paper
+from highway_jax.zoo import paper
 from tests.tfds_files import MNIST, write_tfds
 from tests.workdirs import write_workdir
 

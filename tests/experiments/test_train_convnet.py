@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from experiments import cli, report, results, tables, train
 from highway_jax import ConvNet, checkpoint, data
-from highway_jax.models import paper
+from highway_jax.zoo import paper
 from tests.tfds_files import CIFAR100, MNIST, write_tfds
 
 STAGES = ("conv 4 3x3", "dropout 0.1", "highway 3x3", "maxpool 2x2")

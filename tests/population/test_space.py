@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from highway_jax.activations import ACTIVATIONS
+from highway_jax.functional.activations import ACTIVATIONS
 from highway_jax.population import choice, log_uniform, uniform
 from highway_jax.population.space import Space
 

@@ -10,7 +10,7 @@ from flax import nnx
 
 import highway_jax.nnx
 from highway_jax import Dropout, population
-from highway_jax.activations import activate
+from highway_jax.functional.activations import activate
 from highway_jax.population import choice, log_uniform, schedules, uniform
 
 RNG = np.random.default_rng(0)

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from flax.typing import Dtype, Initializer
 
-from highway_jax.convolution import conv, window
-from highway_jax.initializers import normalized
+from highway_jax.functional.convolution import conv, window
+from highway_jax.functional.initializers import normalized
 
 
 class Maxout(nn.Module):
@@ -18,7 +18,7 @@ class Maxout(nn.Module):
     Maps (..., n) to (..., features) or, with a kernel size, (batch, *spatial, channels) to
     (batch, *spatial', features). Parameters: `h/kernel` (*kernel_size, n, features * pieces), `h/bias`
     (features * pieces,), each unit's pieces side by side. Sows `block_output` as the layers of
-    `highway_jax.layers` do.
+    `highway_jax.linen.layers` do.
 
     Attributes:
       features: number of units or feature maps.

@@ -1,6 +1,6 @@
 """Many layers of one kind as a single scan, with an explicit backward pass.
 
-Every layer here has its weights in one affine map, `z = x @ kernel + bias`, followed by a block's elementwise
+Every layer here has its weights in one affine map, `z = x @ kernel + bias`, followed by a kind's elementwise
 cell. For a highway layer z holds H's and T's pre-activations side by side. That shape
 is what makes the stack fast: one matrix product a layer forward, one backward, and the gradients of all
 layers' weights as one batched product after the backward scan, from the layers' inputs.
@@ -15,15 +15,15 @@ import jax.numpy as jnp
 from flax import struct
 from jax import lax
 
-from highway_jax import fused
-from highway_jax.activations import Activation, Function, canonical, indexed
-from highway_jax.blocks import Block, States
+from highway_jax.functional.activations import Activation, Function, canonical, indexed
+from highway_jax.stack import fused
+from highway_jax.stack.kinds import Kind, States
 
 IMPLEMENTATIONS = ("xla", "fused")
 
 
 def stack(
-    block: Block,
+    kind: Kind,
     x: jax.Array,
     kernel: jax.Array,
     bias: jax.Array,
@@ -35,15 +35,15 @@ def stack(
     """Apply layers of one kind one after another.
 
     Args:
-      block: the kind.
+      kind: the kind.
       x: (..., width).
-      kernel: (layers, width, parts * width), the columns of the block's affine maps side by side.
+      kernel: (layers, width, parts * width), the columns of the kind's affine maps side by side.
       bias: (layers, parts * width).
-      activation: see `highway_jax.activations`.
+      activation: see `highway_jax.functional.activations`.
       transform_bias: the run's; a constant, to which there is no gradient.
       remat: compute the layers once more in the backward pass, about sqrt(layers) at a time, instead of
         keeping what it needs of all of them: memory grows with sqrt(layers).
-      implementation: "xla", or "fused": on a CPU the kernel of `highway_jax.fused` for what is differentiated, XLA
+      implementation: "xla", or "fused": on a CPU the kernel of `stack.fused` for what is differentiated, XLA
         for everything else. Put one `jax.jit` around a gradient: in separate programs the forward one returns what
         either would keep. A gradient has no further derivative, and cannot be exported for a CPU.
 
@@ -57,16 +57,16 @@ def stack(
     """
     function, index = _split_activation(activation)
     shape, x = x.shape, _flat(x)
-    state = _start(block, x)
-    run = partial(_layers, block, function)
+    state = _start(kind, x)
+    run = partial(_layers, kind, function)
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(f"implementation is {implementation!r}; it must be {' or '.join(map(repr, IMPLEMENTATIONS))}")
     if implementation == "fused":
         if function is not None:
             raise ValueError("implementation is 'fused'; its activation must be relu or tanh, not a function")
         state, kernel, bias, index = *map(jnp.asarray, (x, kernel, bias)), jnp.asarray(index, jnp.int32)
-        fused.check(block, state, kernel, bias, index)
-        run = partial(lax.platform_dependent, cpu=partial(_fused, block), default=run)
+        fused.check(kind, state, kernel, bias, index)
+        run = partial(lax.platform_dependent, cpu=partial(_fused, kind), default=run)
     choices = index, transform_bias
     if not remat:
         return _output(run(state, kernel, bias, *choices)).reshape(shape)
@@ -84,24 +84,24 @@ def stack(
 
 
 def states(
-    block: Block,
+    kind: Kind,
     x: jax.Array,
     kernel: jax.Array,
     bias: jax.Array,
     activation: Activation,
     transform_bias: float | jax.Array = 0.0,
 ) -> States:
-    """Look inside a stack: everything that its block's cell computes of `x`, by name, each (layers, ..., width).
+    """Look inside a stack: everything that its kind's cell computes of `x`, by name, each (layers, ..., width).
 
     Takes `stack`'s arguments, and has no forward mode either.
     """
     function, index = _split_activation(activation)
 
     def layer(state, weights):
-        found = _cell(block, function, state, _affine(_output(state), *weights), index, transform_bias)
-        return _carried(block, found), found
+        found = _cell(kind, function, state, _affine(_output(state), *weights), index, transform_bias)
+        return _carried(kind, found), found
 
-    found = lax.scan(layer, _start(block, _flat(x)), (kernel, bias))[1]
+    found = lax.scan(layer, _start(kind, _flat(x)), (kernel, bias))[1]
     return {name: value.reshape(len(kernel), *x.shape) for name, value in found.items()}
 
 
@@ -127,43 +127,43 @@ def _affine(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
 # What goes from layer to layer: x itself, or a tuple of arrays like x of which the affine maps read the first.
 
 
-def _start(block: Block, x: jax.Array) -> Any:
-    return x if len(block.carries) == 1 else (x,) * len(block.carries)
+def _start(kind: Kind, x: jax.Array) -> Any:
+    return x if len(kind.carries) == 1 else (x,) * len(kind.carries)
 
 
 def _output(state: Any) -> jax.Array:
     return state[0] if isinstance(state, tuple) else state
 
 
-def _carried(block: Block, found: States) -> Any:
-    values = tuple(found[name] for name in block.carries)
+def _carried(kind: Kind, found: States) -> Any:
+    values = tuple(found[name] for name in kind.carries)
     return values if len(values) > 1 else values[0]
 
 
-def _cell(block: Block, function: Function | None, state: Any, z: jax.Array, index: Any, transform_bias: Any) -> States:
-    names = block.biases(0.0)
+def _cell(kind: Kind, function: Function | None, state: Any, z: jax.Array, index: Any, transform_bias: Any) -> States:
+    names = kind.biases(0.0)
     parts = dict(zip(names, jnp.split(z, len(names), axis=-1), strict=True))
-    return block.cell(state, parts, function or partial(indexed, index=index), transform_bias)
+    return kind.cell(state, parts, function or partial(indexed, index=index), transform_bias)
 
 
-# The whole stack. The block and a function are static; an index and the transform bias may be traced, which a
+# The whole stack. The kind and a function are static; an index and the transform bias may be traced, which a
 # custom_vjp function must be given as arguments.
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _layers(block: Block, function: Any, state: Any, kernel: jax.Array, bias: jax.Array, *choices: Any) -> Any:
+def _layers(kind: Kind, function: Any, state: Any, kernel: jax.Array, bias: jax.Array, *choices: Any) -> Any:
     def layer(state, weights):
-        return _carried(block, _cell(block, function, state, _affine(_output(state), *weights), *choices)), None
+        return _carried(kind, _cell(kind, function, state, _affine(_output(state), *weights), *choices)), None
 
     return lax.scan(layer, state, (kernel, bias))[0]
 
 
-def _layers_fwd(block, function, state, kernel, bias, *choices):
+def _layers_fwd(kind, function, state, kernel, bias, *choices):
     def layer(state, weights):
         x = _output(state)
 
         def cell(state, z):
-            return _carried(block, _cell(block, function, state, z, *choices))
+            return _carried(kind, _cell(kind, function, state, z, *choices))
 
         state, pullback = jax.vjp(cell, state, _affine(x, *weights))
         return state, (x, _Residuals.of(pullback, (x, *choices)))
@@ -172,7 +172,7 @@ def _layers_fwd(block, function, state, kernel, bias, *choices):
     return state, (inputs, residuals, kernel, choices)
 
 
-def _layers_bwd(block, function, kept, dstate):
+def _layers_bwd(kind, function, kept, dstate):
     inputs, residuals, kernel, choices = kept
 
     def layer(dstate, kept):
@@ -194,17 +194,17 @@ _layers.defvjp(_layers_fwd, _layers_bwd)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _fused(block: Block, state: jax.Array, kernel: jax.Array, bias: jax.Array, *choices: Any) -> jax.Array:
-    return _layers(block, None, state, kernel, bias, *choices)
+def _fused(kind: Kind, state: jax.Array, kernel: jax.Array, bias: jax.Array, *choices: Any) -> jax.Array:
+    return _layers(kind, None, state, kernel, bias, *choices)
 
 
-def _fused_fwd(block, state, kernel, bias, *choices):
+def _fused_fwd(kind, state, kernel, bias, *choices):
     index, _ = choices
     y, kept = fused.forward(state, kernel, bias, index)
     return y, (kept, kernel, choices)
 
 
-def _fused_bwd(block, residuals, dy):
+def _fused_bwd(kind, residuals, dy):
     kept, kernel, choices = residuals
     return *fused.backward(dy, kernel, choices[0], kept), *(None for _ in choices)
 

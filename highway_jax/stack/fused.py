@@ -23,8 +23,8 @@ import jaxlib.version
 from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
 
-from highway_jax import blocks
-from highway_jax.blocks import Block
+from highway_jax.stack import kinds as blocks
+from highway_jax.stack.kinds import Kind
 
 SOURCE = Path(__file__).with_suffix(".cc")
 WIDEST = 128  # beyond it XLA's products, made for all caches and cores, are mostly as fast or faster
@@ -40,9 +40,9 @@ class NoCompiler(Unavailable):
     """There is no C++ compiler to build it."""
 
 
-def supports(block: Block) -> bool:
+def supports(kind: Kind) -> bool:
     """Whether the kernel computes that kind of layer."""
-    return block in (blocks.HIGHWAY, blocks.PLAIN)
+    return kind in (blocks.HIGHWAY, blocks.PLAIN)
 
 
 @functools.cache
@@ -161,15 +161,15 @@ def _cpu() -> bytes:
     return next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor()).encode()
 
 
-def check(block: Block, x: jax.Array, kernel: jax.Array, bias: jax.Array, activation: jax.Array) -> None:
+def check(kind: Kind, x: jax.Array, kernel: jax.Array, bias: jax.Array, activation: jax.Array) -> None:
     """Refuse what the kernel does not compute.
 
     Raises:
       ValueError: naming it.
     """
-    if not supports(block):
+    if not supports(kind):
         raise ValueError("implementation is 'fused'; it computes coupled highway and plain layers, and no others")
-    width, parts = x.shape[-1] if x.ndim == 2 else 0, len(block.biases(0.0))
+    width, parts = x.shape[-1] if x.ndim == 2 else 0, len(kind.biases(0.0))
     fit = kernel.ndim == 3 and kernel.shape[1:] == (width, parts * width) and bias.shape == kernel.shape[::2]
     if not width or not fit or activation.ndim:
         raise ValueError(
@@ -190,7 +190,7 @@ def forward(x: jax.Array, kernel: jax.Array, bias: jax.Array, activation: jax.Ar
       x: (batch, width).
       kernel: (layers, width, width), or (layers, width, 2 * width) with H's columns before T's.
       bias: (layers, width), or (layers, 2 * width).
-      activation: an index into `highway_jax.activations.ACTIVATIONS`, int32.
+      activation: an index into `highway_jax.functional.activations.ACTIVATIONS`, int32.
 
     Returns:
       The output, (batch, width), and what `backward` needs. All arrays are float32.

@@ -9,12 +9,12 @@ import jax.numpy as jnp
 from flax.typing import Dtype, Initializer
 from jax.nn.initializers import normal, variance_scaling
 
-from highway_jax.activations import Activation
-from highway_jax.layers import HighwayConv, PlainConv, PlainDense, centered
-from highway_jax.maxout import Maxout as MaxoutLayer
-from highway_jax.models.stages import BLOCKS, AvgPool, Conv, Dense, Dropout, Highway, Maxout, MaxPool, Stage, parse
-from highway_jax.ops import resize
-from highway_jax.pooling import avg_pool, max_pool
+from highway_jax.functional.activations import Activation
+from highway_jax.functional.ops import resize
+from highway_jax.functional.pooling import avg_pool, max_pool
+from highway_jax.linen.layers import HighwayConv, PlainConv, PlainDense, centered
+from highway_jax.linen.maxout import Maxout as MaxoutLayer
+from highway_jax.zoo.stages import KINDS, AvgPool, Conv, Dense, Dropout, Highway, Maxout, MaxPool, Stage, parse
 
 # The authors' initializer: Glorot's in the form that Caffe gives it, which looks at a layer's inputs alone.
 caffe_xavier = variance_scaling(1.0, "fan_in", "uniform")
@@ -24,18 +24,18 @@ class ConvNet(nn.Module):
     """A convolutional network, highway, plain or residual, described by a list of stages.
 
     Maps (batch, height, width, channels) to logits (batch, num_classes): the stages, then a fully connected
-    output layer. `highway_jax.models.paper` has the stages of the paper's networks.
+    output layer. `highway_jax.zoo.paper` has the stages of the paper's networks.
 
-    Parameters: `layer1`, `layer2`, ... in order, each as in `highway_jax.layers`, and `output`; their number
+    Parameters: `layer1`, `layer2`, ... in order, each as in `highway_jax.linen.layers`, and `output`; their number
     is the network's depth as the paper counts it. A highway network and its twins share the names.
     Highway layers show their inner states as those of `MLP` do, each under its layer's name.
 
     Dropout is active in training: `apply(variables, x, train=True, rngs={"dropout": key})`.
 
     Attributes:
-      stages: texts such as "2 highway 3x3", or the stages themselves; see `highway_jax.models.stages`.
+      stages: texts such as "2 highway 3x3", or the stages themselves; see `highway_jax.zoo.stages`.
       num_classes: size of the output.
-      block: "highway", or "plain" to make every highway layer a plain one of the same size, or "residual" to add
+      kind: "highway", or "plain" to make every highway layer a plain one of the same size, or "residual" to add
         what passes through to it.
       activation: as in `MLP`; may be traced.
       transform_bias: initial bias of the transform gates; may be traced. Its twins ignore it.
@@ -45,13 +45,13 @@ class ConvNet(nn.Module):
       param_dtype: of the parameters and the logits.
 
     Raises:
-      ValueError: for an unknown block or activation, a class count below 1, a stage that is none or does
+      ValueError: for an unknown kind or activation, a class count below 1, a stage that is none or does
         not fit what it gets, in one line that names the stage.
     """
 
     stages: Sequence[str | Stage]
     num_classes: int = 10
-    block: str = "highway"
+    kind: str = "highway"
     activation: Activation = "relu"
     transform_bias: float | jax.Array = -1.0
     kernel_init: Initializer = caffe_xavier
@@ -64,8 +64,8 @@ class ConvNet(nn.Module):
         """The logits or, with `until`, the output of the layer of that number."""
         if self.num_classes < 1:
             raise ValueError(f"num_classes is {self.num_classes}; it must be at least 1")
-        if self.block not in BLOCKS:
-            raise ValueError(f"block is {self.block!r}; it must be one of {', '.join(map(repr, BLOCKS))}")
+        if self.kind not in KINDS:
+            raise ValueError(f"kind is {self.kind!r}; it must be one of {', '.join(map(repr, KINDS))}")
         stages = [stage if isinstance(stage, Stage) else parse(stage) for stage in self.stages]
         common: dict[str, Any] = {"kernel_init": self.kernel_init, "dtype": self.dtype, "param_dtype": self.param_dtype}
         number = 0
@@ -83,7 +83,7 @@ class ConvNet(nn.Module):
                         number += 1
                         layer = self._layer(stage, index, x.shape[-1], name=f"layer{number}", **common)
                         y = layer(_flat(x) if _is_dense(stage) else x)
-                        if isinstance(stage, Highway) and self.block == "residual":
+                        if isinstance(stage, Highway) and self.kind == "residual":
                             y += resize(x, y.shape[-1], stage.stride if index == 0 else 1)
                         x = y
                         if number == until:
@@ -104,7 +104,7 @@ class ConvNet(nn.Module):
             return MaxoutLayer(stage.features, stage.window, stage.pieces, padding, **common)
         features = channels if stage.features is None else stage.features
         stride = stage.stride if index == 0 else 1
-        if isinstance(stage, Highway) and self.block == "highway":
+        if isinstance(stage, Highway) and self.kind == "highway":
             bias = self.transform_bias
             return HighwayConv(stage.window, self.activation, bias, features=features, strides=stride, **common)
         padding = "VALID" if isinstance(stage, Conv) and stage.valid else centered(stage.window)

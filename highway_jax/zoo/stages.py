@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
-BLOCKS = ("highway", "plain", "residual")  # what the highway layers of a convolutional network may be
+KINDS = ("highway", "plain", "residual")  # what the highway layers of a convolutional network may be
 Window = tuple[int, int]
 LARGEST = 10**5  # of any number in a stage; a slip of the keyboard beyond
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax.nn.initializers import Initializer, glorot_uniform, he_normal
 
-from highway_jax.activations import RELU, TANH, Activation, canonical
+from highway_jax.functional.activations import RELU, TANH, Activation, canonical
 
 
 def normalized(activation: Activation) -> Initializer:

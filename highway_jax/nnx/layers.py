@@ -6,13 +6,11 @@
     layer = HighwayDense(50, transform_bias=-2.0, rngs=nnx.Rngs(0))
 
 Mathematics, initial values, and the parameters' names and shapes are those of the Linen layers
-(`highway_jax.layers`): `nnx.update(layer, params)` takes a Linen layer's parameters, and a stack of layers made with
-`nnx.vmap` takes an `MLP`'s from `models.layer_params`.
+(`highway_jax.linen`): `nnx.update(layer, params)` takes a Linen layer's parameters, and a stack of layers made with
+`nnx.vmap` takes an `MLP`'s from `linen.layer_params`.
 
 `nnx.capture(model, nnx.Intermediate)(x)` gives, beside the output, the inner states that the layers sow:
 `transform_gate`, `carry_gate`, `block_state` and `block_output`.
-
-`import highway_jax` leaves this module alone: importing Flax NNX takes time that Linen's users need not spend.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,11 +21,11 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.typing import Dtype, Initializer, PaddingLike
 
-from highway_jax.activations import Activation, activate
-from highway_jax.convolution import conv, window
-from highway_jax.initializers import constant, normalized
-from highway_jax.layers import CARRIES, centered, drop
-from highway_jax.ops import highway, resize
+from highway_jax.functional.activations import Activation, activate
+from highway_jax.functional.convolution import conv, window
+from highway_jax.functional.initializers import constant, normalized
+from highway_jax.functional.ops import highway, resize
+from highway_jax.linen.layers import CARRIES, centered, drop
 
 
 class _Plain(nnx.Module):

@@ -21,9 +21,9 @@ import jax.numpy as jnp
 import optax
 
 from highway_jax.data import Array
-from highway_jax.maxout import Maxout
-from highway_jax.models import ConvNet
+from highway_jax.linen.maxout import Maxout
 from highway_jax.population import Task, accuracy, cross_entropy, supervised
+from highway_jax.zoo.convnet import ConvNet
 
 TEMPERATURE = 3.0
 WEIGHT = 4.0, 1.0  # of the teacher's outputs, at the second stage's beginning and end

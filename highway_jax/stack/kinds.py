@@ -1,12 +1,12 @@
 """Kinds of layers for very deep networks: affine maps of a layer's input, then an elementwise cell.
 
-A block says what a layer does between two products, and nothing else; `highway_jax.stack` makes a network of it, with
-a backward pass derived from the cell. A further kind of block needs nothing but its equations:
+A kind says what a layer does between two products, and nothing else; `highway_jax.stack` makes a network of it, with
+a backward pass derived from the cell. A further kind needs nothing but its equations:
 
     def cell(x, z, phi, transform_bias):
         return {"block_output": x + gate(z["t"]) * phi(z["h"])}
 
-    model = MLP(depth=100, block=Block(cell, lambda transform_bias: {"h": 0.0, "t": transform_bias}))
+    model = MLP(depth=100, kind=Kind(cell, lambda transform_bias: {"h": 0.0, "t": transform_bias}))
 """
 
 from collections.abc import Callable
@@ -16,23 +16,23 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from highway_jax.activations import Function, gate
-from highway_jax.ops import explicit_highway
+from highway_jax.functional.activations import Function, gate
+from highway_jax.functional.ops import explicit_highway
 
 States = dict[str, jax.Array]
 Cell = Callable[[Any, States, Function, Any], States]
 
 
 @dataclass(frozen=True)
-class Block:
+class Kind:
     """A kind of layer.
 
     Attributes:
       cell: `cell(state, z, phi, transform_bias)`, elementwise. `state` is the layer's input x, (batch, width); z has an
         affine map of x by name, each of x's shape; phi is the run's activation, `transform_bias` the run's. Returns
         whatever is worth looking at, by name, each of x's shape, `block_output` among it; `highway_jax.analysis` looks
-        at what is called `transform_gate`. `phi` and `highway_jax.activations.gate` keep nothing but their output for
-        the backward pass.
+        at what is called `transform_gate`. `phi` and `functional.activations.gate` keep nothing but their output
+        for the backward pass.
       biases: what each affine map's bias starts at, by name, given the run's `transform_bias`; it names the maps. A
         lesion (`highway_jax.analysis`) takes those named t and c for the pre-activations of transform and carry gates.
       carries: which of the cell's results the next layer gets. The affine maps read the first one, and the last
@@ -75,22 +75,22 @@ def _lstm(state, z, phi, transform_bias):
     return {"block_state": h, **gates, "cell_state": c, "block_output": o * phi(c)}
 
 
-PLAIN = Block(_plain, lambda b: {"h": 0.0}, gated=False)
+PLAIN = Kind(_plain, lambda b: {"h": 0.0}, gated=False)
 """y = H(x) (Eq. 1)."""
 
-HIGHWAY = Block(_highway, lambda b: {"h": 0.0, "t": b})
+HIGHWAY = Kind(_highway, lambda b: {"h": 0.0, "t": b})
 """y = H(x) T(x) + x (1 - T(x)) (Eq. 3)."""
 
-INDEPENDENT = Block(_highway, lambda b: {"h": 0.0, "t": b, "c": -b})
+INDEPENDENT = Kind(_highway, lambda b: {"h": 0.0, "t": b, "c": -b})
 """y = H(x) T(x) + x C(x) (Eq. 2): the carry gate has weights of its own, and starts open where T starts closed."""
 
-RESIDUAL = Block(_residual, lambda b: {"h": 0.0}, gated=False)
+RESIDUAL = Kind(_residual, lambda b: {"h": 0.0}, gated=False)
 """y = x + H(x) (He et al., arXiv:1512.03385, without normalization)."""
 
-FIXED = Block(_fixed, lambda b: {"h": 0.0})
+FIXED = Kind(_fixed, lambda b: {"h": 0.0})
 """y = H(x) g + x (1 - g): a highway layer whose gate is the same number everywhere, sigmoid(transform_bias)."""
 
-LSTM = Block(_lstm, lambda b: {"h": 0.0, "i": b, "f": -b, "o": 0.0}, carries=("block_output", "cell_state"))
+LSTM = Kind(_lstm, lambda b: {"h": 0.0, "i": b, "f": -b, "o": 0.0}, carries=("block_output", "cell_state"))
 """An LSTM block unrolled in depth (footnote 2): c = H(y) i + c f, and y = o phi(c).
 
 Input, forget and output gates are affine in the output of the layer below (Hochreiter & Schmidhuber 1997; the forget
@@ -99,17 +99,17 @@ gate is Gers et al.'s, ref. [30]). It starts by carrying, as ref. [30] proposes:
 is no input from outside but the first: y and c both start as the stack's input.
 """
 
-BLOCKS = {"highway": HIGHWAY, "plain": PLAIN, "residual": RESIDUAL, "fixed": FIXED, "lstm": LSTM}
+KINDS = {"highway": HIGHWAY, "plain": PLAIN, "residual": RESIDUAL, "fixed": FIXED, "lstm": LSTM}
 
 
-def named(block: str | Block) -> Block:
-    """The block of that name, or the given one.
+def named(kind: str | Kind) -> Kind:
+    """The kind of that name, or the given one.
 
     Raises:
       ValueError: for an unknown name.
     """
-    if isinstance(block, Block):
-        return block
-    if block not in BLOCKS:
-        raise ValueError(f"block is {block!r}; it must be one of {', '.join(map(repr, BLOCKS))}, or a Block")
-    return BLOCKS[block]
+    if isinstance(kind, Kind):
+        return kind
+    if kind not in KINDS:
+        raise ValueError(f"kind is {kind!r}; it must be one of {', '.join(map(repr, KINDS))}, or a Kind")
+    return KINDS[kind]

@@ -1,6 +1,6 @@
 """What a trained highway network does inside: gates, routing, lesions, depth in use (Section 4).
 
-Pure functions of (model, params, data) for any Linen module that contains highway layers: an `MLP`, also of a `Block`
+Pure functions of (model, params, data) for any Linen module that contains highway layers: an `MLP`, also of a `Kind`
 that has a transform gate, a `ConvNet`, or a network of one's own of `HighwayDense`, `HighwayConv` and `Highway`, with
 `nn.scan` or without. Results are NumPy arrays with one row per highway layer, in the order in which the network calls
 them. A highway layer inside another one's gate is part of that gate and has no row. Feature maps are averaged over
@@ -23,8 +23,8 @@ from jax.sharding import Mesh
 
 from highway_jax import parallel
 from highway_jax.data import Array, Split
-from highway_jax.layers import CLOSED, Gated
-from highway_jax.population.classification import cross_entropy
+from highway_jax.functional.classification import cross_entropy
+from highway_jax.linen.layers import CLOSED, Gated
 
 Preprocess = Callable[[Array], Array]
 Path = tuple[str, ...]

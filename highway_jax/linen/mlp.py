@@ -9,27 +9,27 @@ import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
 from flax.typing import Dtype
 
-from highway_jax.activations import Activation
-from highway_jax.blocks import HIGHWAY, INDEPENDENT, Block, named
-from highway_jax.initializers import column_blocks, layerwise, normalized
-from highway_jax.layers import CARRIES, CLOSED, Gated, PlainDense
+from highway_jax.functional.activations import Activation
+from highway_jax.functional.initializers import column_blocks, layerwise, normalized
+from highway_jax.linen.layers import CARRIES, CLOSED, Gated, PlainDense
 from highway_jax.stack import stack, states
+from highway_jax.stack.kinds import HIGHWAY, INDEPENDENT, Kind, named
 
 
 class MLP(nn.Module):
-    """The fully connected networks of Section 3.1, highway, plain or of any other `Block`, of any depth.
+    """The fully connected networks of Section 3.1, highway, plain or of any other `Kind`, of any depth.
 
     A plain layer to `width`, then `depth - 1` layers of one kind as one scan, then the output layer.
     Maps (batch, ...) to logits (batch, num_classes); images are flattened.
 
     Parameters: `input/h`, `output`, and `layers`, which holds all layers' weights stacked: `kernel`
     (depth - 1, width, 2 * width) and `bias` (depth - 1, 2 * width) with H's columns before T's; 3 * width
-    with an independent carry gate, whose columns come last; in general width for each of the block's affine maps.
+    with an independent carry gate, whose columns come last; in general width for each of the kind's affine maps.
     `layer_params` hands them out layer by layer as `h`, `t` and `c`.
 
     Every layer's inner states are sown into the `intermediates` collection, each with a leading layer
     axis: `model.apply(variables, x, mutable="intermediates")` gives `transform_gate`, `carry_gate`,
-    `block_state` and `block_output` under `layers` (`block_output` alone in a plain network); of another block,
+    `block_state` and `block_output` under `layers` (`block_output` alone in a plain network); of another kind,
     all that its cell returns.
 
     There is no forward mode (`jax.jvp`); there are second derivatives, but with "xla" alone (`highway_jax.stack`).
@@ -38,21 +38,22 @@ class MLP(nn.Module):
       depth: layers as the paper counts them: depth 10 is the first plain layer and nine further ones.
       width: blocks (highway) or units (plain) per layer; the paper has 50 and 71, of about as many parameters.
       num_classes: size of the output.
-      block: "highway", "plain", "residual", "fixed", "lstm" (`highway_jax.blocks` has their equations), or a `Block`.
-      activation: "relu", "tanh", a function, or a traced index into `highway_jax.activations.ACTIVATIONS`.
-      transform_bias: initial bias of the transform gates; may be traced. Other blocks make of it what they say, plain
+      kind: of the layers: "highway", "plain", "residual", "fixed", "lstm" (`highway_jax.stack.kinds` has their
+        equations), or a `Kind`.
+      activation: "relu", "tanh", a function, or a traced index into `highway_jax.functional.activations.ACTIVATIONS`.
+      transform_bias: initial bias of the transform gates; may be traced. Other kinds make of it what they say, plain
         and residual ones nothing.
-      carry: "coupled" or "independent" carry gates, as in `HighwayDense`; of highway blocks alone.
+      carry: "coupled" or "independent" carry gates, as in `HighwayDense`; of highway layers alone.
       dtype: of the computation; the inputs' and parameters' promoted dtype by default.
       param_dtype: of the parameters and the logits.
       remat: keep less for the backward pass and compute the layers again there: memory for activations grows with
         sqrt(depth) instead of depth, and a step takes up to a third longer.
       implementation: "xla", or "fused", up to twice as fast to train on a CPU where layers are narrow: all of them as
-        one kernel of our own, which the machine's C++ compiler builds (`highway_jax.fused`; `stack` has its limits). It
-        is for highway and plain networks of relu or tanh in float32; accelerators use XLA all the same.
+        one kernel of our own, which the machine's C++ compiler builds (`highway_jax.stack.fused`; `stack` has its
+        limits). It is for highway and plain networks of relu or tanh in float32; accelerators use XLA all the same.
 
     Raises:
-      ValueError: for a depth below 2, a width or class count below 1, an unknown block, activation, carry or
+      ValueError: for a depth below 2, a width or class count below 1, an unknown kind, activation, carry or
         implementation, and where "fused" cannot compute the network.
       fused.Unavailable: for the gradients of "fused" on a CPU that cannot build it.
     """
@@ -60,7 +61,7 @@ class MLP(nn.Module):
     depth: int = 10
     width: int = 50
     num_classes: int = 10
-    block: str | Block = "highway"
+    kind: str | Kind = "highway"
     activation: Activation = "relu"
     transform_bias: float | jax.Array = -1.0
     carry: str = "coupled"
@@ -76,23 +77,23 @@ class MLP(nn.Module):
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
         if self.carry not in CARRIES:
             raise ValueError(f"carry is {self.carry!r}; it must be one of {', '.join(map(repr, CARRIES))}")
-        block = named(self.block)
-        if block is HIGHWAY and self.carry == "independent":
-            block = INDEPENDENT
+        kind = named(self.kind)
+        if kind is HIGHWAY and self.carry == "independent":
+            kind = INDEPENDENT
         dtypes: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         x = x.reshape(x.shape[0], -1)
         x = PlainDense(self.width, self.activation, name="input", **dtypes)(x)
         run = self.activation, self.transform_bias
-        x = _Stack(self.depth - 1, block, *run, self.remat, self.implementation, name="layers", **dtypes)(x)
+        x = _Stack(self.depth - 1, kind, *run, self.remat, self.implementation, name="layers", **dtypes)(x)
         x = nn.Dense(self.num_classes, kernel_init=normalized(self.activation), name="output", **dtypes)(x)
         return x.astype(self.param_dtype)
 
 
 class _Stack(Gated, nn.Module):
-    """`length` layers, the kernels of the block's affine maps side by side."""
+    """`length` layers, the kernels of the kind's affine maps side by side."""
 
     length: int
-    block: Block
+    kind: Kind
     activation: Activation
     transform_bias: float | jax.Array
     remat: bool
@@ -106,17 +107,17 @@ class _Stack(Gated, nn.Module):
     def closing(self, params: Any, closed: jax.Array) -> Any:
         biases = self._biases(params)
         if "t" not in biases:
-            raise ValueError(f"its block's affine maps are {', '.join(biases)}, and none is named t")
+            raise ValueError(f"its kind's affine maps are {', '.join(biases)}, and none is named t")
         biases |= {n: jnp.where(closed[:, None], CLOSED[n], b) for n, b in biases.items() if n in CLOSED}
         return {"bias": jnp.concatenate(list(biases.values()), axis=-1)}
 
     def _biases(self, params: Any) -> dict[str, jax.Array]:
-        names = self.block.biases(0.0)
+        names = self.kind.biases(0.0)
         return dict(zip(names, jnp.split(params["bias"], len(names), axis=-1), strict=True))
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        biases = self.block.biases(self.transform_bias).values()
+        biases = self.kind.biases(self.transform_bias).values()
         width, parts = x.shape[-1], len(biases)
 
         def bias_init(key, shape, dtype):
@@ -126,7 +127,7 @@ class _Stack(Gated, nn.Module):
         kernel = self.param("kernel", kernel_init, (self.length, width, parts * width), self.param_dtype)
         bias = self.param("bias", bias_init, (self.length, parts * width), self.param_dtype)
         x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
-        args = self.block, x, kernel, bias, self.activation, self.transform_bias
+        args = self.kind, x, kernel, bias, self.activation, self.transform_bias
         if self.is_mutable_collection("intermediates") and not self.is_initializing():
             for name, value in states(*args).items():
                 self.sow("intermediates", name, value)
@@ -138,7 +139,7 @@ def layer_params(params: Any, names: Sequence[str] = "htc") -> dict[str, dict[st
 
     Args:
       params: the `params` collection of an `MLP`.
-      names: of the block's affine maps, in order; those of highway and plain layers by default.
+      names: of the kind's affine maps, in order; those of highway and plain layers by default.
 
     Returns:
       `{"h": {"kernel", "bias"}, "t": {...}}` (no `t` for a plain network, also `c` with independent carry

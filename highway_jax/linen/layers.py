@@ -16,11 +16,11 @@ import jax
 import jax.numpy as jnp
 from flax.typing import Dtype, Initializer
 
-from highway_jax.activations import Activation, activate
-from highway_jax.adoption import adopt
-from highway_jax.convolution import conv, window
-from highway_jax.initializers import constant, normalized
-from highway_jax.ops import highway, resize
+from highway_jax.functional.activations import Activation, activate
+from highway_jax.functional.convolution import conv, window
+from highway_jax.functional.initializers import constant, normalized
+from highway_jax.functional.ops import highway, resize
+from highway_jax.linen.adoption import adopt
 
 CARRIES = ("coupled", "independent")
 # The biases that make T = 0 and C = 1 exactly, and so a layer the identity (Eq. 4); coupled gates need only T's.

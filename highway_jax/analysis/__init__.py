@@ -1,0 +1,27 @@
+"""What a trained highway network does inside, and its figures (Section 4)."""
+
+from highway_jax.analysis.networks import (
+    Dropped,
+    GateStatistics,
+    InnerStates,
+    Lesions,
+    close_gates,
+    drop_layers,
+    effective_layers,
+    gate_statistics,
+    inner_states,
+    lesion,
+)
+
+__all__ = [
+    "Dropped",
+    "GateStatistics",
+    "InnerStates",
+    "Lesions",
+    "close_gates",
+    "drop_layers",
+    "effective_layers",
+    "gate_statistics",
+    "inner_states",
+    "lesion",
+]

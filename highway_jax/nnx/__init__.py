@@ -1,0 +1,8 @@
+"""The layers as Flax NNX modules.
+
+`import highway_jax` leaves this package alone: importing Flax NNX takes time that Linen's users need not spend.
+"""
+
+from highway_jax.nnx.layers import Dropout, HighwayConv, HighwayDense, PlainConv, PlainDense
+
+__all__ = ["Dropout", "HighwayConv", "HighwayDense", "PlainConv", "PlainDense"]
