@@ -1,8 +1,17 @@
 """Highway networks in JAX and Flax: "Training Very Deep Networks" (Srivastava, Greff, Schmidhuber 2015)."""
 
-from highway_jax.functional.ops import highway
-from highway_jax.linen import MLP
-from highway_jax.linen.layers import Dropout, Highway, HighwayConv, HighwayDense, PlainConv, PlainDense
+from highway_jax.functional import highway
+from highway_jax.linen import (
+    MLP,
+    Dropout,
+    Highway,
+    HighwayConv,
+    HighwayDense,
+    HighwayStack,
+    PlainConv,
+    PlainDense,
+    Skippable,
+)
 from highway_jax.stack.kinds import Kind
 from highway_jax.zoo import ConvNet
 
@@ -14,8 +23,10 @@ __all__ = [
     "Highway",
     "HighwayConv",
     "HighwayDense",
+    "HighwayStack",
     "Kind",
     "PlainConv",
     "PlainDense",
+    "Skippable",
     "highway",
 ]

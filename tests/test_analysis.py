@@ -19,9 +19,11 @@ from highway_jax import (
     Highway,
     HighwayConv,
     HighwayDense,
+    HighwayStack,
     Kind,
     PlainConv,
     PlainDense,
+    Skippable,
     analysis,
     parallel,
 )
@@ -91,6 +93,50 @@ def test_a_lesion_is_the_network_without_the_layer(carry):
         expected = performance(shorter, without)
         np.testing.assert_allclose((lesions.loss[layer], lesions.error[layer]), expected, rtol=1e-6)
     assert len(set(lesions.loss.tolist())) == 6
+
+
+class Residual(nn.Module):
+    """Pre-norm residual branches, some of which are left out."""
+
+    left_out: tuple[int, ...] = ()
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Dense(7)(x.reshape(len(x), -1))
+        for layer in range(4):
+            branch = nn.Sequential([nn.LayerNorm(), nn.relu, nn.Dense(7)], name=f"branch{layer}")
+            h = branch(x)
+            x = x if layer in self.left_out else Skippable()(x, h)
+        return nn.Dense(3)(x)
+
+
+def test_residual_branches_are_lesioned_where_they_are_skippable():
+    params = initialized(Residual())
+    lesions = analysis.lesion(Residual(), params, SPLIT, preprocess=scale)
+    for layer in range(4):
+        expected = performance(Residual((layer,)), params)
+        np.testing.assert_allclose((lesions.loss[layer], lesions.error[layer]), expected, rtol=1e-6)
+    gates = analysis.gate_statistics(Residual(), params, SPLIT, preprocess=scale)
+    assert (gates.mean == 1).all()
+    np.testing.assert_array_equal(gates.open_layers, 4)
+    with pytest.raises(ValueError, match=r"x is of shape \(2, 3\) and h of shape \(2, 1\)"):
+        Skippable().apply({}, np.ones((2, 3)), np.ones((2, 1)))
+
+
+def test_a_network_of_ones_own_has_a_stack_in_it():
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = nn.relu(nn.Dense(7)(x.reshape(len(x), -1)))
+            return nn.Dense(3)(HighwayStack(5, transform_bias=-2.0)(x))
+
+    params = Net().init(KEY, scale(SPLIT["x"]))["params"]
+    assert params["HighwayStack_0"]["kernel"].shape == (5, 7, 14)
+    gates = analysis.gate_statistics(Net(), params, SPLIT, preprocess=scale)
+    np.testing.assert_array_equal(gates.bias, np.full((5, 7), -2, np.float32))
+    outputs, _ = Net().apply({"params": params}, scale(SPLIT["x"]), mutable="intermediates")
+    np.testing.assert_allclose(outputs, Net().apply({"params": params}, scale(SPLIT["x"])), rtol=1e-5, atol=1e-6)
+    assert len(analysis.lesion(Net(), params, SPLIT, preprocess=scale).loss) == 5
 
 
 MIXED = [f"HighwayConv_{index}" for index in range(11)] + ["HighwayDense_0"]

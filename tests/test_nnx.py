@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from highway_jax import MLP
+from highway_jax import MLP, linen
 from highway_jax import nnx as native
 from highway_jax import stack as stacks
 from highway_jax.functional.initializers import normalized
@@ -148,3 +148,27 @@ def test_the_activation_and_the_bias_may_be_a_populations():
 def test_mistakes_are_explained(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("options", [{}, {"kind": "lstm", "activation": "tanh"}, {"carry": "independent"}])
+def test_a_stack_is_its_linen_twin(options):
+    x = jax.random.normal(KEY, (4, 3))
+    stack, twin = native.HighwayStack(3, 5, **options, rngs=nnx.Rngs(0)), linen.HighwayStack(5, **options)
+    params = twin.init(KEY, x)["params"]
+    assert jax.tree.map(jnp.shape, pure(nnx.state(stack, nnx.Param))) == jax.tree.map(jnp.shape, params)
+    nnx.update(stack, params)
+    expected, sown = twin.apply({"params": params}, x, mutable="intermediates")
+    np.testing.assert_allclose(stack(x), expected, rtol=1e-5, atol=1e-6)
+    y, found = nnx.capture(stack, nnx.Intermediate)(x)
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-6)
+    assert pure(found).keys() == sown["intermediates"].keys()
+    with pytest.raises(ValueError, match="layers is 0; it must be at least 1"):
+        native.HighwayStack(3, 0, rngs=nnx.Rngs(0))
+
+
+def test_a_residual_branch_shows_what_it_adds():
+    y, found = nnx.capture(native.Skippable(), nnx.Intermediate)(jnp.ones(3), jnp.full(3, 2.0))
+    np.testing.assert_array_equal(y, 3)
+    assert pure(found).keys() == {"block_state", "transform_gate", "carry_gate", "block_output"}
+    with pytest.raises(ValueError, match="both must be of the same"):
+        native.Skippable()(jnp.ones(3), jnp.ones(2))

@@ -1,8 +1,9 @@
 """The layers as Flax Linen modules, and networks of them."""
 
-from highway_jax.linen.layers import Dropout, Highway, HighwayConv, HighwayDense, PlainConv, PlainDense
+from highway_jax.linen.layers import Dropout, Highway, HighwayConv, HighwayDense, PlainConv, PlainDense, Skippable
 from highway_jax.linen.maxout import Maxout
 from highway_jax.linen.mlp import MLP, layer_params
+from highway_jax.linen.stack import HighwayStack
 
 __all__ = [
     "MLP",
@@ -10,8 +11,10 @@ __all__ = [
     "Highway",
     "HighwayConv",
     "HighwayDense",
+    "HighwayStack",
     "Maxout",
     "PlainConv",
     "PlainDense",
+    "Skippable",
     "layer_params",
 ]

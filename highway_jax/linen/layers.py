@@ -234,6 +234,36 @@ class Highway(Gated, nn.Module):
         return _mix(self, x, states["h"], jax.nn.sigmoid(t), None if c is None else jax.nn.sigmoid(c))
 
 
+class Skippable(Gated, nn.Module):
+    """A residual branch that can be closed, y = x + h: what `highway_jax.analysis` lesions in networks without gates.
+
+    It counts as a layer whose gates are open, T = C = 1; closed, it is the identity. It has no parameters.
+
+        x = Skippable()(x, nn.Dense(64)(nn.relu(nn.LayerNorm()(x))))
+
+    Raises:
+      ValueError: if x and h differ in shape.
+    """
+
+    def closing(self, params: Any, closed: jax.Array) -> Any:
+        return {"closed": closed}
+
+    @nn.compact
+    def __call__(self, x: jax.Array, h: jax.Array) -> jax.Array:
+        if x.shape != h.shape:
+            raise ValueError(f"x is of shape {x.shape} and h of shape {h.shape}; both must be of the same")
+        t = jnp.ones_like(h)
+        if self.has_variable("params", "closed"):
+            t = jnp.where(self.get_variable("params", "closed"), 0, t)
+            y = jnp.where(self.get_variable("params", "closed"), x, x + h)
+        else:
+            y = x + h
+        states = {"block_state": h, "transform_gate": t, "carry_gate": jnp.ones_like(x), "block_output": y}
+        for name, value in states.items():
+            self.sow("intermediates", name, value)
+        return y
+
+
 class Dropout(nn.Module):
     """Dropout whose rate may be traced, such as a hyperparameter that differs from run to run.
 

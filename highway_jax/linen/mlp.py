@@ -6,14 +6,13 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax.linen.dtypes import promote_dtype
 from flax.typing import Dtype
 
 from highway_jax.functional.activations import Activation
-from highway_jax.functional.initializers import column_blocks, layerwise, normalized
-from highway_jax.linen.layers import CARRIES, CLOSED, Gated, PlainDense
-from highway_jax.stack import stack, states
-from highway_jax.stack.kinds import HIGHWAY, INDEPENDENT, Kind, named
+from highway_jax.functional.initializers import normalized
+from highway_jax.linen.layers import PlainDense
+from highway_jax.linen.stack import HighwayStack
+from highway_jax.stack.kinds import Kind
 
 
 class MLP(nn.Module):
@@ -75,63 +74,23 @@ class MLP(nn.Module):
         for name, least in ("depth", 2), ("width", 1), ("num_classes", 1):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
-        if self.carry not in CARRIES:
-            raise ValueError(f"carry is {self.carry!r}; it must be one of {', '.join(map(repr, CARRIES))}")
-        kind = named(self.kind)
-        if kind is HIGHWAY and self.carry == "independent":
-            kind = INDEPENDENT
         dtypes: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         x = x.reshape(x.shape[0], -1)
         x = PlainDense(self.width, self.activation, name="input", **dtypes)(x)
-        run = self.activation, self.transform_bias
-        x = _Stack(self.depth - 1, kind, *run, self.remat, self.implementation, name="layers", **dtypes)(x)
+        layers = HighwayStack(
+            self.depth - 1,
+            self.kind,
+            self.activation,
+            self.transform_bias,
+            self.carry,
+            self.remat,
+            self.implementation,
+            name="layers",
+            **dtypes,
+        )
+        x = layers(x)
         x = nn.Dense(self.num_classes, kernel_init=normalized(self.activation), name="output", **dtypes)(x)
         return x.astype(self.param_dtype)
-
-
-class _Stack(Gated, nn.Module):
-    """`length` layers, the kernels of the kind's affine maps side by side."""
-
-    length: int
-    kind: Kind
-    activation: Activation
-    transform_bias: float | jax.Array
-    remat: bool
-    implementation: str
-    dtype: Dtype | None = None
-    param_dtype: Dtype = jnp.float32
-
-    def gate_bias(self, params: Any) -> jax.Array | None:
-        return self._biases(params).get("t")
-
-    def closing(self, params: Any, closed: jax.Array) -> Any:
-        biases = self._biases(params)
-        if "t" not in biases:
-            raise ValueError(f"its kind's affine maps are {', '.join(biases)}, and none is named t")
-        biases |= {n: jnp.where(closed[:, None], CLOSED[n], b) for n, b in biases.items() if n in CLOSED}
-        return {"bias": jnp.concatenate(list(biases.values()), axis=-1)}
-
-    def _biases(self, params: Any) -> dict[str, jax.Array]:
-        names = self.kind.biases(0.0)
-        return dict(zip(names, jnp.split(params["bias"], len(names), axis=-1), strict=True))
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        biases = self.kind.biases(self.transform_bias).values()
-        width, parts = x.shape[-1], len(biases)
-
-        def bias_init(key, shape, dtype):
-            return jnp.concatenate([jnp.full((self.length, width), b, dtype) for b in biases], axis=-1)
-
-        kernel_init = layerwise(column_blocks(normalized(self.activation), parts))
-        kernel = self.param("kernel", kernel_init, (self.length, width, parts * width), self.param_dtype)
-        bias = self.param("bias", bias_init, (self.length, parts * width), self.param_dtype)
-        x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
-        args = self.kind, x, kernel, bias, self.activation, self.transform_bias
-        if self.is_mutable_collection("intermediates") and not self.is_initializing():
-            for name, value in states(*args).items():
-                self.sow("intermediates", name, value)
-        return stack(*args, self.remat, self.implementation)
 
 
 def layer_params(params: Any, names: Sequence[str] = "htc") -> dict[str, dict[str, jax.Array]]:

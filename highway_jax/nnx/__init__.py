@@ -3,6 +3,14 @@
 `import highway_jax` leaves this package alone: importing Flax NNX takes time that Linen's users need not spend.
 """
 
-from highway_jax.nnx.layers import Dropout, HighwayConv, HighwayDense, PlainConv, PlainDense
+from highway_jax.nnx.layers import (
+    Dropout,
+    HighwayConv,
+    HighwayDense,
+    HighwayStack,
+    PlainConv,
+    PlainDense,
+    Skippable,
+)
 
-__all__ = ["Dropout", "HighwayConv", "HighwayDense", "PlainConv", "PlainDense"]
+__all__ = ["Dropout", "HighwayConv", "HighwayDense", "HighwayStack", "PlainConv", "PlainDense", "Skippable"]

@@ -26,6 +26,8 @@ from highway_jax.functional.convolution import conv, window
 from highway_jax.functional.initializers import constant, normalized
 from highway_jax.functional.ops import highway, resize
 from highway_jax.linen.layers import CARRIES, centered, drop
+from highway_jax.linen.stack import applied, initial, kind_of
+from highway_jax.stack.kinds import Kind
 
 
 class _Plain(nnx.Module):
@@ -224,6 +226,63 @@ class HighwayConv(_Highway):
         self.strides = strides
 
 
+class HighwayStack(nnx.Module):
+    """Highway layers, or layers of any other kind, one after another: `highway_jax.HighwayStack`, for NNX.
+
+    Maps (..., features) to the same shape. Parameters `kernel` and `bias` as there.
+
+    Args:
+      features: size of the input's last axis.
+      layers: how many.
+      kind, activation, transform_bias, carry, remat, implementation, dtype, param_dtype: as there.
+      rngs: the source of the initial weights' keys.
+
+    Raises:
+      ValueError: for less than one layer, an unknown kind, activation or carry.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        layers: int,
+        *,
+        kind: str | Kind = "highway",
+        activation: Activation = "relu",
+        transform_bias: float | jax.Array = -1.0,
+        carry: str = "coupled",
+        remat: bool = False,
+        implementation: str = "xla",
+        dtype: Dtype | None = None,
+        param_dtype: Dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        kernel_init, bias_init, shapes = initial(kind_of(kind, carry), layers, features, activation, transform_bias)
+        self.kernel = nnx.Param(kernel_init(rngs.params(), shapes[0], param_dtype))
+        self.bias = nnx.Param(bias_init(rngs.params(), shapes[1], param_dtype))
+        self.kind, self.carry, self.remat, self.implementation, self.dtype = kind, carry, remat, implementation, dtype
+        self.activation, self.transform_bias = _attribute(activation), _attribute(transform_bias)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y, found = applied(self, x, self.kernel[...], self.bias[...], hasattr(self, "__captures__"))
+        _sow(self, **found)
+        return y
+
+
+class Skippable(nnx.Module):
+    """A residual branch that can be closed, y = x + h: `highway_jax.Skippable`, for NNX.
+
+    Raises:
+      ValueError: if x and h differ in shape.
+    """
+
+    def __call__(self, x: jax.Array, h: jax.Array) -> jax.Array:
+        if x.shape != h.shape:
+            raise ValueError(f"x is of shape {x.shape} and h of shape {h.shape}; both must be of the same")
+        y = x + h
+        _sow(self, block_state=h, transform_gate=jnp.ones_like(h), carry_gate=jnp.ones_like(x), block_output=y)
+        return y
+
+
 class Dropout(nnx.Module):
     """Dropout whose rate may be traced, such as a hyperparameter that differs from run to run.
 
@@ -251,9 +310,9 @@ def _options(activation: Activation, kernel_init: Initializer | None, dtype: Any
     return {"kernel_init": kernel_init, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
 
 
-def _attribute(activation: Activation) -> Any:
+def _attribute(value: Any) -> Any:
     # Flax takes a traced value for a constant unless it is told.
-    return nnx.data(activation) if isinstance(activation, jax.Array) else activation
+    return nnx.data(value) if isinstance(value, jax.Array) else value
 
 
 def _sow(layer: nnx.Module, **states: jax.Array) -> None:

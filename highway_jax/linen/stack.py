@@ -1,0 +1,128 @@
+"""Many equal layers as one module."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.linen.dtypes import promote_dtype
+from flax.typing import Dtype
+
+from highway_jax.functional.activations import Activation
+from highway_jax.functional.initializers import column_blocks, layerwise, normalized
+from highway_jax.linen.layers import CARRIES, CLOSED, Gated
+from highway_jax.stack import stack, states
+from highway_jax.stack.kinds import HIGHWAY, INDEPENDENT, Kind, named
+
+
+class HighwayStack(Gated, nn.Module):
+    """Highway layers, or layers of any other kind, one after another, as one scan with an explicit backward pass.
+
+    Maps (..., width) to the same shape. Parameters: `kernel` (layers, width, parts * width) and `bias`
+    (layers, parts * width), the columns of the kind's affine maps side by side: H's, then T's, then those of an
+    independent carry gate. `layer_params` hands them out layer by layer.
+
+    It sows every layer's inner states into the `intermediates` collection, each with a leading layer axis:
+    `transform_gate`, `carry_gate`, `block_state` and `block_output`; of another kind, all that its cell returns.
+
+    There is no forward mode (`jax.jvp`); there are second derivatives, but with "xla" alone (`highway_jax.stack`).
+
+    Attributes:
+      layers: how many.
+      kind: of layer: "highway", "plain", "residual", "fixed", "lstm" (`highway_jax.stack.kinds` has their equations),
+        or a `Kind`.
+      activation: "relu", "tanh", a function, or a traced index.
+      transform_bias: initial bias of the transform gates (Section 2.2); negative values carry. May be traced.
+      carry: "coupled" or "independent" carry gates, as in `HighwayDense`; of highway layers alone.
+      remat, implementation, dtype, param_dtype: as in `MLP`.
+
+    Raises:
+      ValueError: for less than one layer, an unknown kind, activation, carry or implementation, and where "fused"
+        cannot compute it.
+
+    Example:
+
+        x = HighwayStack(50, transform_bias=-3.0)(nn.relu(nn.Dense(64)(x)))
+    """
+
+    layers: int
+    kind: str | Kind = "highway"
+    activation: Activation = "relu"
+    transform_bias: float | jax.Array = -1.0
+    carry: str = "coupled"
+    remat: bool = False
+    implementation: str = "xla"
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+
+    def gate_bias(self, params: Any) -> jax.Array | None:
+        return self._biases(params).get("t")
+
+    def closing(self, params: Any, closed: jax.Array) -> Any:
+        biases = self._biases(params)
+        if "t" not in biases:
+            raise ValueError(f"its kind's affine maps are {', '.join(biases)}, and none is named t")
+        biases |= {n: jnp.where(closed[:, None], CLOSED[n], b) for n, b in biases.items() if n in CLOSED}
+        return {"bias": jnp.concatenate(list(biases.values()), axis=-1)}
+
+    def _biases(self, params: Any) -> dict[str, jax.Array]:
+        names = kind_of(self.kind, self.carry).biases(0.0)
+        return dict(zip(names, jnp.split(params["bias"], len(names), axis=-1), strict=True))
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kernel_init, bias_init, shapes = initial(
+            kind_of(self.kind, self.carry), self.layers, x.shape[-1], self.activation, self.transform_bias
+        )
+        kernel = self.param("kernel", kernel_init, shapes[0], self.param_dtype)
+        bias = self.param("bias", bias_init, shapes[1], self.param_dtype)
+        looked_into = self.is_mutable_collection("intermediates") and not self.is_initializing()
+        y, found = applied(self, x, kernel, bias, looked_into)
+        for name, value in found.items():
+            self.sow("intermediates", name, value)
+        return y
+
+
+def kind_of(kind: str | Kind, carry: str) -> Kind:
+    """The kind that a stack's options say.
+
+    Raises:
+      ValueError: for an unknown kind or carry.
+    """
+    if carry not in CARRIES:
+        raise ValueError(f"carry is {carry!r}; it must be one of {', '.join(map(repr, CARRIES))}")
+    found = named(kind)
+    return INDEPENDENT if found is HIGHWAY and carry == "independent" else found
+
+
+def initial(kind: Kind, layers: int, width: int, activation: Activation, transform_bias: Any) -> tuple[Any, Any, Any]:
+    """Initializers and shapes of a stack's kernel and bias."""
+    if layers < 1:
+        raise ValueError(f"layers is {layers}; it must be at least 1")
+    biases = kind.biases(transform_bias).values()
+    parts = len(biases)
+
+    def bias_init(key: jax.Array, shape: Any, dtype: Any) -> jax.Array:
+        return jnp.concatenate([jnp.full((layers, width), b, dtype) for b in biases], axis=-1)
+
+    kernel_init = layerwise(column_blocks(normalized(activation), parts))
+    return kernel_init, bias_init, ((layers, width, parts * width), (layers, parts * width))
+
+
+def applied(
+    options: Any, x: jax.Array, kernel: jax.Array, bias: jax.Array, looked_into: bool
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """A stack's output, and its inner states if it is looked into.
+
+    Args:
+      options: has the attributes of a `HighwayStack`, of Linen or NNX.
+      x, kernel, bias: see `highway_jax.stack.stack`.
+      looked_into: whether to compute the states, from which the output is then taken.
+    """
+    kind = kind_of(options.kind, options.carry)
+    x, kernel, bias = promote_dtype(x, kernel, bias, dtype=options.dtype)
+    args = kind, x, kernel, bias, options.activation, options.transform_bias
+    if looked_into:
+        found = states(*args)
+        return found[kind.carries[0]][-1], found
+    return stack(*args, options.remat, options.implementation), {}
