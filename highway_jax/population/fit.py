@@ -22,7 +22,7 @@ from highway_jax.population.programs import Group, gather_batches, take_run, tak
 from highway_jax.population.progress import Bar, Progress
 from highway_jax.population.ranking import TRAIN, rank
 from highway_jax.population.result import Result
-from highway_jax.population.search import Sampler, Search
+from highway_jax.population.search import Sampler, Search, check_integer
 from highway_jax.population.space import Space
 from highway_jax.population.state import Outcome, State, put
 from highway_jax.population.storage import Storage
@@ -130,6 +130,10 @@ def _fit(
     runs_in_memory: int | None = None,
     runs_per_batch: int | None = None,
 ) -> Result:
+    options = {"checkpoint_every": checkpoint_every, "runs_in_memory": runs_in_memory, "runs_per_batch": runs_per_batch}
+    for name, value in options.items():
+        if value is not None:
+            check_integer(name, value, 1)
     mesh = parallel.choose_mesh(search.num_runs, search.batch_size) if mesh is None else mesh
     trainer = Trainer(search, mesh, runs_in_memory, runs_per_batch)
     with contextlib.ExitStack() as stack:

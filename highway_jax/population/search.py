@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from highway_jax.population.policies import Policy
@@ -65,12 +66,12 @@ class Search:
 
     def __post_init__(self) -> None:
         for name in "num_runs", "epochs", "batch_size", "seeds":
-            _check_integer(name, getattr(self, name), 1)
+            check_integer(name, getattr(self, name), 1)
         for name in "seed", "first_run":
-            _check_integer(name, getattr(self, name), 0)
+            check_integer(name, getattr(self, name), 0)
         for name in "evaluate_every", "evaluate_batch_size":
             if getattr(self, name) is not None:
-                _check_integer(name, getattr(self, name), 1)
+                check_integer(name, getattr(self, name), 1)
         for name, allowed in {"mode": ("min", "max"), "keep": ("best", "all")}.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be {' or '.join(map(repr, allowed))}")
@@ -154,7 +155,7 @@ def keys(seed: int) -> jax.Array:
     return jax.random.split(jax.random.key(seed, impl=PRNG))
 
 
-def _check_integer(name: str, value: Any, least: int) -> None:
+def check_integer(name: str, value: Any, least: int) -> None:
     if not isinstance(value, numbers.Integral) or isinstance(value, bool) or not least <= int(value) < 2**31:
         raise ValueError(f"{name} is {value!r}; it must be an integer of at least {least}")
 
@@ -167,7 +168,7 @@ def _check_arrays(name: str, split: Any) -> None:
             raise TypeError(
                 f"{name}{jax.tree_util.keystr(path)} is {leaf!r}; it must be an array with an axis of examples"
             )
-        if np.asarray(leaf).dtype.kind not in "biufc":
+        if not (jnp.issubdtype(leaf.dtype, jnp.number) or leaf.dtype == bool):
             raise TypeError(f"{name}{jax.tree_util.keystr(path)} is of {leaf.dtype}; it must be of numbers")
         lengths[jax.tree_util.keystr(path)] = len(leaf)
     if not lengths or 0 in lengths.values():

@@ -352,6 +352,7 @@ def test_progress_is_told_from_the_start(capsys):
         ({"epochs": 1.5}, "epochs is 1.5"),
         ({"batch_size": 34}, "batch_size is 34; it must be at most 33, the number of examples"),
         ({"seeds": 4}, "num_runs is 6; it must be a multiple of seeds, 4"),
+        ({"runs_in_memory": 0}, "runs_in_memory is 0; it must be an integer of at least 1"),
         ({"mode": "least"}, "mode is 'least'; it must be 'min' or 'max'"),
         ({"keep": "none"}, "keep is 'none'"),
         ({"rank_by": "valid_accuracy"}, "rank_by is 'valid_accuracy'; it must be one of train_loss, valid_"),
