@@ -156,6 +156,7 @@ def keys(seed: int) -> jax.Array:
 
 
 def check_integer(name: str, value: Any, least: int) -> None:
+    """Refuse an argument that is no integer from `least` on."""
     if not isinstance(value, numbers.Integral) or isinstance(value, bool) or not least <= int(value) < 2**31:
         raise ValueError(f"{name} is {value!r}; it must be an integer of at least {least}")
 
