@@ -23,7 +23,7 @@ from absl import flags, logging
 from ml_collections import ConfigDict, FrozenConfigDict, config_flags
 
 from experiments import configs
-from highway_jax.data import DataError
+from highway_jax.data import SUFFIX, DataError
 from highway_jax.files import first_line
 from highway_jax.parallel import Elsewhere, ProcessLost
 
@@ -269,6 +269,21 @@ def _override(config: ConfigDict, key: str, value: str) -> None:
         *parents, leaf = key.split(".")
         kind = functools.reduce(getattr, parents, config).get_type(leaf)
         raise UserError(f"--config.{key} is {value!r}; it must be of type {kind.__name__}") from error
+
+
+def split_data_path(config: ConfigDict) -> None:
+    """Where the dataset is a path to a .npz file, keep its name, and its directory as `data_dir`.
+
+    For configs of the command line alone: a workdir says what a dataset is called, and not where files are read.
+
+    Raises:
+      UserError: if there is a `data_dir` too.
+    """
+    path = Path(str(config.dataset))
+    if path.suffix == SUFFIX and path.name != str(path):
+        if config.data_dir is not None:
+            raise UserError(f"config.dataset is {config.dataset!r}, a path; config.data_dir says where it is already")
+        config.dataset, config.data_dir = path.name, str(path.expanduser().parent)
 
 
 def leaves(config: ConfigDict | dict[str, Any], prefix: str = "") -> dict[str, Any]:

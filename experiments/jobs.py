@@ -260,14 +260,16 @@ def convnet(config: ConfigDict, dataset: data.Dataset, network: str) -> Model:
     )
 
 
-def preprocessing(config: ConfigDict, max_value: int, images: Array) -> Preprocess:
+def preprocessing(config: ConfigDict, max_value: int | None, images: Array) -> Preprocess:
     """What turns a config's images into its networks' inputs.
 
     Args:
       config: the config.
-      max_value: the largest value that a pixel can have.
+      max_value: the largest value that a pixel can have; None for numbers that are taken as they are.
       images: those that are trained on.
     """
+    if max_value is None:
+        return jnp.asarray
     if config.get("preprocessing", "rescale") == "rescale":
         return functools.partial(data.rescale, max_value=max_value)
     mean = jax.jit(lambda images: data.mean_image(images, data.global_contrast_normalize))(images)

@@ -40,6 +40,7 @@ def main(argv: list[str]) -> None:
         raise UserError(f"--device is {values.device!r}; it must be one of here, {', '.join(DEVICES)}")
     label, config = cli.load_config(name)
     cli.override(config, overrides)
+    cli.split_data_path(config)
     settings.pin()
     here = values.device == "here"
     job = read(config, here)

@@ -37,6 +37,7 @@ def main(argv: list[str]) -> None:
     cluster.join(values)
     label, config = cli.load_config(name)
     cli.override(config, overrides)
+    cli.split_data_path(config)
     if "stages" in config:
         raise UserError(f"--config is {name!r}, which is no search's; use it with: python -m experiments.train")
     space, halving = check_search(config)

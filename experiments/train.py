@@ -69,6 +69,7 @@ def main(argv: list[str]) -> None:
         raise UserError(f"--config is {name!r}, which is a search's; use it with: python -m experiments.search")
     block = config.block
     cli.override(config, overrides)
+    cli.split_data_path(config)
     changes = f"_{config.block}" * (config.block != block) + "_taught" * (config.teacher is not None)
     train_convnet(config, Path(values.workdir or f"runs/{label}{changes}"))
 

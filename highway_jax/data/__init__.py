@@ -1,5 +1,6 @@
 """Datasets in memory, the batches of an epoch, and what happens to images on their way to a network."""
 
+from highway_jax.data.arrays import SUFFIX, load_npz
 from highway_jax.data.augmentation import random_crop, random_mirror
 from highway_jax.data.checks import checked
 from highway_jax.data.dataset import (
@@ -17,6 +18,7 @@ from highway_jax.data.preprocessing import global_contrast_normalize, mean_image
 from highway_jax.data.tfds import load_tfds, outline_tfds
 
 __all__ = [
+    "SUFFIX",
     "Array",
     "DataError",
     "Dataset",
@@ -27,6 +29,7 @@ __all__ = [
     "digits",
     "global_contrast_normalize",
     "load",
+    "load_npz",
     "load_tfds",
     "md5",
     "mean_image",
@@ -41,21 +44,26 @@ __all__ = [
 
 
 def load(name: str, data_dir: str | None = None) -> Dataset:
-    """Load a dataset by name: "digits", which is embedded, or a TFDS image-classification dataset.
+    """Load a dataset by name: "digits", which is embedded, a .npz file, or a TFDS image-classification dataset.
 
     Args:
-      name: the dataset; of TFDS as NAME, NAME/CONFIG, NAME:VERSION or NAME/CONFIG:VERSION.
-      data_dir: where prepared TFDS datasets are; by default $TFDS_DATA_DIR or ~/tensorflow_datasets.
+      name: the dataset; of TFDS as NAME, NAME/CONFIG, NAME:VERSION or NAME/CONFIG:VERSION; a file as `load_npz` has it.
+      data_dir: where prepared TFDS datasets are, by default $TFDS_DATA_DIR or ~/tensorflow_datasets; or the file, by
+        default the current directory.
 
     Raises:
       DataError: if it is unknown, not prepared, unreadable or unsuitable (see `checked`); the message is one line.
     """
+    if name.endswith(SUFFIX):
+        return load_npz(name, data_dir)
     return digits() if name == "digits" else load_tfds(name, data_dir)
 
 
 def outline(name: str, data_dir: str | None = None) -> Dataset:
     """What `load` would return, in shapes and dtypes: the images and labels of a TFDS dataset are zeros.
 
-    Nothing is read but the dataset's description. Arguments and errors are `load`'s.
+    Nothing is read but the dataset's description, or a file. Arguments and errors are `load`'s.
     """
+    if name.endswith(SUFFIX):
+        return load_npz(name, data_dir)
     return digits() if name == "digits" else outline_tfds(name, data_dir)

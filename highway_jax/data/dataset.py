@@ -31,14 +31,14 @@ class Dataset:
       name: its name.
       train, test: the two splits, NumPy arrays until they are put on a device.
       num_classes: number of classes.
-      max_value: the largest value a pixel can have: that of the dtype, or less.
+      max_value: the largest value a pixel can have: that of the dtype, or less; None for what is not scaled.
     """
 
     name: str
     train: Split
     test: Split
     num_classes: int
-    max_value: int = 255
+    max_value: int | None = 255
 
 
 def md5(split: Split) -> str:

@@ -1,0 +1,83 @@
+"""Datasets from arrays of one's own, in a .npz file."""
+
+from pathlib import Path
+
+import numpy as np
+
+from highway_jax.data.checks import IMAGE_DTYPES, checked
+from highway_jax.data.dataset import DataError, Dataset, Split
+from highway_jax.files import first_line
+
+SUFFIX = ".npz"
+HELD_OUT = 0.2  # of the examples, where the file has no test set
+
+
+def load_npz(name: str, data_dir: str | None = None) -> Dataset:
+    """Load a dataset from NAME in `data_dir`, by default the current directory, as `numpy.savez` writes it.
+
+    Args:
+      name: a file name that ends in .npz, without a directory. Its arrays are `x`, (n, ...) numbers, and `y`, (n,)
+        integers from 0, and optionally `x_test` and `y_test`. Images of uint8 or uint16, (n, height, width, channels),
+        are treated as such; all else is taken as it is, in float32.
+      data_dir: where the file is.
+
+    Returns:
+      The dataset. Without a test set, a fifth of the examples is held out as one: the last in a random order, which is
+      always the same.
+
+    Raises:
+      DataError: naming what is wrong, in one line.
+    """
+    path = Path(data_dir or ".", name)
+    if Path(name).name != name:
+        raise DataError(f"dataset {name!r} has a directory; it must be a file name, and data_dir says where it is")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {key: file[key] for key in file.files}
+    except FileNotFoundError as error:
+        raise DataError(f"{path} does not exist; it must be a file with the arrays x and y") from error
+    except Exception as error:  # zipfile and NumPy have many
+        raise DataError(f"{path} cannot be read: {first_line(error)}") from error
+    expected = {"x", "y"} | ({"x_test", "y_test"} if {"x_test", "y_test"} & arrays.keys() else set())
+    if arrays.keys() != expected:
+        raise DataError(f"{path} has arrays {', '.join(sorted(arrays))}; they must be {', '.join(sorted(expected))}")
+    for key, array in arrays.items():
+        _check(path, key, array, arrays["x"] if key.startswith("x") else arrays["y"])
+    for suffix in ("", "_test") if "x_test" in arrays else ("",):
+        if len(arrays[f"x{suffix}"]) != len(arrays[f"y{suffix}"]):
+            sizes = len(arrays[f"x{suffix}"]), len(arrays[f"y{suffix}"])
+            raise DataError(
+                f"{path}: x{suffix} has {sizes[0]} examples and y{suffix} {sizes[1]}; both must have as many"
+            )
+    train, test = _splits(arrays)
+    if not len(test["y"]):
+        raise DataError(f"{path} has {len(train['y'])} examples; without a test set there must be at least 5")
+    num_classes = 1 + max(int(split["y"].max()) for split in (train, test))
+    dtype = arrays["x"].dtype
+    if dtype in IMAGE_DTYPES and arrays["x"].ndim == 4:
+        return checked(Dataset(name, train, test, num_classes, int(np.iinfo(dtype).max)))
+    train, test = ({"x": s["x"].astype(np.float32), "y": s["y"].astype(np.int32)} for s in (train, test))
+    return Dataset(name, train, test, num_classes, max_value=None)
+
+
+def _splits(arrays: dict[str, np.ndarray]) -> tuple[Split, Split]:
+    if "x_test" in arrays:
+        return {"x": arrays["x"], "y": arrays["y"]}, {"x": arrays["x_test"], "y": arrays["y_test"]}
+    order = np.random.default_rng(0).permutation(len(arrays["y"]))
+    rest, held_out = np.split(order, [len(order) - int(HELD_OUT * len(order))])
+    return {name: arrays[name][rest] for name in "xy"}, {name: arrays[name][held_out] for name in "xy"}
+
+
+def _check(path: Path, key: str, array: np.ndarray, like: np.ndarray) -> None:
+    """Refuse what no network can be trained on."""
+    if key.startswith("y"):
+        fits = array.ndim == 1 and np.issubdtype(array.dtype, np.integer) and len(array) > 0
+        fits = fits and bool(array.min() >= 0 and array.max() < 10**5)
+        allowed = "(n,) integers from 0, the classes"
+    else:
+        fits = array.ndim > 1 and array.dtype.kind in "biuf" and 0 not in array.shape
+        fits = fits and bool(np.isfinite(array).all())
+        fits = fits and (array.dtype, array.shape[1:]) == (like.dtype, like.shape[1:])
+        allowed = f"(n, {', '.join(map(str, like.shape[1:])) or '...'}) finite numbers of {like.dtype}"
+    if not fits:
+        raise DataError(f"{path}: {key} is {array.dtype} of shape {array.shape}; it must be {allowed}")
