@@ -14,7 +14,6 @@ SHORTER = {
     "depth=30": "depth=10",
     "num_runs=200": "num_runs=6",
     "num_runs=100": "num_runs=12",
-    "num_runs=48": "num_runs=8",
     "num_runs=32": "num_runs=4",
     "num_runs=20,": "num_runs=4,",
     "[:20]": "[:4]",
@@ -24,7 +23,7 @@ SHORTER = {
     "epochs=20": "epochs=2",
     "epochs=30,": "epochs=12,",  # which have to get to an error of 5%
     "epochs=300": "epochs=3",
-    "every=4": "every=1",
+    "every=6": "every=1",
     "== 25": "== 1",  # the step after which a search is stopped
     "range(1, 21)": "range(1, 3)",  # the epochs of a figure
     "range(4)": "range(1)",  # convolutional layers

@@ -10,11 +10,16 @@ README = (ROOT / "README.md").read_text()
 PAGE = (ROOT / "docs/reproduction.md").read_text()
 
 
-SHORTER = {"num_runs=200": "num_runs=20", "num_runs=40": "num_runs=8", "epochs=60": "epochs=2", "epochs=120": "epochs=3"}
+SHORTER = {
+    "num_runs=200": "num_runs=20",
+    "num_runs=40": "num_runs=8",
+    "epochs=60": "epochs=2",
+    "epochs=120": "epochs=3",
+}
 
 
 def run_examples(text, together=False):
-    """Run each Python block by itself, as one would paste it, or after those before; returns what all of them define."""
+    """Run each Python block by itself, as one would paste it, or after the others; returns what all of them define."""
     for long, short in SHORTER.items():
         text = text.replace(long, short)
     results = {}
@@ -47,7 +52,7 @@ def test_the_examples_of_train_your_own_run_one_after_another(capsys):
     # Tasks that it only shows.
     for task, space in (("sized", "sizes"), ("warm", "space")):
         population.fit(
-            results[task], results[space], train=results["train"], num_runs=4, epochs=1, batch_size=100, progress=False
+            results[task], results[space], train=results["train"], num_runs=1, epochs=1, batch_size=100, progress=False
         )
 
 
