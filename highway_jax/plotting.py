@@ -341,7 +341,7 @@ def population(result: Any) -> Figure:
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(1.2, 1))
     best, *following = ranking.order[:10]
     for index in following:
-        _measured(left, result.curves[search.rank_by][index], others, 0.9)
+        _measured(left, result.curves[search.rank_by][index], others, 0.9, alpha=0.5)
     _measured(left, result.curves[search.rank_by][best], color, 2.4)
     values = ranking.best[ranking.order]
     places = np.arange(1, len(values) + 1)
@@ -350,10 +350,11 @@ def population(result: Any) -> Figure:
         (ranking.diverged[ranking.order], "x", "diverged, at its best before"),
     ):
         if chosen.any():
-            right.plot(places[chosen], values[chosen], shape, color=others, markersize=5, label=label)
+            size = 5 if len(values) <= 100 else 3
+            right.plot(places[chosen], values[chosen], shape, color=others, markersize=size, alpha=0.6, label=label)
     right.plot(1, values[0], "o", color=color, markersize=8)
-    also = f"; then the next {len(following)}" * bool(following)
-    _style(left, f"best: run {search.runs[best]}, {number(values[0])}{also}", "epoch", name)
+    also = f"; grey: the next {len(following)}" * bool(following)
+    _style(left, f"blue: the best, run {search.runs[best]}, {number(values[0])}{also}", "epoch", name)
     _style(right, f"all {search.num_runs} runs: best {name}", "rank")
     _log_losses(left)
     _epochs(left)
@@ -366,10 +367,11 @@ def population(result: Any) -> Figure:
     return figure
 
 
-def _measured(axes: Axes, values: np.ndarray, color: str, width: float) -> None:
+def _measured(axes: Axes, values: np.ndarray, color: str, width: float, alpha: float = 1.0) -> None:
     """Draw a curve over the epochs in which it was measured."""
     there = np.flatnonzero(np.isfinite(values))
-    axes.plot(there + 1, values[there], color=color, linewidth=width, marker="o" if len(there) == 1 else None)
+    marker = "o" if len(there) == 1 else None
+    axes.plot(there + 1, values[there], color=color, linewidth=width, alpha=alpha, marker=marker)
 
 
 def _curve(axes: Axes, losses: np.ndarray, label: str, network: str, color: str, style: str = "-") -> list[_End]:

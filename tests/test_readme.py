@@ -3,23 +3,35 @@ from pathlib import Path
 
 import pytest
 
+from highway_jax import population
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 PAGE = (ROOT / "docs/reproduction.md").read_text()
 
 
-def run_examples(text):
-    """Run each Python block by itself, as one would paste it; returns what all of them define."""
+SHORTER = {
+    "num_runs=200": "num_runs=20",
+    "num_runs=40": "num_runs=8",
+    "epochs=60": "epochs=2",
+    "epochs=120": "epochs=3",
+}
+
+
+def run_examples(text, together=False):
+    """Run each Python block by itself, as one would paste it, or after the others; returns what all of them define."""
+    for long, short in SHORTER.items():
+        text = text.replace(long, short)
     results = {}
     for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
-        scope = {}
+        scope = results if together else {}
         exec(block, scope)
         results |= scope
     return results
 
 
 def test_every_example_in_the_readme_runs_by_itself(capsys):
-    results = run_examples(README.replace("depth=20,", "depth=3,"))  # trained twice, in every run
+    results = run_examples(README)
     assert results["gates"].shape == (99, 8, 50)
     assert results["losses"].shape == (8,)
     assert results["get_config"]().depth == 30
@@ -27,7 +39,21 @@ def test_every_example_in_the_readme_runs_by_itself(capsys):
 
 def test_every_way_to_map_runs_gives_the_same_losses():
     results = run_examples((ROOT / "docs/scaling.md").read_text())
-    assert results["with_jit"].shape == results["with_shard_map"].shape == (2 * results["devices"],)
+    assert results["jitted"]["loss"].shape == results["mapped"]["loss"].shape == (2 * results["devices"],)
+
+
+def test_the_examples_of_train_your_own_run_one_after_another(capsys):
+    results = run_examples((ROOT / "docs/train_your_own.md").read_text(), together=True)
+    assert len(results["result"].table()) == 20
+    assert len(results["paired"].table(by="configuration")) == 2
+    state = results["with_state"].best.state
+    assert state.step == 20 * results["with_state"].best.epoch
+    assert state.opt_state.hyperparams["learning_rate"] == results["with_state"].best.hyperparameters["lr"]
+    # Tasks that it only shows.
+    for task, space in (("sized", "sizes"), ("warm", "space")):
+        population.fit(
+            results[task], results[space], train=results["train"], num_runs=1, epochs=1, batch_size=100, progress=False
+        )
 
 
 @pytest.mark.parametrize("page", ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))])
