@@ -86,7 +86,7 @@ def main(num_runs=24, epochs=15):
 
     highway = result.run(int(table[table["kind"] == "highway"].iloc[0]["run"]))
     gates = analysis.gate_statistics(model("highway"), highway.params, TRAIN)
-    print(f"\nhighway run {highway.run}: an image passes through {gates.open_layers.mean():.1f} layers' worth of open gates")
+    print(f"\nhighway run {highway.run}: an image meets {gates.open_layers.mean():.1f} layers' worth of open gates")
     lesions = analysis.lesion(model("highway"), highway.params, TRAIN)
     print(f"training error {lesions.intact_error:.2%}; without one layer at most {lesions.error.max():.2%}")
     print(f"{analysis.effective_layers(lesions.damage):.1f} of {len(lesions.loss)} highway layers matter")

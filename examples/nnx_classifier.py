@@ -1,7 +1,7 @@
 """An NNX network with batch normalization on the digits: 20 configurations, five seeds each, then the best one alone.
 
-    python -m examples.nnx_classifier           # 100 runs of 20 epochs
-    python -m examples.nnx_classifier 10 3      # 10 runs (two configurations) of 3 epochs
+python -m examples.nnx_classifier           # 100 runs of 20 epochs
+python -m examples.nnx_classifier 10 3      # 10 runs (two configurations) of 3 epochs
 """
 
 import sys
