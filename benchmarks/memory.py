@@ -59,8 +59,8 @@ def serve(connection: Connection, runs: int, epochs: int) -> None:
 def main(argv: list[str]) -> None:
     """The program."""
     values = flags.FlagValues()
-    flags.DEFINE_list("runs", ["1000", "10000", "30000"], "", flag_values=values)
-    flags.DEFINE_integer("epochs", 2, "", lower_bound=1, flag_values=values)
+    flags.DEFINE_list("runs", ["1000", "10000", "20000"], "", flag_values=values)
+    flags.DEFINE_integer("epochs", 1, "", lower_bound=1, flag_values=values)
     cli.define_path("out", "benchmarks/results", "", values)
     cli.parse_flags(argv, values)
     if not all(runs.isdigit() and int(runs) for runs in values.runs):
@@ -74,7 +74,7 @@ def main(argv: list[str]) -> None:
         theirs.close()
         rows.append(connection.recv())
         process.join()
-    table = Table(title=f"{values.epochs} epochs", title_justify="left")
+    table = Table(title=f"epochs: {values.epochs}", title_justify="left")
     for column in ("runs", "parts", "seconds", "peak memory"):
         table.add_column(column, justify="right")
     for row in rows:
