@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from benchmarks import jax_contenders, population
+from benchmarks import frameworks, jax_contenders, population
 from benchmarks.work import INPUTS, Work
 from experiments import cli
 from highway_jax import MLP
@@ -62,3 +62,24 @@ def test_operations_are_counted_as_xla_counts_them():
     batch = jax.numpy.zeros((64, INPUTS)), jax.numpy.zeros(64, int)
     analysis = jax.jit(jax.grad(jax_contenders._loss)).lower(params, *batch).compile().cost_analysis()
     assert 1 <= analysis["flops"] / work.flops() < 1.15  # the rest is elementwise
+
+
+def test_frameworks_are_compared_on_the_examples_jobs(tmp_path):
+    """One that is not installed says so."""
+    work = ["--runs=2", "--epochs=2", "--repetitions=1", "--job=regression", "--only=ours,turbanet"]
+    process = subprocess.run(
+        [sys.executable, "-m", "benchmarks.frameworks", *work, f"--out={tmp_path}"],
+        cwd=ROOT, env={**os.environ, "JAX_PLATFORMS": "cpu"}, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert process.returncode == 0, process.stderr
+    assert "seconds per epoch of all runs" in process.stdout
+    found = json.loads((tmp_path / "frameworks.json").read_text())["jobs"]["regression"]["contenders"]
+    assert 0 < found["ours"]["seconds_min"] <= found["ours"]["seconds"] <= found["ours"]["first_seconds"]
+    assert found["ours"]["lines"] == frameworks.lines_of_code("ours", "regression")
+    assert 0 < found["ours"]["lines"] < frameworks.lines_of_code("lax_map", "regression")
+    assert "seconds" in found["turbanet"] or "turbanet" in found["turbanet"]["error"]
+
+
+def test_lines_are_counted_without_what_is_no_code():
+    source = 'def f(x):\n    """One.\n\n    Two."""\n\n    # three\n    y = (\n        x  # four\n    )\n    return y\n'
+    assert frameworks.code_lines(source) == 5

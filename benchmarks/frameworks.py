@@ -1,0 +1,257 @@
+"""Ways to train many small networks at once, timed against each other on the jobs of two examples.
+
+    python -m benchmarks.frameworks
+
+--only=NAME,...        some of the contenders
+--job=NAME             one of the jobs: regression (200 runs, 60 epochs) or classifier (100 runs, 20 epochs)
+--runs=N, --epochs=N   instead of the job's own
+--repetitions=N        timed epochs of every contender, interleaved; the median counts
+--out=DIR              where frameworks.json goes; by default benchmarks/results
+
+Contenders: ours, vmap, lax_map, shard_map, optuna, hyperoptax, turbanet. Each lives in a process of its own; ours and
+shard_map see a CPU device per core. All train the same networks on the same data and evaluate every split after every
+epoch, except TurbaNet: it trains one configuration in all runs, without dropout. Optuna trains one run after another;
+a few are timed, and its figure is scaled to all. hyperoptax trains whole runs in one call; its figure is the call's
+time divided by the epochs, and its first call is a whole job. Lines of code are those of a contender's own functions,
+without networks, data, blank lines, comments and docstrings.
+
+Two libraries are installed by hand, since they are needed for nothing else: `pip install hyperoptax turbanet`.
+(TurbaNet 0.3.1 asks for Python 3.12, and runs on 3.11 with --ignore-requires-python.)
+"""
+
+import ast
+import inspect
+import io
+import json
+import multiprocessing
+import resource
+import statistics
+import sys
+import time
+import tokenize
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from absl import flags
+from rich.console import Console
+from rich.table import Table
+
+from experiments import cli
+from experiments.cli import UserError
+from experiments.hardware import hardware
+from highway_jax import parallel
+
+JOBS = {"regression": (200, 60), "classifier": (100, 20)}
+MAPPED = ("train_and_evaluate", "start", "loop")
+
+
+class Contender(NamedTuple):
+    """A way to train many networks.
+
+    Attributes:
+      label: what it is called.
+      functions: what its user writes besides the contender's own function and, by hand, what one run is.
+      resume, replay, best, table: whether it continues after it was killed, trains a run again alone, keeps the best
+        run's parameters, and gives a table of all runs.
+    """
+
+    label: str
+    functions: tuple[str, ...] | None
+    resume: str = "no"
+    replay: str = "no"
+    best: str = "no"
+    table: str = "no"
+
+
+CONTENDERS = {
+    "ours": Contender("highway-jax, fit", None, "exactly", "yes", "yes", "yes"),
+    "vmap": Contender("JAX, vmap over runs", MAPPED),
+    "lax_map": Contender("JAX, lax.map over runs", MAPPED),
+    "shard_map": Contender("JAX, shard_map and lax.map", MAPPED),
+    "optuna": Contender("Optuna, one run after another", ("train_and_evaluate",), "by runs", "no", "no", "yes"),
+    "hyperoptax": Contender("hyperoptax, RandomSearch", ("train_and_evaluate",)),
+    "turbanet": Contender("TurbaNet, a smaller job", None),
+}
+
+
+def function_of(name: str, job: str) -> str:
+    """The contender's own function."""
+    return f"ours_{job}" if name == "ours" else name
+
+
+def lines_of_code(name: str, job: str) -> int:
+    """Lines that the contender's user writes."""
+    from benchmarks import framework_contenders
+
+    names = [function_of(name, job)]
+    if CONTENDERS[name].functions is not None:
+        names += ["Regression" if job == "regression" else "Classifier", *CONTENDERS[name].functions]
+    return sum(code_lines(inspect.getsource(getattr(framework_contenders, name))) for name in names)
+
+
+def code_lines(source: str) -> int:
+    """Lines of a function or class that hold more than blanks, comments and docstrings."""
+    ignored = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
+    lines: set[int] = set()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type not in ignored:
+            lines.update(range(token.start[0], token.end[0] + 1))
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and ast.get_docstring(node) is not None:
+            docstring = node.body[0]
+            assert docstring.end_lineno is not None
+            lines -= set(range(docstring.lineno, docstring.end_lineno + 1))
+    return len(lines)
+
+
+def serve(connection: Connection, name: str, job: str, runs: int, epochs: int, repetitions: int) -> None:
+    """A contender's process: says how long each unit of its work took, and waits until it may go on."""
+    try:
+        if name in ("ours", "shard_map"):
+            parallel.split_cpu()
+        from benchmarks import framework_contenders
+
+        # Whole runs are of full length; the others train for as many epochs as are timed.
+        by_runs = name == "optuna"
+        whole = by_runs or name == "hyperoptax"
+        work = getattr(framework_contenders, job)(
+            min(runs, repetitions + 1) if by_runs else runs, epochs if whole else repetitions + 1
+        )
+        began = time.perf_counter()
+
+        def tick(pairs: int) -> None:
+            nonlocal began
+            took = time.perf_counter() - began
+            connection.send({"seconds": took * runs / pairs, "all": took})
+            connection.recv()
+            began = time.perf_counter()
+
+        curves = getattr(framework_contenders, function_of(name, job))(work, tick)
+        losses = curves["valid_loss"]
+        connection.send(
+            {
+                "end": True,
+                "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+                "median_valid_loss": float(statistics.median(losses[:, -1].tolist())),
+                "epochs_trained": epochs if whole else losses.shape[1],
+            }
+        )
+    except Exception as error:
+        said = str(error).splitlines()
+        connection.send({"error": f"{type(error).__name__}: {said[0] if said else ''}"})
+
+
+class Process:
+    """A contender in a process of its own. It stands still but for when it is asked to go on."""
+
+    def __init__(self, name: str, *arguments: Any) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=serve, args=(theirs, name, *arguments), daemon=True)
+        self.process.start()
+        theirs.close()
+        self.times: list[float] = []
+        self.figures: dict[str, Any] = {}
+        self.first: float | None = None
+        self._receive()
+
+    def _receive(self) -> None:
+        try:
+            answer = self.connection.recv()
+        except EOFError:
+            answer = {"error": "the process died"}
+        if "seconds" not in answer:
+            self.figures = answer
+        elif self.first is None:
+            self.first = answer["all"]
+        else:
+            self.times.append(answer["seconds"])
+
+    def go_on(self) -> None:
+        """One unit of work more, if there is any left."""
+        if not self.figures:
+            self.connection.send(True)
+            self._receive()
+
+    def finish(self) -> dict[str, Any]:
+        """End the process; its figures."""
+        self.process.join()
+        figures = {name: value for name, value in self.figures.items() if name != "end"}
+        if "error" in figures:
+            return figures
+        return {
+            "seconds": statistics.median(self.times),
+            "seconds_min": min(self.times),
+            "seconds_max": max(self.times),
+            "first_seconds": self.first,
+            **figures,
+        }
+
+
+def compare(job: str, names: list[str], runs: int, epochs: int, repetitions: int) -> dict[str, Any]:
+    """Time contenders against each other, interleaved so that a machine's drift meets all alike."""
+    processes = {}
+    for name in names:
+        print(f"{job}: setting up {name}", file=sys.stderr)
+        processes[name] = Process(name, job, runs, epochs, repetitions)
+    while not all(process.figures for process in processes.values()):
+        for process in processes.values():
+            process.go_on()
+    return {
+        name: {**process.finish(), "lines": lines_of_code(name, job), **CONTENDERS[name]._asdict()}
+        for name, process in processes.items()
+    }
+
+
+def print_table(job: str, result: dict[str, Any], console: Console) -> None:
+    """One job's figures."""
+    table = Table(title=f"{job}: {result['runs']} runs; seconds per epoch of all runs", title_justify="left")
+    columns = ("", "median", "min to max", "ours is faster by", "first call", "peak memory", "lines")
+    for column in (*columns, "resume", "replay", "best parameters", "table"):
+        table.add_column(column, justify="left" if not column else "right")
+    reference = result["contenders"].get("ours", {}).get("seconds")
+    for figures in result["contenders"].values():
+        has = [figures[name] for name in ("resume", "replay", "best", "table")]
+        if "error" in figures:
+            table.add_row(figures["label"], "cannot", "", "", "", "", "", *has)
+            console.print(f"{figures['label']}: {figures['error']}")
+            continue
+        table.add_row(
+            figures["label"],
+            f"{figures['seconds']:.3g}",
+            f"{figures['seconds_min']:.3g} to {figures['seconds_max']:.3g}",
+            f"{figures['seconds'] / reference:.1f}x" if reference else "",
+            f"{figures['first_seconds']:.1f} s",
+            f"{figures['peak_mib']:.0f} MiB",
+            str(figures["lines"]),
+            *has,
+        )
+    console.print(table)
+
+
+def main(argv: list[str]) -> None:
+    """The program."""
+    values = flags.FlagValues()
+    flags.DEFINE_list("only", list(CONTENDERS), "", flag_values=values)
+    flags.DEFINE_enum("job", None, list(JOBS), "", flag_values=values)
+    flags.DEFINE_integer("runs", None, "", lower_bound=1, flag_values=values)
+    flags.DEFINE_integer("epochs", None, "", lower_bound=1, flag_values=values)
+    flags.DEFINE_integer("repetitions", 5, "", lower_bound=1, flag_values=values)
+    cli.define_path("out", "benchmarks/results", "", values)
+    cli.parse_flags(argv, values)
+    if unknown := set(values.only) - set(CONTENDERS):
+        raise UserError(f"--only has {min(unknown)!r}; it must be some of {', '.join(CONTENDERS)}")
+    out = Path(values.out)
+    out.mkdir(parents=True, exist_ok=True)
+    results: dict[str, Any] = {"machine": hardware(), "jobs": {}}
+    for job in [values.job] if values.job else JOBS:
+        runs, epochs = values.runs or JOBS[job][0], values.epochs or JOBS[job][1]
+        contenders = compare(job, values.only, runs, epochs, values.repetitions)
+        results["jobs"][job] = {"runs": runs, "epochs": epochs, "contenders": contenders}
+        print_table(job, results["jobs"][job], Console(width=170))
+        (out / "frameworks.json").write_text(json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    cli.run(main, __doc__)

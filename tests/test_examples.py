@@ -1,0 +1,71 @@
+"""The examples, made short: they run, and keep what they promise."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas
+import pytest
+
+from examples import deep_residual, nnx_classifier
+from highway_jax import checkpoint
+
+ROOT = Path(__file__).parents[1]
+
+
+def start(directory: Path) -> subprocess.Popen:
+    """The first example with 2 runs of 25 epochs, in a process of its own that works in this directory."""
+    directory.mkdir(exist_ok=True)
+    command = [sys.executable, "-m", "examples.tabular_regression", "2", "25"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(command, cwd=directory, env=environment, stdout=subprocess.PIPE, text=True)
+
+
+def test_a_killed_regression_continues_as_if_nothing_had_happened(tmp_path):
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    output, _ = start(undisturbed).communicate(timeout=120)
+    assert "is best on the validation rows; its test error (MAE) is" in output
+
+    process = start(killed)
+    deadline = time.monotonic() + 120
+    while not list(killed.glob(f"**/{checkpoint.SUMS}")) and time.monotonic() < deadline:
+        time.sleep(0.001)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -9
+    results = "runs/tabular_regression"
+    assert not (killed / results / "table.csv").exists()
+    again, _ = start(killed).communicate(timeout=120)
+
+    assert again.splitlines()[-1] == output.splitlines()[-1]
+    # Read as text: every digit counts.
+    table, expected = (pandas.read_csv(d / results / "table.csv", dtype=str) for d in (killed, undisturbed))
+    pandas.testing.assert_frame_equal(table, expected, check_like=True)
+    assert len(table) == 2
+    assert (killed / results / "curves.png").stat().st_size > 10_000
+
+
+def test_the_best_classifier_is_the_same_in_plain_flax(capsys):
+    result, accuracy = nnx_classifier.main(num_runs=10, epochs=2)
+    best = result.table().set_index("rank").loc[1]
+    assert accuracy == pytest.approx(best["best_test_accuracy"], abs=1e-6)
+    assert accuracy > 0.5
+    configurations = result.table(by="configuration")
+    assert configurations["seeds"].tolist() == [5, 5]
+    assert "in plain Flax" in capsys.readouterr().out
+
+
+def test_deep_networks_are_compared_and_the_highway_one_is_looked_into(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    result, gates, lesions = deep_residual.main(num_runs=6, epochs=1)
+    assert set(result.hyperparameters["kind"]) == {"highway", "prenorm", "plain"}
+    layers = deep_residual.DEPTH - 1
+    assert gates.mean.shape == (layers, deep_residual.WIDTH)
+    assert ((gates.open_layers > 0) & (gates.open_layers < layers)).all()
+    assert lesions.error.shape == (layers,)
+    assert np.isfinite(lesions.intact_loss)
+    assert (tmp_path / "runs/deep_residual/lesions.png").stat().st_size > 10_000
+    assert "highway layers matter" in capsys.readouterr().out
