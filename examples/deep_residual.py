@@ -14,7 +14,8 @@ import flax.linen as nn
 import numpy as np
 import optax
 
-from highway_jax import MLP, analysis, data, gate_plots, parallel, population
+from highway_jax import MLP, analysis, data, parallel, population
+from highway_jax.analysis import plots as gate_plots
 from highway_jax.population import choice, log_uniform
 
 DEPTH, WIDTH = 30, 50

@@ -8,7 +8,7 @@ def base(dataset: str, num_runs: int, epochs: int, batch_size: int) -> ConfigDic
     """The keys that every config has: data, runs, and how they are trained and watched."""
     config = ConfigDict()
     config.dataset = dataset  # "digits", a prepared TFDS dataset, or a .npz file (highway_jax/data/arrays.py)
-    config.data_dir = placeholder(str)  # of TFDS datasets, or of the file; None: $TFDS_DATA_DIR or ~/tensorflow_datasets
+    config.data_dir = placeholder(str)  # where it is; None: $TFDS_DATA_DIR or ~/tensorflow_datasets; of a file, here
 
     config.num_runs = num_runs
     config.first_run = 0  # the runs' numbers begin here; a run depends on the seed and its number alone

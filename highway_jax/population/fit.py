@@ -91,11 +91,13 @@ def fit(
         or returns at once if it is done. None for none.
       identity: what decides the result, JSON-able, by name. By default all arguments, the data's MD5 and a digest of
         the traced task; work in a workdir goes on only with the same.
-      checkpoint_every: steps between checkpoints; None for as often as costs one percent of the time.
-      progress: whether to show a bar, or a function that is called at the start and after every step.
-      stop: called after every step; where it returns another number than 0 the search stops, with a checkpoint. By
+      checkpoint_every: epochs (of the runs side by side) between checkpoints; None for as often as costs one percent of
+        the time, and the first after ten seconds at the earliest.
+      progress: whether to show a bar, or a function that is called at the start and after every epoch.
+      stop: called after every epoch; where it returns another number than 0 the search stops, with a checkpoint. By
         default, Ctrl-C stops a search with a workdir this way, and then raises KeyboardInterrupt.
-      mesh: devices, from `parallel.runs_mesh`; by default all.
+      mesh: devices, from `parallel.runs_mesh`; by default all. JAX sees a CPU as one device, unless
+        `parallel.split_cpu()` is called before it is used; runs split over one device per core train faster.
       runs_in_memory: runs trained side by side, the others after them; by default as many as memory holds.
       runs_per_batch: runs that a device trains in lockstep; by default one on a CPU, as many as fit on an accelerator.
 
@@ -360,7 +362,11 @@ class Trainer:
         )
         populations = {name: on_devices(name, rows) for name, rows in members.items()}
         like = State(populations, {name: np.zeros(rows, int) for name, rows in members.items()}, outcome)
-        return storage.restore(step, like, min(members.values(), default=0))
+        state = storage.restore(step, like, min(members.values(), default=0))
+        # Dicts come back in another order, which is that of the table's columns.
+        columns = {name: state.outcome.columns[name] for name in outcome.columns}
+        curves = {name: state.outcome.curves[name] for name in outcome.curves}
+        return dataclasses.replace(state, outcome=dataclasses.replace(state.outcome, columns=columns, curves=curves))
 
     def identity(self) -> dict[str, Any]:
         """What decides the search's numbers, by name, JSON-able."""

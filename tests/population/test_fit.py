@@ -163,6 +163,7 @@ def test_a_search_that_stops_and_goes_on_is_the_one_that_never_did(
     result = fit(**options, workdir=workdir)
     assert result.finished
     jax.tree.map(np.testing.assert_array_equal, result.outcome, expected.outcome)
+    assert result.table().to_csv() == expected.table().to_csv()
     again = fit(**options, workdir=workdir, stop=Stop(1))  # there is nothing left to do
     assert again.seconds < result.seconds + 5
     jax.tree.map(np.testing.assert_array_equal, again.outcome, expected.outcome)
