@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-import pandas
 import pytest
 
 from examples import deep_residual, nnx_classifier
@@ -41,10 +40,9 @@ def test_a_killed_regression_continues_as_if_nothing_had_happened(tmp_path):
     again, _ = start(killed).communicate(timeout=120)
 
     assert again.splitlines()[-1] == output.splitlines()[-1]
-    # Read as text: every digit counts.
-    table, expected = (pandas.read_csv(d / results / "table.csv", dtype=str) for d in (killed, undisturbed))
-    pandas.testing.assert_frame_equal(table, expected, check_like=True)
-    assert len(table) == 2
+    tables = [(directory / results / "table.csv").read_bytes() for directory in (killed, undisturbed)]
+    assert tables[0] == tables[1]
+    assert tables[0].count(b"\n") == 3
     assert (killed / results / "curves.png").stat().st_size > 10_000
 
 
@@ -60,12 +58,11 @@ def test_the_best_classifier_is_the_same_in_plain_flax(capsys):
 
 def test_deep_networks_are_compared_and_the_highway_one_is_looked_into(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    result, gates, lesions = deep_residual.main(num_runs=6, epochs=1)
+    result, lesions = deep_residual.main(num_runs=6, epochs=1)
     assert set(result.hyperparameters["kind"]) == {"highway", "prenorm", "plain"}
-    layers = deep_residual.DEPTH - 1
-    assert gates.mean.shape == (layers, deep_residual.WIDTH)
-    assert ((gates.open_layers > 0) & (gates.open_layers < layers)).all()
-    assert lesions.error.shape == (layers,)
-    assert np.isfinite(lesions.intact_loss)
+    for kind, layers in ("highway", deep_residual.DEPTH - 1), ("prenorm", deep_residual.DEPTH - 2):
+        assert lesions[kind].error.shape == (layers,)
+        assert np.isfinite(lesions[kind].intact_loss)
+        assert len(set(lesions[kind].loss.tolist())) > layers / 2  # each layer does something else
     assert (tmp_path / "runs/deep_residual/lesions.png").stat().st_size > 10_000
-    assert "highway layers matter" in capsys.readouterr().out
+    assert "29 layers matter" in capsys.readouterr().out
