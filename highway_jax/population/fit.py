@@ -394,8 +394,8 @@ def replay(result: Result, run: int, epochs: int | None = None, **options: Any) 
       options: further arguments of `fit`, such as `workdir`.
 
     Returns:
-      The run's own `Result`. Its curve begins as the population's: to the last bit on a CPU with the same `mesh`, such as
-      `parallel.runs_mesh()`, otherwise to rounding.
+      The run's own `Result`. Its curve begins as the population's: to the last bit on a CPU with the same `mesh`, such
+      as `parallel.runs_mesh()`, otherwise to rounding.
 
     Raises:
       ValueError: for a run that the population does not have.
