@@ -17,7 +17,7 @@ from experiments.cli import UserError
 from experiments.jobs import Job
 from experiments.progress import Monitor, Output, Stats
 from experiments.workdir import Outcome
-from highway_jax import files, parallel, population
+from highway_jax import parallel, population
 
 
 def summary_of(config: ConfigDict, directory: Path, console: Output, prepare: Callable[[], Job]) -> dict[str, Any]:
@@ -59,6 +59,8 @@ def do(job: Job, directory: Path, console: Output) -> dict[str, Any]:
         )
         try:
             outcomes = _train(job, directory, mesh, console)
+        except population.WorkdirError as error:
+            raise UserError(str(error)) from error
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error) and "Out of memory" not in str(error):
                 raise
@@ -114,7 +116,7 @@ def _train(job: Job, directory: Path, mesh: Mesh, console: Output) -> dict[str, 
             result = train_network(job, network, directory, mesh, monitor, stop)
             outcomes[network] = Outcome.of(result)
             if jax.process_index() == 0:
-                with _writing(directory):
+                with population.writing(directory, "results"):
                     workdir.write_results(directory, network, outcomes, bool(config.evaluate_every))
             if result.stopped:
                 raise cli.Interrupted(result.stopped, f"after {monitor.place}; the same command goes on from there")
@@ -152,8 +154,6 @@ def train_network(
                 runs_in_memory=config.runs_in_memory,
                 runs_per_batch=config.runs_per_batch,
             )
-        except population.WorkdirError as error:
-            raise UserError(str(error)) from error
         except population.MemoryTooSmall as error:
             raise UserError(f"config.{error}") from error
 
@@ -173,18 +173,6 @@ def _warnings_in_a_line() -> Iterator[None]:
         warnings.simplefilter("always", population.WorkdirWarning)
         warnings.showwarning = show
         yield
-
-
-@contextlib.contextmanager
-def _writing(directory: Path) -> Iterator[None]:
-    try:
-        yield
-    except (UserError, parallel.Elsewhere, parallel.ProcessLost):
-        raise
-    except Exception as error:  # Orbax and TensorStore have many
-        if parallel.blames_another(error):
-            raise parallel.ProcessLost from error
-        raise UserError(f"{directory}: results cannot be written: {files.first_line(error)}") from error
 
 
 def _count(number: int, noun: str) -> str:

@@ -252,12 +252,10 @@ class Skippable(Gated, nn.Module):
     def __call__(self, x: jax.Array, h: jax.Array) -> jax.Array:
         if x.shape != h.shape:
             raise ValueError(f"x is of shape {x.shape} and h of shape {h.shape}; both must be of the same")
-        t = jnp.ones_like(h)
+        t, y = jnp.ones_like(h), x + h
         if self.has_variable("params", "closed"):
-            t = jnp.where(self.get_variable("params", "closed"), 0, t)
-            y = jnp.where(self.get_variable("params", "closed"), x, x + h)
-        else:
-            y = x + h
+            closed: jax.Array = self.get_variable("params", "closed")
+            t, y = jnp.where(closed, 0, t), jnp.where(closed, x, y)
         states = {"block_state": h, "transform_gate": t, "carry_gate": jnp.ones_like(x), "block_output": y}
         for name, value in states.items():
             self.sow("intermediates", name, value)

@@ -9,7 +9,7 @@ from highway_jax.population.ranking import Ranking, rank
 from highway_jax.population.result import Result, Trained
 from highway_jax.population.search import Sampler, Search, keys
 from highway_jax.population.space import Space, choice, log_uniform, uniform
-from highway_jax.population.storage import WorkdirError, WorkdirWarning
+from highway_jax.population.storage import WorkdirError, WorkdirWarning, writing
 from highway_jax.population.task import Task, TrainState, supervised
 
 __all__ = [
@@ -37,4 +37,5 @@ __all__ = [
     "schedules",
     "supervised",
     "uniform",
+    "writing",
 ]

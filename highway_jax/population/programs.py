@@ -45,6 +45,10 @@ class Group:
         self.search, self.mesh = search, mesh
         self.task = search.task.with_static(static)
         self.batch = _batch(search.train, search.batch_size)
+        self._evaluated = {
+            split: _batch(examples, min(search.evaluate_batch_size or run.length(examples), run.length(examples)))
+            for split, examples in search.evaluate.items()
+        }
         traced = search.space.traced({name: values[:1] for name, values in search.drawn.items()})
         hp = {name: jax.ShapeDtypeStruct(values.shape[1:], values.dtype) for name, values in traced.items()}
         try:
@@ -59,19 +63,18 @@ class Group:
     def _trace(self, task: Task, hp: Mapping[str, Any]) -> tuple[Run, tuple[str, ...]]:
         key = jax.eval_shape(lambda: jax.random.key(0, impl=run.PRNG))
         with _tracing("init"):
-            state = jax.eval_shape(task.init, hp, key, self.batch)
+            shapes = jax.eval_shape(functools.partial(run.start, task), hp, key, self.batch)
         with _tracing("step"):
-            after, metrics = jax.eval_shape(task.step, hp, state, self.batch, key)
-        _check_same(state, after)
+            after, metrics = jax.eval_shape(task.step, hp, shapes.state, self.batch, key)
+        _check_same(shapes.state, after)
         _check_numbers("step", metrics, self.search.batch_size)
         names = [TRAIN + name for name in metrics]
-        for split, examples in self.search.evaluate.items():
-            size = min(self.search.evaluate_batch_size or run.length(examples), run.length(examples))
+        for split, batch in self._evaluated.items():
             with _tracing(f"evaluate on {split!r}"):
-                metrics = jax.eval_shape(task.evaluate, hp, state, _batch(examples, size))
-            _check_numbers("evaluate", metrics, size)
+                metrics = jax.eval_shape(task.evaluate, hp, shapes.state, batch)
+            _check_numbers("evaluate", metrics, run.length(batch))
             names += [f"{split}_{name}" for name in metrics]
-        return jax.eval_shape(functools.partial(run.start, task), hp, key, self.batch), tuple(names)
+        return shapes, tuple(names)
 
     def _explained(self, error: Exception, hp: Mapping[str, Any]) -> Exception:
         """An error that comes of a traced hyperparameter, in words that name it; any other error as it is."""
@@ -97,7 +100,7 @@ class Group:
         for traced in (
             jax.make_jaxpr(self.task.init)(one.hp, key, self.batch),
             jax.make_jaxpr(self.task.step)(one.hp, one.state, self.batch, key),
-            jax.make_jaxpr(self.task.evaluate)(one.hp, one.state, self.batch),
+            *(jax.make_jaxpr(self.task.evaluate)(one.hp, one.state, batch) for batch in self._evaluated.values()),
         ):
             digest.update(re.sub(r"0x[0-9a-f]+", "", str(traced)).encode())
             for constant in traced.consts:
@@ -111,7 +114,7 @@ class Group:
           columns: hyperparameters of all of the search's runs.
           rows: which of them start, all of this group.
         """
-        rows = np.pad(rows, (0, parallel.padded(len(rows), self.mesh) - len(rows)), "edge")
+        rows = _padded(rows, self.mesh)
         hp = self.search.space.traced({name: values[rows] for name, values in columns.items()})
         example = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), self.batch)
         numbered = parallel.split_runs(self.mesh, (hp, self.search.own_seeds[rows]))
@@ -186,8 +189,11 @@ def take_runs(population: Run, rows: np.ndarray, mesh: Mesh) -> Run:
 
     It is rounded up to what the devices can share evenly, by repeating the last one.
     """
-    rows = np.pad(rows, (0, parallel.padded(len(rows), mesh) - len(rows)), "edge")
-    return _take_rows(mesh, population, rows)
+    return _take_rows(mesh, population, _padded(rows, mesh))
+
+
+def _padded(rows: np.ndarray, mesh: Mesh) -> np.ndarray:
+    return np.pad(rows, (0, parallel.padded(len(rows), mesh) - len(rows)), "edge")
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -118,14 +118,18 @@ class Storage:
         with self._writing():
             self.checkpoints.close()
 
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
-        try:
-            yield
-        except (WorkdirError, parallel.Elsewhere, parallel.ProcessLost):
-            raise
-        except Exception as error:  # Orbax and TensorStore have many
-            if parallel.blames_another(error):
-                raise parallel.ProcessLost from error
-            said = first_line(error)
-            raise WorkdirError(f"{self.directory}: a checkpoint cannot be written: {said}") from error
+    def _writing(self) -> contextlib.AbstractContextManager[None]:
+        return writing(self.directory, "a checkpoint")
+
+
+@contextlib.contextmanager
+def writing(directory: Path, what: str) -> Iterator[None]:
+    """What goes wrong in storing something is a `WorkdirError`, or `parallel.ProcessLost`."""
+    try:
+        yield
+    except (WorkdirError, parallel.Elsewhere, parallel.ProcessLost):
+        raise
+    except Exception as error:  # Orbax and TensorStore have many
+        if parallel.blames_another(error):
+            raise parallel.ProcessLost from error
+        raise WorkdirError(f"{directory}: {what} cannot be written: {first_line(error)}") from error

@@ -398,3 +398,9 @@ def test_a_search_waits_with_an_ear_for_signals():
             fit(epochs=10**4, progress=begin)
     finally:
         signal.signal(signal.SIGALRM, before)
+
+
+def test_what_is_evaluated_may_be_of_another_form_than_what_is_trained_on(tmp_path):
+    task = TASK._replace(evaluate=lambda hp, state, batch: {"sum": batch["other"].sum()})
+    result = fit(task=task, evaluate={"valid": {"other": np.ones((4, 2), np.float32)}}, workdir=tmp_path)
+    np.testing.assert_array_equal(result.curves["valid_sum"], 8)
