@@ -48,12 +48,13 @@ $(BIN)/python:
 	  { echo "highway-jax needs Python 3.11 or newer; name one with: make PYTHON=python3.12" >&2; exit 2; }
 	$(PYTHON) -m venv .venv
 
+# Without --no-compile pip compiles every module of every package, which takes as long as the rest.
 .venv/installed: setup.py | $(BIN)/python
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
+	$(BIN)/pip install --no-compile --quiet --disable-pip-version-check --editable .
 	@touch $@
 
 .venv/installed-%: setup.py | $(BIN)/python
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[$*]'
+	$(BIN)/pip install --no-compile --quiet --disable-pip-version-check --editable '.[$*]'
 	@touch $@ .venv/installed $(if $(filter dev,$*),.venv/installed-test)  # dev holds what tests need
 
 $(LOWEST)/installed: setup.py .ci/lowest.py

@@ -59,7 +59,7 @@ def _ours(work: Work, implementation: str) -> Contender:
         batch_size=work.batch,
     )
     mesh = parallel.runs_mesh()
-    group, gather = Group(search, {}, mesh), gather_batches(search, mesh)
+    group = Group(search, {}, mesh)
     train = parallel.replicate(mesh, search.train)
     members = group.start(search.drawn, np.arange(work.runs))
     runs_per_batch = work.runs_per_batch or group.runs_per_batch(members)
@@ -67,7 +67,8 @@ def _ours(work: Work, implementation: str) -> Contender:
 
     def go() -> None:
         nonlocal members
-        members, metrics = group.train(members, gather(train, key), runs_per_batch)
+        batches = gather_batches(mesh, work.batch, train, key)
+        members, metrics = group.train(members, batches, runs_per_batch)
         assert np.isfinite(np.asarray(metrics["loss"])).all()
 
     return go, work.runs * work.steps

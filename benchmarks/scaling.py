@@ -66,13 +66,14 @@ def epoch_on(config: ConfigDict, count: int) -> tuple[Callable[[], None], int]:
     job = search_job(config, *check_search(config), dataset, implementations, Path())
     mesh = parallel.runs_mesh(jax.devices()[:count])
     group = group_of(job, network, mesh)
-    gather, train = gather_batches(group.search, mesh), parallel.replicate(mesh, dataset.train)
+    search, train = group.search, parallel.replicate(mesh, dataset.train)
     members = group.start(group.search.drawn, np.arange(config.num_runs))
-    text = group.train_program.lower(members, group.batches, 1).compile().as_text()
+    text = group.programs.train.lower(members, group.batches, 1).compile().as_text()
 
     def epoch() -> None:
         nonlocal members
-        members, metrics = group.train(members, gather(train, group.search.epoch_key(0)), 1)
+        batches = gather_batches(mesh, search.batch_size, train, search.epoch_key(0))
+        members, metrics = group.train(members, batches, 1)
         jax.block_until_ready(metrics)
 
     epoch()

@@ -145,9 +145,9 @@ def make_plan(job: Job, network: str, device: Device, devices: int) -> Plan:
 
         members = _placed(run, mesh, PartitionSpec(parallel.RUNS), resident)
         batches = _placed(group.batches, mesh, PartitionSpec())
-        peak = _memory(group.train_program.lower(members, batches, runs_per_batch))
+        peak = _memory(group.programs.train.lower(members, batches, runs_per_batch))
         for split in job.evaluate.values():
-            program = group.evaluate_program.lower(members, _placed(split, mesh, PartitionSpec()), runs_per_batch)
+            program = group.programs.evaluate.lower(members, _placed(split, mesh, PartitionSpec()), runs_per_batch)
             peak = max(peak, _memory(program) - memory.num_bytes(split))
 
         key = jax.random.key(0)

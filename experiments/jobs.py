@@ -5,7 +5,7 @@ import functools
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
 import jax
@@ -13,24 +13,26 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
-from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
 from experiments import cli, guided, teacher, workdir
 from experiments.checks import Space
 from experiments.cli import UserError
 from experiments.workdir import Outcome
-from highway_jax import MLP, ConvNet, data, parallel, plotting, population
+from highway_jax import MLP, ConvNet, data, parallel, population
 from highway_jax.data import Array, Split
 from highway_jax.population import Halving, Task
 from highway_jax.population.programs import Group
 from highway_jax.stack import fused, kinds
 from highway_jax.zoo import distillation, optim
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 Model = Callable[[Mapping[str, Any]], nn.Module]  # builds a network from hyperparameters
 Preprocess = Callable[[Array], Array]
 EVALUATED = 1000  # examples at a time
-Draw = Callable[[Mapping[str, Outcome]], Mapping[str, Figure]]
+Draw = Callable[[Mapping[str, Outcome]], Mapping[str, "Figure"]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +130,9 @@ def search_job(
     steps_per_epoch(config, dataset.train)
     figure = f"{dataset.name}, depth {config.depth}, {config.num_runs} runs of each network"
 
-    def figure1(outcomes: Mapping[str, Outcome]) -> dict[str, Figure]:
+    def figure1(outcomes: Mapping[str, Outcome]) -> dict[str, "Figure"]:
+        from highway_jax import plotting  # a third of a second, for those who draw
+
         return {"figure1.png": plotting.figure1({n: outcome.train_loss for n, outcome in outcomes.items()}, figure)}
 
     return Job(
@@ -316,20 +320,28 @@ def describe(config: ConfigDict, dataset: data.Dataset) -> str:
     Raises:
       UserError: if the stages do not fit the images.
     """
-    model = ConvNet(config.stages, dataset.num_classes, config.block)
-    image = np.zeros((1, *dataset.train["x"].shape[1:]), np.float32)
+    image = dataset.train["x"].shape[1:]
     try:
-        variables = jax.eval_shape(model.init, jax.random.key(0), image)
+        layers, parameters = _size(tuple(config.stages), dataset.num_classes, config.block, image)
     except ValueError as error:
         raise UserError(f"config.stages: {error}") from error
-    count = sum(leaf.size for leaf in jax.tree.leaves(variables))
-    return f"convolutional {config.block} network of {len(variables['params'])} layers, {count:,} parameters"
+    return f"convolutional {config.block} network of {layers} layers, {parameters:,} parameters"
+
+
+@functools.cache
+def _size(stages: tuple[str, ...], num_classes: int, kind: str, image: tuple[int, ...]) -> tuple[int, int]:
+    """Layers and parameters of a convolutional network; tracing it takes up to a second."""
+    model = ConvNet(stages, num_classes, kind)
+    variables = jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, *image), np.float32))
+    return len(variables["params"]), sum(leaf.size for leaf in jax.tree.leaves(variables))
 
 
 def draw_curves(title: str) -> Draw:
     """Draws every run's training loss and test error."""
 
-    def draw(outcomes: Mapping[str, Outcome]) -> dict[str, Figure]:
+    def draw(outcomes: Mapping[str, Outcome]) -> dict[str, "Figure"]:
+        from highway_jax import plotting
+
         losses = {network: outcome.train_loss for network, outcome in outcomes.items()}
         accuracy = {network: outcome.accuracy["test_accuracy"] for network, outcome in outcomes.items()}
         return {"curves.png": plotting.learning_curves(losses, accuracy, title)}

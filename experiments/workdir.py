@@ -16,13 +16,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import filelock
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
 from experiments import cli
@@ -30,6 +29,9 @@ from experiments.cli import UserError, leaves
 from highway_jax import checkpoint, files, parallel, population
 from highway_jax.files import PARTIAL, check_path, first_link, first_special, replacing, write_whole
 from highway_jax.stack.kinds import KINDS
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 FORMAT = 5  # of a workdir; 4 ranked diverged runs by what they had before, 3 tied no checkpoint to config and data
 READABLE = (3, 4, FORMAT)  # formats of finished work that can be read
@@ -305,7 +307,7 @@ def _earlier(before: dict[str, Any], now: dict[str, Any]) -> list[dict[str, Any]
     return before.get("earlier", []) + [last] * (bool(last) and last != now)
 
 
-def finish(workdir: Path, outcomes: Mapping[str, Outcome], figures: Mapping[str, Figure]) -> dict[str, Any]:
+def finish(workdir: Path, outcomes: Mapping[str, Outcome], figures: Mapping[str, "Figure"]) -> dict[str, Any]:
     """Write what there is to say at the end, mark the workdir as finished, drop the checkpoints.
 
     Returns:

@@ -241,10 +241,12 @@ def _on_each_device(function: Callable[..., Any], mesh: Mesh) -> Callable[..., A
         runs, whole = PartitionSpec(RUNS), PartitionSpec()
         specs = (runs, *(whole for _ in shared))
         # The program is divided by hand over `runs` alone. What a step's mean over the batch, or its random bits, ask
-        # of devices that share a batch is the compiler's business. Without collectives of ours there is
-        # nothing for the replication check to check.
+        # of devices that share a batch is the compiler's business; where none do, `data` is by hand too, since only
+        # then JAX takes callbacks such as `jax.debug.print`. Without collectives of ours there is nothing for the
+        # replication check to check.
+        by_hand = {RUNS} if mesh.shape[DATA] > 1 else {RUNS, DATA}
         results = jax.shard_map(
-            function, mesh=mesh, in_specs=specs, out_specs=runs, axis_names={RUNS}, check_vma=False
+            function, mesh=mesh, in_specs=specs, out_specs=runs, axis_names=by_hand, check_vma=False
         )(population, *shared)
         return lax.with_sharding_constraint(results, NamedSharding(mesh, runs))
 

@@ -1,8 +1,6 @@
 """The benchmark runs and writes what it says; what it measures is no test's business."""
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -17,18 +15,10 @@ from highway_jax import MLP
 ROOT = Path(__file__).parents[1]
 
 
-def test_the_benchmark_writes_its_table_and_json(tmp_path):
+def test_the_benchmark_writes_its_table_and_json(tmp_path, capsys):
     work = ["--depth=3", "--runs=2", "--batch=4", "--width=5", "--steps=2", "--repetitions=2"]
-    process = subprocess.run(
-        [sys.executable, "-m", "benchmarks.population", *work, "--only=ours,jax_vmap", f"--out={tmp_path}"],
-        cwd=ROOT,
-        env={**os.environ, "JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert process.returncode == 0, process.stderr
-    assert "the limit" in process.stdout
+    population.main([*work, "--only=ours,jax_vmap", f"--out={tmp_path}"])
+    assert "the limit" in capsys.readouterr().out
     result = json.loads((tmp_path / "population_cpu_depth3.json").read_text())
     assert set(result["contenders"]) == {"ours", "jax_vmap"}
     for figures in result["contenders"].values():
@@ -64,15 +54,11 @@ def test_operations_are_counted_as_xla_counts_them():
     assert 1 <= analysis["flops"] / work.flops() < 1.15  # the rest is elementwise
 
 
-def test_frameworks_are_compared_on_the_examples_jobs(tmp_path):
+def test_frameworks_are_compared_on_the_examples_jobs(tmp_path, capsys):
     """One that is not installed says so."""
     work = ["--runs=2", "--epochs=2", "--repetitions=1", "--job=regression", "--only=ours,turbanet"]
-    process = subprocess.run(
-        [sys.executable, "-m", "benchmarks.frameworks", *work, f"--out={tmp_path}"],
-        cwd=ROOT, env={**os.environ, "JAX_PLATFORMS": "cpu"}, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert process.returncode == 0, process.stderr
-    assert "seconds per epoch of all runs" in process.stdout
+    frameworks.main([*work, f"--out={tmp_path}"])
+    assert "seconds per epoch of all runs" in capsys.readouterr().out
     found = json.loads((tmp_path / "frameworks.json").read_text())["jobs"]["regression"]["contenders"]
     assert 0 < found["ours"]["seconds_min"] <= found["ours"]["seconds"] <= found["ours"]["first_seconds"]
     assert found["ours"]["lines"] == frameworks.lines_of_code("ours", "regression")

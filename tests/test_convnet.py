@@ -344,5 +344,5 @@ def test_an_epoch_lowers_for_accelerators(platform):
     )  # fmt: skip
     group = Group(search, {}, parallel.runs_mesh(jax.devices()[:1]))
     members = group.start(search.drawn, np.arange(2))
-    exported = jax.export.export(group.train_program, platforms=[platform])(members, group.batches, 2)
+    exported = jax.export.export(group.programs.train, platforms=[platform])(members, group.batches, 2)
     assert exported.platforms == (platform,)

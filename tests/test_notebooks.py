@@ -13,19 +13,19 @@ SHORTER = {
     "depth=50, width": "depth=10, width",
     "depth=30": "depth=10",
     "num_runs=200": "num_runs=6",
-    "num_runs=100": "num_runs=12",
+    "num_runs=100": "num_runs=8",
     "num_runs=32": "num_runs=4",
     "num_runs=20,": "num_runs=4,",
     "[:20]": "[:4]",
     '"epochs": 60': '"epochs": 2',
     "epochs=8": "epochs=1",
-    "epochs=16": "epochs=2",
-    "epochs=20": "epochs=2",
+    "epochs=16": "epochs=1",
+    "epochs=20": "epochs=1",
     "epochs=30,": "epochs=12,",  # which have to get to an error of 5%
     "epochs=300": "epochs=3",
     "every=6": "every=1",
     "== 25": "== 1",  # the step after which a search is stopped
-    "range(1, 21)": "range(1, 3)",  # the epochs of a figure
+    "range(1, 21)": "range(1, 2)",  # the epochs of a figure
     "range(4)": "range(1)",  # convolutional layers
     "[0.1, 0.01, 0.003, 0.001]": "[0.1, 0.01]",
 }

@@ -39,13 +39,13 @@ def test_devices_that_share_a_batch_train_the_same_runs_and_those_that_share_run
     losses, sent = {}, {}
     for shape in (1, 1), (2, 1), (1, 2):
         mesh = parallel.runs_mesh(jax.devices()[: math.prod(shape)], shape[1])
-        group, gather = Group(SEARCH, {}, mesh), gather_batches(SEARCH, mesh)
+        group = Group(SEARCH, {}, mesh)
         members, train = group.start(SEARCH.drawn, np.arange(2)), parallel.replicate(mesh, TRAIN)
         curves = []
         for epoch in 0, 1:
-            batches = gather(train, SEARCH.epoch_key(epoch))
+            batches = gather_batches(mesh, SEARCH.batch_size, train, SEARCH.epoch_key(epoch))
             if epoch == 0:
-                text = group.train_program.lower(members, batches, 1).compile().as_text()
+                text = group.programs.train.lower(members, batches, 1).compile().as_text()
                 sent[shape] = COLLECTIVE.findall(text)
             members, metrics = group.train(members, batches, 1)
             curves.append(metrics["loss"])

@@ -39,7 +39,7 @@ def test_memory_is_that_of_the_search_as_compiled():
     assert made.parameters == sum(leaf.size for leaf in jax.tree.leaves(population.state.params)) / 6
     assert made.data == sum(leaf.nbytes for leaf in jax.tree.leaves((planned_job.train, planned_job.evaluate)))
     assert (made.runs, made.resident, made.runs_per_batch) == (6, 6, 6)
-    usage = group.train_program.lower(population, group.batches, 6).compile().memory_analysis()
+    usage = group.programs.train.lower(population, group.batches, 6).compile().memory_analysis()
     assert made.memory >= usage.argument_size_in_bytes + usage.temp_size_in_bytes + made.data
     assert made.steps == 6 * 3 * 30
     assert planned(devices=2, **{"search.halving.every": 2}).steps == (6 + 6 + 3) * 30

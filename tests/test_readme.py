@@ -46,6 +46,7 @@ def test_the_examples_of_train_your_own_run_one_after_another(capsys):
     results = run_examples((ROOT / "docs/train_your_own.md").read_text(), together=True)
     assert len(results["result"].table()) == 20
     assert len(results["paired"].table(by="configuration")) == 2
+    assert results["compared"].table()["activation"].tolist() == ["relu", "tanh"] * 4
     state = results["with_state"].best.state
     assert state.step == 20 * results["with_state"].best.epoch
     assert state.opt_state.hyperparams["learning_rate"] == results["with_state"].best.hyperparameters["lr"]

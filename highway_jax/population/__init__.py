@@ -8,7 +8,7 @@ from highway_jax.population.progress import Progress
 from highway_jax.population.ranking import Ranking, rank
 from highway_jax.population.result import Result, Trained
 from highway_jax.population.search import Sampler, Search, keys
-from highway_jax.population.space import Space, choice, log_uniform, uniform
+from highway_jax.population.space import Space, choice, grid, log_uniform, uniform
 from highway_jax.population.storage import WorkdirError, WorkdirWarning, writing
 from highway_jax.population.task import Task, TrainState, supervised
 
@@ -30,6 +30,7 @@ __all__ = [
     "choice",
     "cross_entropy",
     "fit",
+    "grid",
     "keys",
     "log_uniform",
     "rank",

@@ -76,7 +76,7 @@ def fit(
       epochs: how often each goes through the examples, unless a policy stops it.
       batch_size: examples in a step.
       seeds: runs of each configuration. With more than one, the k-th run of every configuration starts from the same
-        random key, so that configurations are compared like with like; with one, every run has a key of its own.
+        random key, so that configurations are compared like with like; with one, every draw has a key of its own.
       seed: decides all draws, initial states and orders.
       first_run: the number of the first run.
       rank_by: the number by whose best value runs are ranked: `train_` or the name of a split, then a metric's name.
@@ -107,6 +107,7 @@ def fit(
     Raises:
       ValueError, TypeError: naming the argument, before anything is trained.
       WorkdirError: if the workdir holds another search.
+      KeyboardInterrupt: after Ctrl-C, once the checkpoint is there.
       parallel.ProcessLost: if another process of several has ended.
     """
     search = Search(
@@ -116,6 +117,11 @@ def fit(
     )  # fmt: skip
     if num_runs % seeds:
         raise ValueError(f"num_runs is {num_runs}; it must be a multiple of seeds, {seeds}")
+    if num_runs % (seeds * search.space.points):
+        raise ValueError(
+            f"num_runs is {num_runs}; it must be a multiple of {seeds * search.space.points}: the space's grids have "
+            f"{search.space.points} points" + (f", with {seeds} seeds each" if seeds > 1 else "")
+        )
     return _fit(
         search, workdir, identity, checkpoint_every, progress, stop, mesh, runs_in_memory, runs_per_batch
     )  # fmt: skip
@@ -166,7 +172,9 @@ def _train(
     seconds, stopped, started = notes.get("seconds", 0.0), 0, time.monotonic()
 
     def so_far() -> Result:
-        return Result(search, state.outcome, seconds + time.monotonic() - started, stopped, step == len(plan))
+        return Result(
+            search, state.outcome, seconds + time.monotonic() - started, stopped, step == len(plan), trainer.mesh
+        )
 
     show(Progress(step, plan, so_far()))
     while step < len(plan) and not stopped:
@@ -212,7 +220,6 @@ class Trainer:
         self._groups: dict[str, Group] = {}
         self._lockstep: dict[str, int] = {}
         self._wanted_lockstep = runs_per_batch
-        self._batches = gather_batches(search, mesh)
         self._data: dict[str, Any] = {}
         for number in np.unique(search.space.groups(search.drawn, np.arange(search.num_runs))):
             self._group(str(number))
@@ -250,7 +257,8 @@ class Trainer:
         search = self.search
         rows = np.sort(search.part(part, self.runs_in_memory))
         if search.sampler is not None:
-            chosen = search.space.positions(search.sampler(search.runs[rows], Result(search, outcome, 0.0, 0, False)))
+            before = Result(search, outcome, 0.0, 0, False, self.mesh)
+            chosen = search.space.positions(search.sampler(search.runs[rows], before))
             new = {name: put(outcome.columns[name], rows, values) for name, values in chosen.items()}
             outcome = dataclasses.replace(outcome, columns={**outcome.columns, **new})
         numbers = search.space.groups(outcome.columns, rows)
@@ -274,7 +282,8 @@ class Trainer:
         return state
 
     def _epoch_batches(self, epoch: int) -> Any:
-        return self._batches(self._on_devices("train", self.search.train), self.search.epoch_key(epoch - 1))
+        train = self._on_devices("train", self.search.train)
+        return gather_batches(self.mesh, self.search.batch_size, train, self.search.epoch_key(epoch - 1))
 
     def _on_devices(self, name: str, split: Any) -> Any:
         if name not in self._data:
@@ -378,9 +387,9 @@ class Trainer:
         return {
             **{name: getattr(search, name) for name in plain},
             "policy": repr(search.policy),
-            "space": _md5(search.drawn),
+            "space": _md5((search.drawn, search.own_seeds)),
             "data": {name: _md5(split) for name, split in {"train": search.train, **search.evaluate}.items()},
-            "task": [group.program() for group in self._groups.values()],
+            "task": [group.traced.digest() for group in self._groups.values()],
         }
 
 
@@ -391,11 +400,11 @@ def replay(result: Result, run: int, epochs: int | None = None, **options: Any) 
       result: where the run is from.
       run: its number.
       epochs: how many; by default as many as the population's runs. No policy stops it.
-      options: further arguments of `fit`, such as `workdir`.
+      options: further arguments of `fit`, such as `workdir`. The `mesh` is the population's by default.
 
     Returns:
-      The run's own `Result`. Its curve begins as the population's: to the last bit on a CPU with the same `mesh`, such
-      as `parallel.runs_mesh()`, otherwise to rounding.
+      The run's own `Result`. Its curve begins as the population's: to the last bit on a CPU with the population's mesh,
+      otherwise to rounding.
 
     Raises:
       ValueError: for a run that the population does not have.
@@ -407,7 +416,7 @@ def replay(result: Result, run: int, epochs: int | None = None, **options: Any) 
     alone = dataclasses.replace(
         search, num_runs=1, first_run=run, epochs=epochs or search.epochs, policy=None, sampler=lambda *_: own
     )
-    return _fit(alone, **options)
+    return _fit(alone, **{"mesh": result.mesh, **options})
 
 
 def _md5(tree: Any) -> str:

@@ -2,15 +2,14 @@
 
 import contextlib
 import functools
-import hashlib
-import re
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.extend.core import ClosedJaxpr
 from jax.sharding import Mesh
 
 from highway_jax import parallel
@@ -21,6 +20,7 @@ from highway_jax.population.run import Run
 from highway_jax.population.search import Search, keys
 from highway_jax.population.space import Columns
 from highway_jax.population.task import Metrics, Task
+from highway_jax.population.tracing import REMEMBERED, Traced
 
 
 class Group:
@@ -36,6 +36,8 @@ class Group:
       batch: shapes and dtypes.
       shapes: one `Run`, in shapes and dtypes.
       numbers: the names of all numbers that it reports.
+      traced: the task's functions with their jaxprs.
+      programs: what is compiled.
 
     Raises:
       ValueError, TypeError: for a task that cannot be traced; naming a hyperparameter where one is to blame.
@@ -52,29 +54,33 @@ class Group:
         traced = search.space.traced({name: values[:1] for name, values in search.drawn.items()})
         hp = {name: jax.ShapeDtypeStruct(values.shape[1:], values.dtype) for name, values in traced.items()}
         try:
-            self.shapes, self.numbers = self._trace(self.task, hp)
+            self.shapes, self.numbers, self.traced = self._trace(self.task, hp)
         except (jax.errors.ConcretizationTypeError, TypeError) as error:
             raise self._explained(error, hp) from error
-        # One after another: all at once would need the memory of every initializer's alternatives.
-        self.start_program = jax.jit(parallel.map_runs(self._start_one, mesh, runs_per_batch=1))
-        self.train_program = jax.jit(self._train_all, static_argnums=2, donate_argnums=0)
-        self.evaluate_program = jax.jit(self._evaluate_all, static_argnums=2)
+        self.programs = _compiled(self.traced, mesh, search.evaluate_batch_size)
 
-    def _trace(self, task: Task, hp: Mapping[str, Any]) -> tuple[Run, tuple[str, ...]]:
+    def _trace(self, task: Task, hp: Mapping[str, Any]) -> tuple[Run, tuple[str, ...], Traced]:
         key = jax.eval_shape(lambda: jax.random.key(0, impl=run.PRNG))
+
+        def traced(function: Callable[..., Any], *arguments: Any) -> Any:
+            jaxpr, returned = jax.make_jaxpr(function, return_shape=True)(*arguments)
+            jaxprs.append(jaxpr)
+            return returned
+
+        jaxprs: list[ClosedJaxpr] = []
         with _tracing("init"):
-            shapes = jax.eval_shape(functools.partial(run.start, task), hp, key, self.batch)
+            shapes = traced(functools.partial(run.start, task), hp, key, self.batch)
         with _tracing("step"):
-            after, metrics = jax.eval_shape(task.step, hp, shapes.state, self.batch, key)
+            after, metrics = traced(task.step, hp, shapes.state, self.batch, key)
         _check_same(shapes.state, after)
         _check_numbers("step", metrics, self.search.batch_size)
         names = [TRAIN + name for name in metrics]
         for split, batch in self._evaluated.items():
             with _tracing(f"evaluate on {split!r}"):
-                metrics = jax.eval_shape(task.evaluate, hp, shapes.state, batch)
+                metrics = traced(task.evaluate, hp, shapes.state, batch)
             _check_numbers("evaluate", metrics, run.length(batch))
             names += [f"{split}_{name}" for name in metrics]
-        return shapes, tuple(names)
+        return shapes, tuple(names), Traced(task, *jaxprs)
 
     def _explained(self, error: Exception, hp: Mapping[str, Any]) -> Exception:
         """An error that comes of a traced hyperparameter, in words that name it; any other error as it is."""
@@ -92,21 +98,6 @@ class Group:
             )
         return error
 
-    def program(self) -> str:
-        """A digest of what the task computes, the same in every process that traces it alike."""
-        key = jax.eval_shape(lambda: jax.random.key(0, impl=run.PRNG))
-        one = self.shapes
-        digest = hashlib.md5(usedforsecurity=False)
-        for traced in (
-            jax.make_jaxpr(self.task.init)(one.hp, key, self.batch),
-            jax.make_jaxpr(self.task.step)(one.hp, one.state, self.batch, key),
-            *(jax.make_jaxpr(self.task.evaluate)(one.hp, one.state, batch) for batch in self._evaluated.values()),
-        ):
-            digest.update(re.sub(r"0x[0-9a-f]+", "", str(traced)).encode())
-            for constant in traced.consts:
-                digest.update(np.ascontiguousarray(constant).data)
-        return digest.hexdigest()
-
     def start(self, columns: Columns, rows: np.ndarray) -> Run:
         """Start a population; its size is rounded up to what the devices can share evenly, by repeating the last run.
 
@@ -118,32 +109,15 @@ class Group:
         hp = self.search.space.traced({name: values[rows] for name, values in columns.items()})
         example = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), self.batch)
         numbered = parallel.split_runs(self.mesh, (hp, self.search.own_seeds[rows]))
-        return self.start_program(numbered, keys(self.search.seed)[0], example)
-
-    def _start_one(self, numbered: tuple[dict[str, Any], jax.Array], key: jax.Array, example: Any) -> Run:
-        hp, seed = numbered
-        return run.start(self.task, hp, jax.random.split(jax.random.fold_in(key, seed))[1], example)
+        return self.programs.start(numbered, keys(self.search.seed)[0], example)
 
     def train(self, population: Run, batches: Any, runs_per_batch: int) -> tuple[Run, Metrics]:
         """An epoch of a population, whose memory is used again; numbers are (runs,) each."""
-        return self.train_program(population, batches, runs_per_batch)
-
-    def _train_all(self, population: Run, batches: Any, runs_per_batch: int) -> tuple[Run, Metrics]:
-        epoch = functools.partial(run.train_epoch, self.task)
-        population, metrics = parallel.update_runs(epoch, self.mesh, runs_per_batch)(population, batches)
-        # NaN would say that there are no numbers; a run that has diverged has some.
-        decisive = [metrics["loss"]] if "loss" in metrics else list(metrics.values())
-        finite = jnp.all(jnp.isfinite(jnp.array(decisive)), axis=0)
-        return population, {name: jnp.where(finite, values, jnp.inf) for name, values in metrics.items()}
+        return self.programs.train(population, batches, runs_per_batch)
 
     def evaluate(self, population: Run, split: Any, runs_per_batch: int) -> Metrics:
         """The numbers of a population on a split, (runs,) each."""
-        return self.evaluate_program(population, split, runs_per_batch)
-
-    def _evaluate_all(self, population: Run, split: Any, runs_per_batch: int) -> Metrics:
-        size = self.search.evaluate_batch_size or run.length(split)
-        evaluate = functools.partial(run.evaluate, self.task, batch_size=size)
-        return parallel.map_runs(evaluate, self.mesh, runs_per_batch)(population, split)
+        return self.programs.evaluate(population, split, runs_per_batch)
 
     def runs_per_batch(self, population: Run) -> int:
         """How many runs a device should train in lockstep.
@@ -169,13 +143,48 @@ class Group:
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((steps, *leaf.shape), leaf.dtype), self.batch)
 
 
-def gather_batches(search: Search, mesh: Mesh) -> Any:
-    """The compiled function `batches(train, key)`: an epoch's batches, which all runs see in the same order."""
+class Programs(NamedTuple):
+    """Compiled functions of populations, as `Group`'s methods call them; the number of runs in lockstep is static."""
 
-    def batches(train: Any, key: jax.Array) -> Any:
-        return parallel.split_batches(mesh, shuffled_batches(train, key, search.batch_size))
+    start: Any
+    train: Any
+    evaluate: Any
 
-    return jax.jit(batches)
+
+@functools.lru_cache(maxsize=REMEMBERED)
+def _compiled(traced: Traced, mesh: Mesh, evaluate_batch_size: int | None) -> Programs:
+    """The programs of a task, those of an equal one if there was one."""
+    task: Task = traced.functions
+
+    def start(numbered: tuple[dict[str, Any], jax.Array], key: jax.Array, example: Any) -> Run:
+        hp, seed = numbered
+        return run.start(task, hp, jax.random.split(jax.random.fold_in(key, seed))[1], example)
+
+    def train(population: Run, batches: Any, runs_per_batch: int) -> tuple[Run, Metrics]:
+        epoch = functools.partial(run.train_epoch, task)
+        population, metrics = parallel.update_runs(epoch, mesh, runs_per_batch)(population, batches)
+        # NaN would say that there are no numbers; a run that has diverged has some.
+        decisive = [metrics["loss"]] if "loss" in metrics else list(metrics.values())
+        finite = jnp.all(jnp.isfinite(jnp.array(decisive)), axis=0)
+        return population, {name: jnp.where(finite, values, jnp.inf) for name, values in metrics.items()}
+
+    def evaluate(population: Run, split: Any, runs_per_batch: int) -> Metrics:
+        size = evaluate_batch_size or run.length(split)
+        one = functools.partial(run.evaluate, task, batch_size=size)
+        return parallel.map_runs(one, mesh, runs_per_batch)(population, split)
+
+    return Programs(
+        # One after another: all at once would need the memory of every initializer's alternatives.
+        jax.jit(parallel.map_runs(start, mesh, runs_per_batch=1)),
+        jax.jit(train, static_argnums=2, donate_argnums=0),
+        jax.jit(evaluate, static_argnums=2),
+    )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def gather_batches(mesh: Mesh, batch_size: int, train: Any, key: jax.Array) -> Any:
+    """An epoch's batches, which all runs see in the same order."""
+    return parallel.split_batches(mesh, shuffled_batches(train, key, batch_size))
 
 
 @jax.jit

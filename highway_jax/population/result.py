@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from highway_jax.population.ranking import Ranking
 from highway_jax.population.search import Search
@@ -53,6 +54,7 @@ class Result:
       seconds: of training, those of earlier processes included.
       stopped: what asked it to stop, 0 if nothing did.
       finished: whether all is done.
+      mesh: the devices that the runs were split over.
     """
 
     search: Search
@@ -60,6 +62,7 @@ class Result:
     seconds: float
     stopped: int
     finished: bool
+    mesh: Mesh
 
     def __repr__(self) -> str:
         search, ranking = self.search, self.ranking

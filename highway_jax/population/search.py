@@ -100,7 +100,7 @@ class Search:
     @property
     def own_seeds(self) -> np.ndarray:
         """(num_runs,) the number from which each run's weights follow, with the search's seed."""
-        return self.runs % self.seeds if self.seeds > 1 else self.runs
+        return self.runs % self.seeds if self.seeds > 1 else self.runs // self.space.points
 
     @property
     def steps_per_epoch(self) -> int:

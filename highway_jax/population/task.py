@@ -1,5 +1,7 @@
 """Tasks: what a training run is, as three pure functions of hyperparameters, state and data."""
 
+import functools
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -12,7 +14,7 @@ from highway_jax.population.adapters import Forward, adapter
 from highway_jax.population.space import Hyperparameters
 
 Metrics = dict[str, jax.Array]
-Loss = Callable[[Any, Any], jax.Array]
+Loss = Callable[..., jax.Array]  # of outputs and a batch; and of `hp`, if it takes it
 
 
 class Task(NamedTuple):
@@ -87,6 +89,8 @@ def supervised(
     A batch is preprocessed, in training augmented, given to the model, and what comes out to `loss` and `metrics`.
     Batch statistics and all other collections are kept; dropout and all other random streams have keys of their own.
 
+    `loss`, `metrics`, `preprocess` and `augment` may have one more argument named `hp`, the hyperparameters.
+
     Args:
       model: builds the model from hyperparameters: `model(hp)` a Linen module, or `model(hp, rngs)` an NNX one.
       loss: `loss(outputs, batch)`, one number or one per example; its mean is what a step lowers and what is reported.
@@ -115,21 +119,21 @@ def supervised(
         raise ValueError("metrics has 'loss', which is the loss's own name; choose another")
 
     def init(hp: Any, key: jax.Array, batch: Any) -> TrainState:
-        one = jax.tree.map(lambda leaf: leaf[:1], preprocess(batch))  # enough to learn the shapes
+        one = jax.tree.map(lambda leaf: leaf[:1], _of(hp, preprocess)(batch))  # enough to learn the shapes
         params, collections = adapted.init(hp, key, one)
         return TrainState(params, collections, optimizer(hp).init(params), adapted.variables)
 
-    def measured(outputs: Any, batch: Any) -> Metrics:
+    def measured(hp: Any, outputs: Any, batch: Any) -> Metrics:
         size = len(jax.tree.leaves(batch)[0])
-        return {name: _checked(name, function(outputs, batch), size) for name, function in reported.items()}
+        return {name: _checked(name, _of(hp, function)(outputs, batch), size) for name, function in reported.items()}
 
     def step(hp: Any, state: TrainState, batch: Any, key: jax.Array) -> tuple[TrainState, Metrics]:
         augmentation, streams = jax.random.split(key)
-        batch = augment(augmentation, preprocess(batch))
+        batch = _of(hp, augment)(augmentation, _of(hp, preprocess)(batch))
 
         def objective(params: Any) -> tuple[jax.Array, Any]:
             outputs, collections = adapted.apply(hp, params, state.collections, batch, streams, True)
-            found = {name: values.mean() for name, values in measured(outputs, batch).items()}
+            found = {name: values.mean() for name, values in measured(hp, outputs, batch).items()}
             return found["loss"], (found, collections)
 
         (value, (found, collections)), gradients = jax.value_and_grad(objective, has_aux=True)(state.params)
@@ -139,13 +143,22 @@ def supervised(
         return state.replace(params=params, collections=collections, opt_state=opt_state), found  # type: ignore[attr-defined]
 
     def evaluate(hp: Any, state: TrainState, batch: Any) -> Metrics:
-        batch = preprocess(batch)
+        batch = _of(hp, preprocess)(batch)
         outputs, _ = adapted.apply(hp, state.params, state.collections, batch, None, False)
-        found = measured(outputs, batch)
+        found = measured(hp, outputs, batch)
         finite = jnp.isfinite(found["loss"]).all()  # accuracies and the like would hide that the outputs are not
         return {name: jnp.where(finite, values, jnp.nan) for name, values in found.items()}
 
     return Task(init, step, evaluate)
+
+
+def _of(hp: Any, function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function, which is given the hyperparameters if it takes them."""
+    try:
+        takes = inspect.signature(function).parameters
+    except ValueError:  # some that are written in C do not tell
+        return function
+    return functools.partial(function, hp=hp) if "hp" in takes else function
 
 
 def _checked(name: str, values: Any, size: int) -> jax.Array:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from highway_jax import parallel, population
-from highway_jax.population import Halving, Task, WorkdirError, choice, log_uniform, memory, uniform
+from highway_jax.population import Halving, Task, WorkdirError, choice, grid, log_uniform, memory, uniform
 from highway_jax.population.programs import Group
 from highway_jax.population.search import Search
 from highway_jax.population.space import Space
@@ -108,6 +108,22 @@ def test_a_run_follows_from_its_configuration_and_seed():
     same = {"rate": 0.1, "noise": 0.1, "loss": 0, "size": 3, "unused": uniform(0, 1)}
     alike = fit(same, num_runs=8, seeds=4)  # so the k-th runs of both configurations are one
     np.testing.assert_array_equal(alike.curves["valid_loss"][:4], alike.curves["valid_loss"][4:])
+
+
+def test_the_points_of_a_grid_start_from_one_key_and_share_their_draws():
+    space = {"rate": log_uniform(1e-3, 0.3), "noise": 0.1, "loss": grid("square", "absolute"), "size": 3}
+    space["unused"] = grid("a", "b", "c", static=True)
+    result = fit(space, num_runs=12)
+    table = result.table()
+    assert table["loss"].tolist() == (["square"] * 3 + ["absolute"] * 3) * 2
+    assert table["unused"].tolist() == ["a", "b", "c"] * 4
+    assert [len(set(rates)) for rates in table["rate"].to_numpy().reshape(2, 6)] == [1, 1]
+    curves = result.curves["valid_loss"].reshape(2, 2, 3, 3)
+    np.testing.assert_array_equal(curves[:, :, 0], curves[:, :, 1])
+    np.testing.assert_array_equal(curves[:, :, 0], curves[:, :, 2])
+    assert (curves[:, 0] != curves[:, 1]).all() and (curves[0] != curves[1]).all()
+    with pytest.raises(ValueError, match=r"num_runs is 8; it must be a multiple of 12: .* 6 points, with 2 seeds each"):
+        fit(space, num_runs=8, seeds=2)
 
 
 def test_the_numbers_are_those_of_a_loop_written_by_hand():
@@ -266,6 +282,7 @@ def test_halving_stops_the_worst_of_all_groups_and_changes_no_run():
 
 
 def test_a_replayed_run_is_the_run_alone_and_goes_on():
+    assert population.replay(reference(), run=7, epochs=1, progress=False).mesh is reference().mesh
     again = population.replay(reference(), run=7, epochs=5, progress=False)
     np.testing.assert_array_equal(again.curves["valid_loss"][0, :3], reference().curves["valid_loss"][7])
     assert again.curves["valid_loss"].shape == (1, 5)
@@ -328,7 +345,7 @@ def one_group():
 def test_an_epoch_lowers_for_accelerators(platform):
     group = one_group()
     members = group.start(group.search.drawn, np.arange(6))
-    exported = jax.export.export(group.train_program, platforms=[platform])(members, group.batches, 3)
+    exported = jax.export.export(group.programs.train, platforms=[platform])(members, group.batches, 3)
     assert exported.platforms == (platform,)
 
 

@@ -1,3 +1,5 @@
+import itertools
+
 import jax
 import numpy as np
 import pytest
@@ -5,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from highway_jax.functional.activations import ACTIVATIONS
-from highway_jax.population import choice, log_uniform, uniform
+from highway_jax.population import choice, grid, log_uniform, uniform
 from highway_jax.population.space import Space
 
 KEY = jax.random.key(3, impl="threefry2x32")
@@ -36,6 +38,21 @@ def test_draws_are_distributed_as_they_say():
     np.testing.assert_allclose(np.quantile(drawn["b"], quartiles), [-7.75, -5.5, -3.25], atol=0.4)
     assert 0.45 < drawn["c"].mean() < 0.55
     assert abs(np.corrcoef(drawn["a"], drawn["b"])[0, 1]) < 0.06  # each has a key of its own
+
+
+@settings(max_examples=20)
+@given(st.lists(st.integers(1, 4), min_size=1, max_size=3), st.integers(0, 40), st.integers(1, 30))
+def test_a_grid_has_every_combination_in_turn_each_with_one_draw_of_the_rest(sizes, first, count):
+    grids = {f"g{i}": grid(*range(10, 10 + size)) for i, size in enumerate(sizes)}
+    space = Space({"a": uniform(0, 1), **grids, "b": choice("x", "y")})
+    drawn = space.draw(KEY, np.arange(first, first + count))
+    combinations = list(itertools.product(*map(range, sizes)))
+    assert space.points == len(combinations)
+    plain = Space({"a": uniform(0, 1), **dict.fromkeys(grids, 0), "b": choice("x", "y")}).draw(KEY, RUNS)
+    for row, configuration in enumerate(range(first, first + count)):
+        point, place = divmod(configuration, space.points)
+        assert tuple(drawn[name][row] for name in grids) == combinations[place]
+        assert (drawn["a"][row], drawn["b"][row]) == (plain["a"][point], plain["b"][point])
 
 
 def test_a_task_gets_numbers_indices_or_the_options_themselves():
@@ -78,6 +95,8 @@ def test_a_task_gets_numbers_indices_or_the_options_themselves():
         (lambda: uniform("0", 1), "must be numbers"),
         (lambda: choice(), "no options"),
         (lambda: choice(1, 2, 1), "option 1 is there twice"),
+        (lambda: grid(), r"grid\(\) has no options"),
+        (lambda: grid(1, 1), "grid: the option 1 is there twice"),
         (lambda: Space({"lr": [0.1, 0.2]}), r"space\['lr'\] is a list; choice\(\*\[0.1, 0.2\]\)"),
         (lambda: Space([("lr", uniform(0, 1))]), "must be a mapping"),
         (lambda: Space({"lr": np.ones(3)}).draw(KEY, RUNS), r"shape \(3,\); it must have a value for each of 50"),

@@ -213,6 +213,19 @@ def test_exponential_decay_is_optaxs(staircase):
         schedules.exponential_decay(2.0, 0, 0.7)
 
 
+def test_losses_and_the_like_are_given_hyperparameters_if_they_take_them():
+    task = population.supervised(
+        lambda hp: nn.Dense(1, use_bias=False, kernel_init=nn.initializers.zeros),
+        lambda outputs, batch, hp: hp["a"] + batch["x"][:, 0], lambda hp: optax.sgd(0.0),
+        {"twice": lambda outputs, batch, *, hp: 2 * hp["a"], "none": lambda outputs, batch: batch["x"][:, 0]},
+        preprocess=lambda batch, hp: {"x": hp["a"] + 0 * batch["x"]},
+        augment=lambda key, batch, hp: {"x": hp["a"] + batch["x"]},
+    )  # fmt: skip
+    result = population.fit(task, {"a": np.array([1.0, 2.0, 5.0])}, **SEARCH)
+    for name, factor in {"train_loss": 3, "valid_loss": 2, "train_twice": 2, "train_none": 2, "valid_none": 1}.items():
+        np.testing.assert_array_equal(result.curves[name], factor * np.array([[1.0] * 2, [2.0] * 2, [5.0] * 2]))
+
+
 def test_batches_are_preprocessed_and_augmented_and_the_forward_pass_is_ones_own():
     def augment(key, batch):
         return {**batch, "x": batch["x"] + jax.random.bernoulli(key)}
