@@ -18,7 +18,6 @@ test = [
     "ipykernel>=6.29",
     "nbclient>=0.10",
     "nbformat>=5.10",
-    "pandas>=2.2.2",
     "pytest>=8",
     "pytest-xdist>=3.5",
     *tensorboard,
@@ -48,6 +47,7 @@ setup(
         "tensorflow-datasets>=4.9.10",  # reads its metadata with Protobuf 7
         "array_record>=0.6; sys_platform == 'darwin'",  # tensorflow-datasets asks for it on Linux only
         "importlib_resources>=6.0",  # tensorflow-datasets imports it without declaring it
+        "pandas>=2.2.2",  # Result.table
         "scikit-learn>=1.5",
         "matplotlib>=3.10.7",
         "pillow>=10.1",
