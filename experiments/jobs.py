@@ -322,14 +322,14 @@ def describe(config: ConfigDict, dataset: data.Dataset) -> str:
     """
     image = dataset.train["x"].shape[1:]
     try:
-        layers, parameters = _size(tuple(config.stages), dataset.num_classes, config.block, image)
+        layers, parameters = size(tuple(config.stages), dataset.num_classes, config.block, image)
     except ValueError as error:
         raise UserError(f"config.stages: {error}") from error
     return f"convolutional {config.block} network of {layers} layers, {parameters:,} parameters"
 
 
 @functools.cache
-def _size(stages: tuple[str, ...], num_classes: int, kind: str, image: tuple[int, ...]) -> tuple[int, int]:
+def size(stages: tuple[str, ...], num_classes: int, kind: str, image: tuple[int, ...]) -> tuple[int, int]:
     """Layers and parameters of a convolutional network; tracing it takes up to a second."""
     model = ConvNet(stages, num_classes, kind)
     variables = jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, *image), np.float32))

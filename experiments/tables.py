@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import jax
-
-from experiments import jobs, plan
-from experiments.results import Result, as_program_has_it, best_mean_std
+from experiments.jobs import size
+from experiments.results import Result, best_mean_std
+from highway_jax import data
 from highway_jax.zoo import paper, stages
 
 
@@ -120,11 +119,9 @@ def _cells(result: Result) -> list[tuple[str, str, str, str]]:
 
 
 def _parameters(result: Result, network: str) -> str:
-    config = as_program_has_it(result.config)
-    config.data_dir = None  # what is there counts no more than what was
-    job = plan.read(config)
-    params = jobs.group_of(job, network).shapes.state.params
-    return f"{sum(leaf.size for leaf in jax.tree.leaves(params)):,}"
+    dataset = data.outline(result.config.dataset)
+    _, parameters = size(tuple(result.config.stages), dataset.num_classes, network, dataset.train["x"].shape[1:])
+    return f"{parameters:,}"
 
 
 def _line(cells: Sequence[str]) -> str:

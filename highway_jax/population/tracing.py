@@ -2,13 +2,14 @@
 
 import functools
 import hashlib
+import re
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 REMEMBERED = 16  # compiled functions of a kind: a process that traces the same again compiles nothing
 # Whose parameters are for differentiation, which is over where a task has been traced.
@@ -29,24 +30,18 @@ class Traced:
     @functools.cached_property
     def fingerprint(self) -> str:
         """What is computed, in 32 characters; within this process, in which addresses tell functions apart."""
-        return self._digest(lambda equation: "" if equation.primitive.name in RULES else repr(_parts(equation)))
+        return self._digest(repr)
 
     def digest(self) -> str:
         """What is computed, in 32 characters, the same in every process; callbacks are not told apart."""
-        return self._digest(lambda equation: "")
+        return self._digest(lambda part: re.sub(r"0x[0-9a-f]+", "", repr(part)))
 
-    def _digest(self, told: Callable[[JaxprEqn], str]) -> str:
+    def _digest(self, written: Callable[[Any], str]) -> str:
         digest = hashlib.md5(usedforsecurity=False)
         with np.printoptions(threshold=sys.maxsize):
-            for closed in self.jaxprs:
-                digest.update(str(closed).encode())
-                for part in _walk(closed):
-                    if isinstance(part, JaxprEqn):
-                        digest.update(told(part).encode())
-                        continue
-                    array = np.asarray(jax.random.key_data(part) if _is_key(part) else part)
-                    digest.update(f"{array.dtype.str} {array.shape}".encode())
-                    digest.update(np.ascontiguousarray(array).data)
+            for jaxpr in self.jaxprs:
+                for piece in _pieces(jaxpr, written):
+                    digest.update(piece)
         return digest.hexdigest()
 
     def __eq__(self, other: object) -> bool:
@@ -56,21 +51,36 @@ class Traced:
         return hash(self.fingerprint)
 
 
-def _walk(jaxpr: ClosedJaxpr | Jaxpr) -> Iterator[Any]:
-    """The constants and equations of a jaxpr and of those inside it."""
+def _pieces(jaxpr: ClosedJaxpr | Jaxpr, written: Callable[[Any], str]) -> Iterator[bytes | memoryview]:
+    """All that a jaxpr and those inside it say. Its text would not do: it depends on what JAX has cached so far.
+
+    Args:
+      jaxpr: the jaxpr.
+      written: the text of a parameter or a literal.
+    """
     if isinstance(jaxpr, ClosedJaxpr):
-        yield from jaxpr.consts
+        for constant in jaxpr.consts:
+            array = np.asarray(jax.random.key_data(constant) if _is_key(constant) else constant)
+            yield f"{array.dtype.str} {array.shape}".encode()
+            yield np.ascontiguousarray(array).data
         jaxpr = jaxpr.jaxpr
+    numbers: dict[Any, int] = {}
+
+    def named(atom: Any) -> str:
+        if isinstance(atom, Literal):
+            return f"{written(atom.val)}:{atom.aval}"
+        return f"{numbers.setdefault(atom, len(numbers))}:{atom.aval}"
+
+    yield repr([named(atom) for atom in (*jaxpr.constvars, *jaxpr.invars)]).encode()
     for equation in jaxpr.eqns:
-        yield equation
-        for part in _parts(equation, inner=True):
-            yield from _walk(part)
-
-
-def _parts(equation: JaxprEqn, inner: bool = False) -> list[Any]:
-    """An equation's parameters that are no jaxprs, or those that are."""
-    leaves = jax.tree.leaves(list(equation.params.values()), is_leaf=lambda part: isinstance(part, ClosedJaxpr | Jaxpr))
-    return [leaf for leaf in leaves if isinstance(leaf, ClosedJaxpr | Jaxpr) is inner]
+        yield f"{equation.primitive} {[named(atom) for atom in (*equation.invars, *equation.outvars)]}".encode()
+        for name, value in sorted(equation.params.items()):
+            for part in jax.tree.leaves(value, is_leaf=lambda part: isinstance(part, ClosedJaxpr | Jaxpr)):
+                if isinstance(part, ClosedJaxpr | Jaxpr):
+                    yield from _pieces(part, written)
+                elif equation.primitive.name not in RULES:
+                    yield f"{name} {written(part)}".encode()
+    yield repr([named(atom) for atom in jaxpr.outvars]).encode()
 
 
 def _is_key(constant: Any) -> bool:

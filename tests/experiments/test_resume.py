@@ -179,9 +179,9 @@ def test_a_second_process_is_refused(copied, monkeypatch, capsys):
 
 
 def test_a_full_disk_stops_a_search_and_leaves_the_last_good_checkpoint(undisturbed, copied, capsys):
-    """The kernel refuses files above a limit, as it would on a full disk."""
+    """The kernel refuses files above 15 KB, as it would on a full disk; a checkpoint's description is longer."""
     before = set(copied.glob("checkpoints/highway/*/SHA256SUMS"))
-    process = faults.start(copied, ONE, shell="ulimit -f 15; exec ")  # of 1024 bytes: less than any checkpoint's description
+    process = faults.start(copied, ONE, shell="ulimit -f 15; exec ")
     _, errors = process.communicate(timeout=120)
     assert (process.returncode, errors.count("\n")) == (2, 1), errors
     assert "a checkpoint cannot be written: " in errors
