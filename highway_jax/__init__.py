@@ -1,6 +1,7 @@
 """Highway networks in JAX and Flax: "Training Very Deep Networks" (Srivastava, Greff, Schmidhuber 2015)."""
 
 from highway_jax.functional import highway
+from highway_jax.functional.activations import activate
 from highway_jax.linen import (
     MLP,
     Dropout,
@@ -28,5 +29,6 @@ __all__ = [
     "PlainConv",
     "PlainDense",
     "Skippable",
+    "activate",
     "highway",
 ]

@@ -36,7 +36,16 @@ def canonical(activation: Activation) -> Any:
 
 
 def activate(z: jax.Array, activation: Activation) -> jax.Array:
-    """Apply the nonlinearity elementwise; same shape and dtype as `z`."""
+    """Apply an activation elementwise; same shape and dtype as `z`.
+
+    Args:
+      z: any array.
+      activation: "relu", "tanh", a function, or an index into `ACTIVATIONS`, which may be traced: what a task gets of
+        `population.choice("relu", "tanh")`.
+
+    Raises:
+      ValueError: for an unknown name or index.
+    """
     choice = canonical(activation)
     if callable(choice):
         return choice(z)

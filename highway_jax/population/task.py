@@ -21,7 +21,8 @@ class Task(NamedTuple):
     """What a training run is.
 
     `hp` maps the names of a space to values, traced ones but for constants and static choices. States and batches are
-    any trees of arrays. The functions are traced, so they must be pure.
+    any trees of arrays. The functions are traced, so they must be pure. What is no array in a state, such as a Flax
+    `TrainState`'s `tx`, is the same in all runs: a rate belongs into `optax.inject_hyperparams`, whose state has it.
 
     Attributes:
       init: `init(hp, key, batch) -> state`, the initial state; of the batch only shapes and dtypes matter.

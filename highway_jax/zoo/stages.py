@@ -113,14 +113,21 @@ class Maxout:
 Stage = Conv | Highway | MaxPool | AvgPool | Dropout | Dense | Maxout
 
 _COUNT, _WINDOW, _STRIDE = r"((?P<count>\d+) )?", r" (?P<window>\d+x\d+)", r"( /(?P<stride>\d+))?"
-_FORMS: dict[Callable[..., Any], str] = {
-    Conv: rf"{_COUNT}conv (?P<features>\d+){_WINDOW}{_STRIDE}(?P<valid> valid)?",
-    Highway: rf"{_COUNT}highway( (?P<features>\d+))?{_WINDOW}{_STRIDE}",
-    MaxPool: rf"maxpool{_WINDOW}{_STRIDE}",
-    AvgPool: rf"avgpool{_WINDOW}{_STRIDE}",
-    Dropout: r"dropout (?P<rate>\d*\.?\d+(e-?\d+)?)",
-    Dense: rf"{_COUNT}dense (?P<features>\d+)",
-    Maxout: rf"{_COUNT}maxout (?P<features>\d+)( of (?P<pieces>\d+))?({_WINDOW}( pad (?P<pad>\d+))?)?",
+# Of each stage the form that it must have, as one reads it and as a regular expression.
+_FORMS: dict[Callable[..., Any], tuple[str, str]] = {
+    Conv: (
+        "[COUNT] conv FEATURES KxK [/STRIDE] [valid]",
+        rf"{_COUNT}conv (?P<features>\d+){_WINDOW}{_STRIDE}(?P<valid> valid)?",
+    ),
+    Highway: ("[COUNT] highway [FEATURES] KxK [/STRIDE]", rf"{_COUNT}highway( (?P<features>\d+))?{_WINDOW}{_STRIDE}"),
+    MaxPool: ("maxpool KxK [/STRIDE]", rf"maxpool{_WINDOW}{_STRIDE}"),
+    AvgPool: ("avgpool KxK [/STRIDE]", rf"avgpool{_WINDOW}{_STRIDE}"),
+    Dropout: ("dropout RATE", r"dropout (?P<rate>\d*\.?\d+(e-?\d+)?)"),
+    Dense: ("[COUNT] dense FEATURES", rf"{_COUNT}dense (?P<features>\d+)"),
+    Maxout: (
+        "[COUNT] maxout FEATURES [of PIECES] [KxK [pad P]]",
+        rf"{_COUNT}maxout (?P<features>\d+)( of (?P<pieces>\d+))?({_WINDOW}( pad (?P<pad>\d+))?)?",
+    ),
 }
 
 
@@ -134,11 +141,12 @@ def parse(text: str) -> Stage:
     words = text.lower().split() if isinstance(text, str) else []
     named = [kinds[word] for word in words if word in kinds]
     if len(named) != 1:
-        raise ValueError(f"stage {text!r} must be one of: {', '.join(map(_form, _FORMS))}")
+        raise ValueError(f"stage {text!r} must be one of: {', '.join(form for form, _ in _FORMS.values())}")
     (kind,) = named
-    match = re.fullmatch(_FORMS[kind], " ".join(words), re.ASCII)
+    form, pattern = _FORMS[kind]
+    match = re.fullmatch(pattern, " ".join(words), re.ASCII)
     if not match:
-        raise ValueError(f"stage {text!r} must have the form: {_form(kind)}")
+        raise ValueError(f"stage {text!r} must have the form: {form}")
     given = {name: _READERS.get(name, int)(value) for name, value in match.groupdict().items() if value is not None}
     for name, value in given.items():
         if name == "rate":
@@ -159,10 +167,6 @@ def depth(stages: Iterable[str | Stage]) -> int:
     """Layers with weights, as the paper counts them: the stages' and the output layer."""
     parsed = (stage if isinstance(stage, Stage) else parse(stage) for stage in stages)
     return 1 + sum(stage.count for stage in parsed if isinstance(stage, Conv | Highway | Dense | Maxout))
-
-
-def _form(kind: Any) -> str:
-    return kind.__doc__.split("`")[1]
 
 
 _READERS: dict[str, Callable[[str], Any]] = {
