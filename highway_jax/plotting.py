@@ -78,8 +78,8 @@ def figure1(curves: Mapping[str, np.ndarray], title: str, best_of: int = 10) -> 
             epochs = np.arange(1, losses.shape[1] + 1)
             top.fill_between(epochs, lowest.min(axis=0), lowest.max(axis=0), color=color, alpha=0.15, linewidth=0)
     count = min(best_of, max(map(len, curves.values()), default=best_of))
-    _style(best, "best run, and its lowest loss", "epoch", LOSS)
-    _style(top, f"best {count} runs: mean and range of their lowest loss so far", "epoch")
+    style(best, "best run, and its lowest loss", "epoch", LOSS)
+    style(top, f"best {count} runs: mean and range of their lowest loss so far", "epoch")
     _log_losses(best)  # and the other's axis, which it shares
     for axes, labels in zip((best, top), ends, strict=True):
         _epochs(axes)
@@ -115,8 +115,8 @@ def learning_curves(curves: Mapping[str, np.ndarray], accuracy: Mapping[str, np.
                 text = number(last) if axes is left else f"{last:.2f} %"
                 labels.append((epochs[finite[-1]], last, f"{network}  {text}", color))
     several = any(len(losses) > 1 for losses in curves.values())
-    _style(left, "training loss; bold: the best run" if several else "training loss", "epoch", LOSS)
-    _style(right, "error on the test set", "epoch", "percent")
+    style(left, "training loss; bold: the best run" if several else "training loss", "epoch", LOSS)
+    style(right, "error on the test set", "epoch", "percent")
     for axes, labels in (left, ends[0]), (right, ends[1]):
         _log_losses(axes)
         _epochs(axes)
@@ -156,7 +156,7 @@ def figure1_depths(
                 color = shade(network, place / max(1, len(order) - 1))
                 best = losses[rank(losses).order[0]]
                 curve_ends += _curve(left, best, f"{network}, {labels[i]}", network, color, styles[families[i]])
-    _style(left, "best run, and its lowest loss", "epoch", LOSS)
+    style(left, "best run, and its lowest loss", "epoch", LOSS)
     _log_losses(left)  # and the other's axis, which it shares
     _epochs(left)
     mean_ends = _means(right, curves, depths, labels, families, best_of)
@@ -187,7 +187,7 @@ def figure1_panels(
         for network, losses in curves[i].items():
             mine += _curve(axes, losses[rank(losses).order[0]], network, network, COLORS.get(network, FAINT))
         ends.append(mine)
-        _style(axes, labels[i], "epoch", LOSS if axes is panels[0] else None)
+        style(axes, labels[i], "epoch", LOSS if axes is panels[0] else None)
         _epochs(axes)
     _log_losses(panels[0])
     ends.append(_means(right, curves, depths, labels, families, best_of))
@@ -216,12 +216,12 @@ def _means(
     styles = {family: LINESTYLES[i % len(LINESTYLES)] for i, family in enumerate(dict.fromkeys(families))}
     mean_ends: list[_End] = []
     for network in _networks(curves):
-        for family, style in styles.items():
+        for family, dashes in styles.items():
             mine = [i for i in order if families[i] == family and network in curves[i]]
             means = np.array([rank(c).mean_of_best(_count(best_of, c)) for c in (curves[i][network] for i in mine)])
             places = [depths[i] for i in mine]
             joined = len(set(places)) == len(places)
-            right.plot(places, means, style if joined else "", color=COLORS.get(network, FAINT), linewidth=2, zorder=2)
+            right.plot(places, means, dashes if joined else "", color=COLORS.get(network, FAINT), linewidth=2, zorder=2)
             for i, mean in zip(mine, means, strict=True):
                 color = shade(network, order.index(i) / max(1, len(order) - 1))
                 right.plot(depths[i], mean, "o", color=color, markersize=8, zorder=3)
@@ -230,7 +230,7 @@ def _means(
                     mean_ends.append((depths[i], mean, f"{name}  {number(mean)}", COLORS.get(network, FAINT)))
     count = min(_count(best_of, losses) for search in curves for losses in search.values())
     which = f"{count} runs'" if best_of >= 1 else f"{best_of:.0%} of the runs'"
-    _style(right, f"mean of the best {which} lowest losses", "depth (layers)")
+    style(right, f"mean of the best {which} lowest losses", "depth (layers)")
     if min(depths) < max(depths):
         right.set_xscale("log")
     right.xaxis.set_major_locator(FixedLocator(sorted(set(depths))))
@@ -282,7 +282,7 @@ def hyperparameters(
             if not _shown(values[network][name]):
                 axes.set_axis_off()
                 continue
-            _style(axes, None, None)
+            style(axes, None, None)
             axes.set_yscale("log")
             axes.set_yticks(list(ticks), list(ticks.values()))
             axes.set_yticks([], minor=True)
@@ -310,7 +310,7 @@ def loss_distribution(losses: Sequence[Mapping[str, np.ndarray]], labels: Sequen
     low, high = _finite_range(losses)
     ends = np.array([low / 1.3, high * 1.3])
     for axes, network in zip(panels, networks, strict=True):
-        _style(axes, None, "best loss of at most (nats)", "fraction of the runs" if axes is panels[0] else None)
+        style(axes, None, "best loss of at most (nats)", "fraction of the runs" if axes is panels[0] else None)
         axes.set_title(plain(network), fontsize=11, color=COLORS.get(network, TEXT), weight="bold")
         for place, (search, label) in enumerate(zip(losses, labels, strict=True)):
             if network in search:
@@ -354,8 +354,8 @@ def population(result: Any) -> Figure:
             right.plot(places[chosen], values[chosen], shape, color=others, markersize=size, alpha=0.6, label=label)
     right.plot(1, values[0], "o", color=color, markersize=8)
     also = f"; grey: the next {len(following)}" * bool(following)
-    _style(left, f"blue: the best, run {search.runs[best]}, {number(values[0])}{also}", "epoch", name)
-    _style(right, f"all {search.num_runs} runs: best {name}", "rank")
+    style(left, f"blue: the best, run {search.runs[best]}, {number(values[0])}{also}", "epoch", name)
+    style(right, f"all {search.num_runs} runs: best {name}", "rank")
     _log_losses(left)
     _epochs(left)
     right.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
@@ -374,10 +374,10 @@ def _measured(axes: Axes, values: np.ndarray, color: str, width: float, alpha: f
     axes.plot(there + 1, values[there], color=color, linewidth=width, alpha=alpha, marker=marker)
 
 
-def _curve(axes: Axes, losses: np.ndarray, label: str, network: str, color: str, style: str = "-") -> list[_End]:
+def _curve(axes: Axes, losses: np.ndarray, label: str, network: str, color: str, dashes: str = "-") -> list[_End]:
     """Draw a curve over its epochs; returns where to put its label, which has its lowest loss."""
     epochs = np.arange(1, len(losses) + 1)
-    axes.plot(epochs, losses, style, color=color, linewidth=2, marker="o" if len(epochs) == 1 else None)
+    axes.plot(epochs, losses, dashes, color=color, linewidth=2, marker="o" if len(epochs) == 1 else None)
     finite = np.flatnonzero(np.isfinite(losses))
     if not len(finite):
         return []
@@ -437,7 +437,8 @@ def _suptitle(figure: Figure, title: str) -> None:
     figure.suptitle(plain(title), fontsize=12, color=TEXT, x=0.01, ha="left")
 
 
-def _style(axes: Axes, title: str | None, xlabel: str | None, ylabel: str | None = None) -> None:
+def style(axes: Axes, title: str | None, xlabel: str | None, ylabel: str | None = None) -> None:
+    """Give axes their titles, and the look of every figure here."""
     if title:
         axes.set_title(plain(title), fontsize=11, color=TEXT, loc="left")
     axes.set_xlabel(xlabel or "", color=TEXT)

@@ -17,9 +17,8 @@ from matplotlib.image import AxesImage
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator, PercentFormatter
 
 from highway_jax.analysis import Dropped, GateStatistics, InnerStates, Lesions, effective_layers
-from highway_jax.plotting import plain
+from highway_jax.plotting import COLORS, plain, style
 
-COLORS = ("#1f5fa8", "#d1601f", "#3a8f5c", "#8a4fa3")
 DIVERGING = "RdBu_r"
 GATES = "magma"
 GATE_RANGE = (1e-2, 1.0)  # logarithmic: most gates are nearly closed, and differ in how nearly
@@ -101,12 +100,11 @@ def figure4(lesions: Mapping[str, Lesions]) -> Figure:
     (panels,) = figure.subplots(1, len(lesions), squeeze=False)
     for axes, (network, lesion) in zip(panels, lesions.items(), strict=True):
         layers = np.arange(1, len(lesion.error) + 1)
-        axes.plot(layers, lesion.error, color=COLORS[0], linewidth=1.5, marker="o", markersize=3.5)
+        axes.plot(layers, lesion.error, color=COLORS["highway"], linewidth=1.5, marker="o", markersize=3.5)
         intact = f"no lesion: {percent(lesion.intact_error)}"
         axes.axhline(lesion.intact_error, color="0.35", linestyle=DASHED, linewidth=1.2, label=intact)
         axes.legend(frameon=False, fontsize=9)
-        axes.set_title(f"{plain(network)}: {effective_layers(lesion.damage):.1f} effective layers", fontsize=11)
-        axes.set_xlabel("lesioned layer")
+        style(axes, f"{network}: {effective_layers(lesion.damage):.1f} effective layers", "lesioned layer")
         _errors(axes, np.append(lesion.error, lesion.intact_error))
     panels[0].set_ylabel("error with the layer's gates closed")
     return figure
@@ -118,29 +116,24 @@ def depth_in_use(
     """How much of its depth a network uses: layers dropped together, layers open per sample, and where they are."""
     figure = Figure(figsize=(13.5, 3.9), layout="constrained")
     drop, opened, where = figure.subplots(1, 3)
-    for color, (network, gates) in zip(cycle(COLORS), statistics.items(), strict=False):
+    for color, (network, gates) in zip(cycle(COLORS.values()), statistics.items(), strict=False):
         line = {"color": color, "linewidth": 1.8}
         drop.plot(dropped[network].error, **line, label=plain(network))
         opened.hist(gates.open_layers, bins=60, density=True, color=color, alpha=0.55, label=plain(network))
         where.plot(_cumulated(np.nanmean(gates.mean, axis=1)), **line, label=plain(network))
         where.plot(_cumulated(lesions[network].damage), **line, linestyle=DASHED)
     _errors(drop, np.concatenate([curve.error for curve in dropped.values()]))
-    drop.set_xlabel("layers dropped together, the least important first")
-    drop.set_ylabel("error")
-    opened.set_xlabel("layers' worth of open gates in a sample")
-    opened.set_ylabel("density of samples")
+    style(drop, None, "layers dropped together, the least important first", "error")
+    style(opened, None, "layers' worth of open gates in a sample", "density of samples")
     opened.set_yticks([])
     opened.xaxis.set_major_locator(MaxNLocator(5))
-    for style, label in (SOLID, "gate activity"), (DASHED, "lesion damage"):
-        where.plot([], [], color="0.35", linestyle=style, label=label)
-    where.set_xlabel("highway layer")
-    where.set_ylabel("share up to this layer")
+    for dashes, label in (SOLID, "gate activity"), (DASHED, "lesion damage"):
+        where.plot([], [], color="0.35", linestyle=dashes, label=label)
+    style(where, None, "highway layer", "share up to this layer")
     where.xaxis.set_major_locator(_whole_numbers())
     where.yaxis.set_major_formatter(PercentFormatter(1))
-    where.grid(alpha=0.25, linewidth=0.6)
     for axes in (drop, opened, where):
         axes.legend(frameon=False, fontsize=9)
-        axes.spines[["top", "right"]].set_visible(False)
     return figure
 
 
@@ -185,8 +178,6 @@ def _errors(axes: Axes, errors: np.ndarray) -> None:
     axes.yaxis.set_major_formatter(FuncFormatter(lambda error, _: percent(error)))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_locator(_whole_numbers())
-    axes.grid(alpha=0.25, linewidth=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _whole_numbers() -> MaxNLocator:
