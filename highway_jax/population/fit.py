@@ -387,9 +387,11 @@ class Trainer:
         return {
             **{name: getattr(search, name) for name in plain},
             "policy": repr(search.policy),
-            "space": _md5((search.drawn, search.own_seeds)),
+            "sampler": search.sampler is not None,
+            "space": _md5((search.drawn, search.space.traced(search.drawn), search.own_seeds)),
+            "options": search.space.described(),
             "data": {name: _md5(split) for name, split in {"train": search.train, **search.evaluate}.items()},
-            "task": [group.traced.digest() for group in self._groups.values()],
+            "task": [digest for group in self._groups.values() for digest in group.traced.digest()],
         }
 
 
@@ -412,9 +414,9 @@ def replay(result: Result, run: int, epochs: int | None = None, **options: Any) 
     search = result.search
     if run not in search.runs:
         raise ValueError(f"run is {run}; it must be {search.runs[0]} to {search.runs[-1]}")
-    own = {name: values[[run - search.first_run]] for name, values in result.hyperparameters.items()}
+    own = {name: values[[run - search.first_run]] for name, values in result.outcome.columns.items()}
     alone = dataclasses.replace(
-        search, num_runs=1, first_run=run, epochs=epochs or search.epochs, policy=None, sampler=lambda *_: own
+        search, num_runs=1, first_run=run, epochs=epochs or search.epochs, policy=None, sampler=None, columns=own
     )
     return _fit(alone, **{"mesh": result.mesh, **options})
 
@@ -423,9 +425,9 @@ def _md5(tree: Any) -> str:
     """Of a tree's arrays: their places, dtypes, shapes and contents."""
     digest = hashlib.md5(usedforsecurity=False)
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        array = np.ascontiguousarray(leaf)
-        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype.str} {array.shape}".encode())
-        digest.update(array.data)
+        array = np.asarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype.name} {array.shape}".encode())
+        digest.update(array.tobytes())
     return digest.hexdigest()
 
 

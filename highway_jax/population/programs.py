@@ -2,14 +2,13 @@
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.extend.core import ClosedJaxpr
 from jax.sharding import Mesh
 
 from highway_jax import parallel
@@ -32,11 +31,11 @@ class Group:
       mesh: where the runs live.
 
     Attributes:
-      task: of traced hyperparameters alone.
+      task: of traced hyperparameters alone, for data of the search's form.
       batch: shapes and dtypes.
       shapes: one `Run`, in shapes and dtypes.
       numbers: the names of all numbers that it reports.
-      traced: the task's functions with their jaxprs.
+      traced: the task as it was traced.
       programs: what is compiled.
 
     Raises:
@@ -45,50 +44,47 @@ class Group:
 
     def __init__(self, search: Search, static: Mapping[str, Any], mesh: Mesh):
         self.search, self.mesh = search, mesh
-        self.task = search.task.with_static(static)
         self.batch = _batch(search.train, search.batch_size)
-        self._evaluated = {
-            split: _batch(examples, min(search.evaluate_batch_size or run.length(examples), run.length(examples)))
-            for split, examples in search.evaluate.items()
-        }
+        task = search.task.with_static(static)
         traced = search.space.traced({name: values[:1] for name, values in search.drawn.items()})
         hp = {name: jax.ShapeDtypeStruct(values.shape[1:], values.dtype) for name, values in traced.items()}
         try:
-            self.shapes, self.numbers, self.traced = self._trace(self.task, hp)
+            self.traced, self.numbers = self._trace(task, hp)
         except (jax.errors.ConcretizationTypeError, TypeError) as error:
-            raise self._explained(error, hp) from error
+            raise self._explained(error, task, hp) from error
+        self.task = self.traced.task
+        key = jax.eval_shape(lambda: jax.random.key(0, impl=run.PRNG))
+        self.shapes = jax.eval_shape(functools.partial(run.start, self.task), hp, key, self.batch)
         self.programs = _compiled(self.traced, mesh, search.evaluate_batch_size)
 
-    def _trace(self, task: Task, hp: Mapping[str, Any]) -> tuple[Run, tuple[str, ...], Traced]:
+    def _trace(self, task: Task, hp: Mapping[str, Any]) -> tuple["TracedTask", tuple[str, ...]]:
         key = jax.eval_shape(lambda: jax.random.key(0, impl=run.PRNG))
-
-        def traced(function: Callable[..., Any], *arguments: Any) -> Any:
-            jaxpr, returned = jax.make_jaxpr(function, return_shape=True)(*arguments)
-            jaxprs.append(jaxpr)
-            return returned
-
-        jaxprs: list[ClosedJaxpr] = []
         with _tracing("init"):
-            shapes = traced(functools.partial(run.start, task), hp, key, self.batch)
+            init = Traced(lambda *arguments: jax.tree.map(jnp.asarray, task.init(*arguments)), hp, key, self.batch)
         with _tracing("step"):
-            after, metrics = traced(task.step, hp, shapes.state, self.batch, key)
-        _check_same(shapes.state, after)
+            step = Traced(task.step, hp, init.shapes, self.batch, key)
+        after, metrics = step.shapes
+        _check_same(init.shapes, after)
         _check_numbers("step", metrics, self.search.batch_size)
-        names = [TRAIN + name for name in metrics]
-        for split, batch in self._evaluated.items():
-            with _tracing(f"evaluate on {split!r}"):
-                metrics = traced(task.evaluate, hp, shapes.state, batch)
-            _check_numbers("evaluate", metrics, run.length(batch))
-            names += [f"{split}_{name}" for name in metrics]
-        return shapes, tuple(names), Traced(task, *jaxprs)
+        names, evaluate = [TRAIN + name for name in metrics], []
+        for split, examples in self.search.evaluate.items():
+            count = run.length(examples)
+            size = min(self.search.evaluate_batch_size or count, count)
+            for examples_at_a_time in filter(None, (size, count % size)):
+                batch = _batch(examples, examples_at_a_time)
+                with _tracing(f"evaluate on {split!r}"):
+                    evaluate.append(Traced(task.evaluate, hp, init.shapes, batch))
+                _check_numbers("evaluate", evaluate[-1].shapes, examples_at_a_time)
+            names += [f"{split}_{name}" for name in evaluate[-1].shapes]
+        return TracedTask(init, step, tuple(evaluate)), tuple(names)
 
-    def _explained(self, error: Exception, hp: Mapping[str, Any]) -> Exception:
+    def _explained(self, error: Exception, task: Task, hp: Mapping[str, Any]) -> Exception:
         """An error that comes of a traced hyperparameter, in words that name it; any other error as it is."""
         for name in hp:
             value = jax.tree.map(lambda leaf: leaf.item(), self.search.space.traced(self.search.drawn)[name][0])
             others = {other: hp[other] for other in hp if other != name}
             try:
-                self._trace(self.task.with_static({name: value}), others)
+                self._trace(task.with_static({name: value}), others)
             except (jax.errors.ConcretizationTypeError, TypeError):
                 continue
             return TypeError(
@@ -143,6 +139,27 @@ class Group:
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((steps, *leaf.shape), leaf.dtype), self.batch)
 
 
+class TracedTask(NamedTuple):
+    """A task's functions; `evaluate` for every form of a batch."""
+
+    init: Traced
+    step: Traced
+    evaluate: tuple[Traced, ...]
+
+    @property
+    def task(self) -> Task:
+        """The task that does what was traced, whatever the functions have come to mean since."""
+
+        def evaluate(*arguments: Any) -> Metrics:
+            return next(traced for traced in self.evaluate if traced.takes(*arguments))(*arguments)
+
+        return Task(self.init, self.step, evaluate)
+
+    def digest(self) -> list[str]:
+        """What it computes, the same in every process."""
+        return [traced.digest() for traced in (self.init, self.step, *self.evaluate)]
+
+
 class Programs(NamedTuple):
     """Compiled functions of populations, as `Group`'s methods call them; the number of runs in lockstep is static."""
 
@@ -152,9 +169,9 @@ class Programs(NamedTuple):
 
 
 @functools.lru_cache(maxsize=REMEMBERED)
-def _compiled(traced: Traced, mesh: Mesh, evaluate_batch_size: int | None) -> Programs:
+def _compiled(traced: TracedTask, mesh: Mesh, evaluate_batch_size: int | None) -> Programs:
     """The programs of a task, those of an equal one if there was one."""
-    task: Task = traced.functions
+    task = traced.task
 
     def start(numbered: tuple[dict[str, Any], jax.Array], key: jax.Array, example: Any) -> Run:
         hp, seed = numbered

@@ -63,6 +63,7 @@ class Search:
     evaluate_every: int | None = 1
     evaluate_batch_size: int | None = 1000
     keep: str = "best"
+    columns: Columns | None = None  # the runs' hyperparameters, if they are not drawn
 
     def __post_init__(self) -> None:
         for name in "num_runs", "epochs", "batch_size", "seeds":
@@ -114,6 +115,8 @@ class Search:
     @functools.cached_property
     def drawn(self) -> Columns:
         """The hyperparameters of all runs, drawn from the space."""
+        if self.columns is not None:
+            return self.columns
         unique, inverse = np.unique(self.configurations, return_inverse=True)
         return {name: values[inverse] for name, values in self.space.draw(keys(self.seed)[0], unique).items()}
 

@@ -3,6 +3,7 @@
 import functools
 import math
 import numbers
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -67,8 +68,11 @@ class Choice:
     @functools.cached_property
     def table(self) -> np.ndarray:
         """The options as an array, of numbers or text if they all are."""
-        if all(is_number(option) or isinstance(option, bool | np.bool_) for option in self.options):
+        numeric = all(map(is_number, self.options)) or all(isinstance(o, bool | np.bool_) for o in self.options)
+        if numeric and not self.static:
             return self.numbers
+        if len({type(option) for option in self.options}) == 1 and type(self.options[0]) in (bool, int, float):
+            return np.array(self.options)
         if all(isinstance(option, str) for option in self.options):
             return np.array(self.options)
         options = np.empty(len(self.options), object)
@@ -195,11 +199,11 @@ class Space:
             return {name: jnp.asarray(entry(own[i])) for i, (name, entry) in zip(keys, drawn.items(), strict=True)}
 
         numbered = np.asarray(configurations, np.int32)
-        jaxpr, shapes = jax.make_jaxpr(one, return_shape=True)(key, jax.ShapeDtypeStruct((), jnp.int32))
-        for name, shape in shapes.items():
+        traced = Traced(one, key, jax.ShapeDtypeStruct((), jnp.int32))
+        for name, shape in traced.shapes.items():
             if shape.shape:
                 raise ValueError(f"space[{name!r}] draws an array of shape {shape.shape}; it must draw a scalar")
-        columns = jax.device_get(_mapped(Traced(one, jaxpr))(key, numbered // self.points)) if drawn else {}
+        columns = jax.device_get(_mapped(traced)(key, numbered // self.points)) if drawn else {}
         place = numbered % self.points
         for name, entry in reversed(grids.items()):
             place, columns[name] = np.divmod(place, np.int32(len(entry.options)))
@@ -214,6 +218,15 @@ class Space:
                     raise TypeError(f"space[{name!r}] is an array of {array.dtype}; it must be of numbers")
                 columns[name] = np.asarray(array, jax.dtypes.canonicalize_dtype(array.dtype))[numbered]
         return {name: columns[name] for name in self.names if name in columns}
+
+    def described(self) -> dict[str, list[str]]:
+        """The options and constants as text, the same in every process."""
+        fixed = {
+            name: entry.options if isinstance(entry, Choice) else (entry,)
+            for name, entry in self.entries.items()
+            if isinstance(entry, Choice) or not (callable(entry) or isinstance(entry, np.ndarray | jax.Array))
+        }
+        return {name: [re.sub(r" at 0x[0-9a-f]+", "", repr(option)) for option in fixed[name]] for name in fixed}
 
     def positions(self, values: Mapping[str, Any]) -> Columns:
         """The columns of values as a table has them: those of a `Choice` become positions.
@@ -284,11 +297,29 @@ class Space:
 
 @functools.lru_cache(maxsize=REMEMBERED)
 def _mapped(traced: Traced) -> Callable[..., Any]:
-    return jax.jit(lambda key, configurations: lax.map(functools.partial(traced.functions, key), configurations))
+    return jax.jit(lambda key, configurations: lax.map(functools.partial(traced, key), configurations))
 
 
+@jax.tree_util.register_pytree_node_class
 class Hyperparameters(dict):
-    """A run's hyperparameters by name; says which names there are where one is asked for that is not."""
+    """A run's hyperparameters by name; says which names there are where one is asked for that is not.
+
+    A tree for JAX, as an argument of a function of the user's that is compiled by itself: what is not an array in it is
+    static.
+    """
+
+    def tree_flatten(self) -> tuple[list[Any], Any]:
+        """What is traced, and the rest."""
+        traced = {name: value for name, value in self.items() if isinstance(value, jax.Array | np.ndarray | np.generic)}
+        rest = tuple((name, self[name]) for name in self if name not in traced)
+        return list(traced.values()), (tuple(self), rest)
+
+    @classmethod
+    def tree_unflatten(cls, structure: Any, traced: Any) -> "Hyperparameters":
+        """The inverse."""
+        (names, rest), values = structure, iter(traced)
+        static = dict(rest)
+        return cls({name: static[name] if name in static else next(values) for name in names})
 
     def __missing__(self, name: str) -> Any:
         raise KeyError(f"there is no hyperparameter {name!r}; the space has {', '.join(self)}")
@@ -303,6 +334,8 @@ def is_number(value: Any) -> bool:
 def _check_options(name: str, options: tuple[Any, ...]) -> None:
     if not options:
         raise ValueError(f"{name}() has no options; it must have at least one")
+    if len(options) == 1 and isinstance(options[0], list | range | set | np.ndarray | jax.Array | Choice):
+        raise ValueError(f"{name}({options[0]!r}) has one option; give the options one by one: {name}(*options)")
     for position, option in enumerate(options):
         if any(option is earlier or _equal(option, earlier) for earlier in options[:position]):
             raise ValueError(f"{name}: the option {option!r} is there twice")
@@ -325,7 +358,11 @@ def _equal(a: Any, b: Any) -> bool:
 
 
 def _position(name: str, entry: Choice, value: Any) -> int:
-    for position, option in enumerate(entry.table):
-        if option is value or bool(np.all(option == value)):
+    options = list(enumerate(entry.options))
+    for position, option in options:
+        if option is value:
+            return position
+    for position, option in [*enumerate(entry.table), *options]:
+        if np.shape(option) == np.shape(value) and bool(np.all(option == value)):
             return position
     raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, entry.options))}")

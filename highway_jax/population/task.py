@@ -159,7 +159,8 @@ def _of(hp: Any, function: Callable[..., Any]) -> Callable[..., Any]:
         takes = inspect.signature(function).parameters
     except ValueError:  # some that are written in C do not tell
         return function
-    return functools.partial(function, hp=hp) if "hp" in takes else function
+    named = "hp" in takes and takes["hp"].kind is not inspect.Parameter.POSITIONAL_ONLY
+    return functools.partial(function, hp=hp) if named else function
 
 
 def _checked(name: str, values: Any, size: int) -> jax.Array:

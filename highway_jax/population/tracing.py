@@ -1,87 +1,130 @@
-"""Functions as the jaxprs that they are traced to: two that compute the same are equal, and share what is compiled."""
+"""Functions as the jaxprs that they are traced to: those are compiled, and equal ones share what is compiled."""
 
 import functools
 import hashlib
 import re
-import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 
 REMEMBERED = 16  # compiled functions of a kind: a process that traces the same again compiles nothing
-# Whose parameters are for differentiation, which is over where a task has been traced.
+# Whose parameters are for differentiation, which is over where a function has been traced.
 RULES = ("custom_jvp_call", "custom_vjp_call")
+PLAIN = (bool, int, float, complex, str, bytes, type(None))
 
 
 class Traced:
-    """Pure functions with their jaxprs; equal to any others of the same jaxprs and constants.
+    """A function of trees of arrays of certain shapes, as a jaxpr; it can be called like the function itself.
+
+    Two are equal if their jaxprs are, with all constants and parameters, and the structures of their arguments and
+    results. It holds what its jaxpr refers to, so that no other object gets the address of one.
 
     Args:
-      functions: the functions, in any form.
-      jaxprs: what they were traced to. They are held, so that no other object gets the address of one that they name.
+      function: a pure function.
+      arguments: shapes and dtypes of its arguments.
+
+    Attributes:
+      shapes: of its result.
     """
 
-    def __init__(self, functions: Any, *jaxprs: ClosedJaxpr):
-        self.functions, self.jaxprs = functions, jaxprs
+    def __init__(self, function: Callable[..., Any], *arguments: Any):
+        self._jaxpr, self.shapes = jax.make_jaxpr(function, return_shape=True)(*arguments)
+        self._inputs: Any
+        self._inputs, self._outputs = jax.tree.structure(arguments), jax.tree.structure(self.shapes)
+
+    def takes(self, *arguments: Any) -> bool:
+        """Whether it can be called with these arguments."""
+        leaves, structure = jax.tree.flatten(arguments)
+        forms = [(aval.shape, aval.dtype) for aval in self._jaxpr.in_avals]
+        return bool(structure == self._inputs) and [(leaf.shape, leaf.dtype) for leaf in leaves] == forms
+
+    def __call__(self, *arguments: Any) -> Any:
+        if not self.takes(*arguments):
+            raise TypeError("called with arguments of another form than it was traced with")
+        leaves = jax.tree.leaves(arguments)
+        return jax.tree.unflatten(self._outputs, jaxpr_as_fun(self._jaxpr)(*leaves))
 
     @functools.cached_property
-    def fingerprint(self) -> str:
-        """What is computed, in 32 characters; within this process, in which addresses tell functions apart."""
-        return self._digest(repr)
-
-    def digest(self) -> str:
-        """What is computed, in 32 characters, the same in every process; callbacks are not told apart."""
-        return self._digest(lambda part: re.sub(r"0x[0-9a-f]+", "", repr(part)))
-
-    def _digest(self, written: Callable[[Any], str]) -> str:
-        digest = hashlib.md5(usedforsecurity=False)
-        with np.printoptions(threshold=sys.maxsize):
-            for jaxpr in self.jaxprs:
-                for piece in _pieces(jaxpr, written):
-                    digest.update(piece)
-        return digest.hexdigest()
+    def _pieces(self) -> tuple[Any, ...]:
+        return (_Same(self._inputs), _Same(self._outputs), *_pieces(self._jaxpr))
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Traced) and self.fingerprint == other.fingerprint
+        return isinstance(other, Traced) and self._pieces == other._pieces
 
     def __hash__(self) -> int:
-        return hash(self.fingerprint)
+        return hash(self._pieces)
+
+    def digest(self) -> str:
+        """What is computed, in 32 characters, the same in every process; functions of one name are not told apart."""
+        text = "\n".join(map(_text, self._pieces))
+        return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
 
 
-def _pieces(jaxpr: ClosedJaxpr | Jaxpr, written: Callable[[Any], str]) -> Iterator[bytes | memoryview]:
-    """All that a jaxpr and those inside it say. Its text would not do: it depends on what JAX has cached so far.
+class _Same:
+    """An object that is equal to others as Python has it, of the same type; to itself alone if it has no hash."""
 
-    Args:
-      jaxpr: the jaxpr.
-      written: the text of a parameter or a literal.
-    """
+    def __init__(self, value: Any):
+        self.value = value
+        try:
+            self.hash = hash((type(value), value))
+        except TypeError:
+            self.hash = id(value)
+
+    def __hash__(self) -> int:
+        return self.hash
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, _Same) or self.hash != other.hash:
+            return False
+        return self.value is other.value or (type(self.value) is type(other.value) and bool(self.value == other.value))
+
+
+def _pieces(jaxpr: ClosedJaxpr | Jaxpr) -> Iterator[Any]:
+    """All that a jaxpr and those inside it say, in comparable pieces. Their text says less, and depends on caches."""
     if isinstance(jaxpr, ClosedJaxpr):
-        for constant in jaxpr.consts:
-            array = np.asarray(jax.random.key_data(constant) if _is_key(constant) else constant)
-            yield f"{array.dtype.str} {array.shape}".encode()
-            yield np.ascontiguousarray(array).data
+        yield from map(_exact, jaxpr.consts)
         jaxpr = jaxpr.jaxpr
     numbers: dict[Any, int] = {}
 
-    def named(atom: Any) -> str:
-        if isinstance(atom, Literal):
-            return f"{written(atom.val)}:{atom.aval}"
-        return f"{numbers.setdefault(atom, len(numbers))}:{atom.aval}"
+    def named(atom: Any) -> tuple[Any, ...]:
+        kind = (str(atom.aval), getattr(atom.aval, "weak_type", False))
+        return (*kind, _exact(atom.val) if isinstance(atom, Literal) else numbers.setdefault(atom, len(numbers)))
 
-    yield repr([named(atom) for atom in (*jaxpr.constvars, *jaxpr.invars)]).encode()
+    yield tuple(map(named, (*jaxpr.constvars, *jaxpr.invars)))
     for equation in jaxpr.eqns:
-        yield f"{equation.primitive} {[named(atom) for atom in (*equation.invars, *equation.outvars)]}".encode()
+        context = equation.ctx
+        yield (
+            equation.primitive.name,
+            tuple(map(named, (*equation.invars, *equation.outvars))),
+            _text(_Same((context.compute_type, context.threefry_partitionable, context.xla_metadata))),
+        )
         for name, value in sorted(equation.params.items()):
-            for part in jax.tree.leaves(value, is_leaf=lambda part: isinstance(part, ClosedJaxpr | Jaxpr)):
+            leaves, structure = jax.tree.flatten(value, is_leaf=lambda part: isinstance(part, ClosedJaxpr | Jaxpr))
+            for part in leaves:
                 if isinstance(part, ClosedJaxpr | Jaxpr):
-                    yield from _pieces(part, written)
+                    yield from _pieces(part)
                 elif equation.primitive.name not in RULES:
-                    yield f"{name} {written(part)}".encode()
-    yield repr([named(atom) for atom in jaxpr.outvars]).encode()
+                    yield name, _exact(part)
+            yield str(structure)
+    yield tuple(map(named, jaxpr.outvars))
 
 
-def _is_key(constant: Any) -> bool:
-    return isinstance(constant, jax.Array) and jax.dtypes.issubdtype(constant.dtype, jax.dtypes.prng_key)
+def _exact(part: Any) -> Any:
+    """An array by its contents, a plain value as it is written, anything else as an object."""
+    if isinstance(part, jax.Array) and jax.dtypes.issubdtype(part.dtype, jax.dtypes.prng_key):
+        return str(part.dtype), *_exact(jax.random.key_data(part))
+    if isinstance(part, np.ndarray | np.generic | jax.Array):
+        array = np.asarray(part)
+        return array.dtype.name, array.shape, hashlib.md5(array.tobytes(), usedforsecurity=False).hexdigest()
+    return (type(part).__name__, repr(part)) if isinstance(part, PLAIN) else _Same(part)
+
+
+def _text(piece: Any) -> str:
+    """A piece, the same in every process: without addresses, and with sets in order."""
+    if isinstance(piece, tuple):
+        return f"({' '.join(map(_text, piece))})"
+    text = re.sub(r"0x[0-9a-f]+", "", repr(piece.value if isinstance(piece, _Same) else piece))
+    return re.sub(r"set\(\{([^{}]*)\}\)", lambda match: f"set({sorted(match[1].split(', '))})", text)

@@ -210,6 +210,7 @@ def test_ctrl_c_keeps_what_there_is(tmp_path):
         ({"seed": 1}, "seed is 0"),
         ({"train": {**TRAIN, "y": TRAIN["y"] + 1}}, "data"),
         ({"space": {**SPACE, "noise": uniform(0, 0.2)}}, "space"),
+        ({"space": {**SPACE, "loss": choice("square", "cubic")}}, "options"),
         ({"policy": Halving(every=2)}, "policy"),
         ({"task": TASK._replace(evaluate=lambda hp, state, batch: {"loss": 2 * losses(hp, state, batch)})}, "task"),
     ],

@@ -1,11 +1,13 @@
 import itertools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from highway_jax import population
 from highway_jax.functional.activations import ACTIVATIONS
 from highway_jax.population import choice, grid, log_uniform, uniform
 from highway_jax.population.space import Space
@@ -55,6 +57,34 @@ def test_a_grid_has_every_combination_in_turn_each_with_one_draw_of_the_rest(siz
         assert (drawn["a"][row], drawn["b"][row]) == (plain["a"][point], plain["b"][point])
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        (np.ones(1), np.ones(3)),
+        (1, 1.0),
+        (1.0, 1 + 1e-11),
+        (2**24, 2**24 + 1, 0.5),
+        ("a", "a "),
+        (False, 0.5),
+        (None, 0),
+    ],
+    ids=str,
+)
+def test_a_static_option_is_itself_in_the_table_and_in_a_replay(options):
+    def task(hp):
+        value = jnp.float32(next(i for i, option in enumerate(options) if option is hp["option"]))
+        return {"loss": value}
+
+    options_of = {"train": {"x": np.ones(4)}, "num_runs": len(options), "epochs": 1, "batch_size": 4, "progress": False}
+    own = population.Task(lambda hp, k, b: jnp.zeros(()), lambda hp, s, b, k: (s, task(hp)), lambda hp, s, b: task(hp))
+    result = population.fit(own, {"option": grid(*options, static=True)}, **options_of)
+    assert result.curves["train_loss"][:, 0].tolist() == list(range(len(options)))
+    for number, option in enumerate(options):
+        shown = result.hyperparameters["option"][number]
+        assert np.array_equal(shown, option) or shown is option
+        assert population.replay(result, number, progress=False).curves["train_loss"].item() == number
+
+
 def test_a_task_gets_numbers_indices_or_the_options_themselves():
     rates = np.linspace(1, 2, 4)
     space = Space(
@@ -96,6 +126,7 @@ def test_a_task_gets_numbers_indices_or_the_options_themselves():
         (lambda: choice(), "no options"),
         (lambda: choice(1, 2, 1), "option 1 is there twice"),
         (lambda: grid(), r"grid\(\) has no options"),
+        (lambda: choice([1, 2]), r"choice\(\[1, 2\]\) has one option; give the options one by one"),
         (lambda: grid(1, 1), "grid: the option 1 is there twice"),
         (lambda: Space({"lr": [0.1, 0.2]}), r"space\['lr'\] is a list; choice\(\*\[0.1, 0.2\]\)"),
         (lambda: Space([("lr", uniform(0, 1))]), "must be a mapping"),

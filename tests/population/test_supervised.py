@@ -226,6 +226,22 @@ def test_losses_and_the_like_are_given_hyperparameters_if_they_take_them():
         np.testing.assert_array_equal(result.curves[name], factor * np.array([[1.0] * 2, [2.0] * 2, [5.0] * 2]))
 
 
+def test_a_function_that_is_compiled_by_itself_may_take_hyperparameters_too():
+    def loss(outputs, batch, hp):
+        return hp["a"] * (2 if hp["kind"] == "double" else 1) + 0 * outputs
+
+    space = {"a": np.array([1.0, 2.0, 5.0]), "kind": "double"}
+    curves = [
+        population.fit(
+            population.supervised(lambda hp: Static(), wrapped, lambda hp: optax.sgd(0.0)), space, **SEARCH
+        ).curves["train_loss"]
+        for wrapped in (loss, jax.jit(loss), jax.checkpoint(loss, static_argnums=()))
+    ]
+    np.testing.assert_array_equal(curves[0][:, 0], [2, 4, 10])
+    np.testing.assert_array_equal(curves[0], curves[1])
+    np.testing.assert_array_equal(curves[0], curves[2])
+
+
 def test_batches_are_preprocessed_and_augmented_and_the_forward_pass_is_ones_own():
     def augment(key, batch):
         return {**batch, "x": batch["x"] + jax.random.bernoulli(key)}

@@ -94,10 +94,10 @@ def test_a_global_that_a_task_reads_may_change_between_two_searches():
 
 def test_the_digest_is_the_same_in_every_process_and_sees_constants_of_inner_jaxprs():
     def digest(values):
-        return Traced(None, jax.make_jaxpr(scanned(values))(1.0)).digest()
+        return Traced(scanned(values), 1.0).digest()
 
     assert digest(np.full(3, 1, np.float32)) == digest(np.full(3, 1, np.float32)) != digest(np.full(3, 2, np.float32))
-    both = [Traced(None, jax.make_jaxpr(called(lambda: np.float32(1)))(1.0)) for _ in range(2)]
+    both = [Traced(called(lambda: np.float32(1)), 1.0) for _ in range(2)]
     assert both[0] != both[1]  # their texts name an address
     assert both[0].digest() == both[1].digest()
 
@@ -112,3 +112,98 @@ def test_a_task_may_print():
     result = fit(loss)
     jax.effects_barrier()
     assert set(np.float32(seen)) == set(result.hyperparameters["a"])
+
+
+def test_names_belong_to_what_is_compiled():
+    """Jaxprs hold none."""
+
+    def fit_named(hp, state, metric, key):
+        task = Task(
+            lambda values, key, batch: {state: jnp.zeros(())},
+            lambda values, states, batch, key: ({state: states[state]}, {"loss": values[hp], metric: -batch[key_of]}),
+            lambda values, states, batch: {"loss": values[hp], metric: states[state]},
+        )
+        key_of = key
+        options = {"num_runs": 2, "epochs": 1, "batch_size": 4, "progress": False, "keep": "all"}
+        return population.fit(task, {hp: uniform(1, 2)}, train={key: np.ones(8, np.float32)}, **options)
+
+    for names in ("a", "w", "mae", "x"), ("b", "w", "mae", "x"), ("b", "v", "mae", "x"), ("b", "v", "z", "y"):
+        result = fit_named(*names)
+        assert set(result.hyperparameters) == {names[0]}
+        assert set(result.run(0).state) == {names[1]}
+        np.testing.assert_array_equal(result.curves["train_loss"][:, 0], result.hyperparameters[names[0]])
+        np.testing.assert_array_equal(result.curves[f"train_{names[2]}"], -1)
+
+
+def test_what_a_closure_holds_may_change_before_another_size_is_compiled():
+    first, second = np.ones(2), np.ones(2)
+    fit(lambda a: a * first[0], num_runs=4)
+    first *= 3
+    assert fit(lambda a: a * second[0], num_runs=6).curves["train_loss"].max() < 2
+    drawn = [uniform(0, 1)]
+    space = {"a": lambda key: drawn[0](key)}
+    options = {"train": DATA, "epochs": 1, "batch_size": 4, "progress": False}
+    population.fit(task_of(1.0), space, num_runs=2, **options)
+    drawn[0] = uniform(5, 6)
+    assert population.fit(task_of(1.0), space, num_runs=3, **options).curves["train_loss"].min() >= 5
+
+
+def test_the_last_smaller_batch_is_compared_too():
+    def task(wrong):
+        def evaluate(hp, state, batch):
+            return {"loss": hp["a"] * (wrong if len(batch["x"]) == 2 else 1.0)}
+
+        return task_of(1.0)._replace(evaluate=evaluate)
+
+    options = {"train": DATA, "evaluate": {"valid": DATA}, "num_runs": 2, "epochs": 1, "batch_size": 4}
+    curves = [
+        population.fit(task(w), {"a": uniform(1, 2)}, **options, evaluate_batch_size=3, progress=False).curves
+        for w in (1.0, 2.0)
+    ]
+    np.testing.assert_allclose(curves[1]["valid_loss"], curves[0]["valid_loss"] * 10 / 8, rtol=1e-6)
+
+
+def test_numbers_are_compared_to_the_last_bit_whatever_numpy_prints():
+    with np.printoptions(precision=2):
+        first, second = (fit(lambda a, w=w: a * w).curves["train_loss"] for w in (0.1, 0.1004))
+    assert (first != second).all()
+    digests = []
+    for precision in 2, 8:
+        with np.printoptions(precision=precision):
+            digests.append(Traced(lambda a: a * 0.12345 + jnp.arange(3.0), 1.0).digest())
+    assert digests[0] == digests[1]
+    assert Traced(lambda a: a * 0.0, 1.0) != Traced(lambda a: a * -0.0, 1.0)
+
+
+def test_objects_are_compared_as_python_compares_them_and_not_by_their_names():
+    class Simulator:
+        def __init__(self, value):
+            self.value = value
+
+        def __call__(self):
+            return np.float32(self.value)
+
+        def __repr__(self):
+            return "Simulator()"
+
+    first, second = (fit(called(Simulator(value))).curves["train_loss"] for value in (1, 2))
+    assert (first + 1 == second).all()
+
+
+def test_settings_that_an_equation_carries_count():
+    def loss(a):
+        return a + jax.random.uniform(jax.random.key(0), (3,))
+
+    losses = []
+    for partitionable in True, False:
+        with jax.threefry_partitionable(partitionable):
+            losses.append(fit(loss).curves["train_loss"])
+    assert (losses[0] != losses[1]).all()
+
+
+def test_constants_of_any_dtype_can_be_closed_over(tmp_path):
+    small = jnp.asarray([1.0, 2.0], jnp.bfloat16)
+    fit(lambda a: a + small, workdir=tmp_path)
+    assert fit(lambda a: a + small, workdir=tmp_path).finished
+    with pytest.raises(population.WorkdirError):
+        fit(lambda a: a + 2 * small, workdir=tmp_path)
