@@ -133,6 +133,11 @@ def test_an_nnx_network_is_analysed_as_its_linen_twin_and_stays_as_it_is(carry):
     same(analysis.inner_states(twin, params, SPLIT["x"][3]), sample)
     closed = analysis.close_gates(twin, params, SPLIT["x"], np.arange(8) == 5)
     np.testing.assert_allclose(performance(closed(SPLIT["x"]))[0], wanted.loss[5], rtol=1e-5)
+    again = analysis.lesion(closed, None, SPLIT)  # the sum's branch stays closed when others are
+    np.testing.assert_allclose((again.intact_loss, again.loss[5]), wanted.loss[5], rtol=1e-5)
+    same(again, analysis.lesion(model, analysis.close_gates(model, params, SPLIT["x"], np.arange(8) == 5), SPLIT))
+    both = analysis.drop_layers(model, params, SPLIT, [5, 7, 0, 1, 2, 3, 4, 6])
+    np.testing.assert_allclose(again.loss[7], both.loss[2], rtol=1e-5)
 
     assert frozen(twin) == before
     assert twin.w.closed is None
@@ -313,6 +318,15 @@ def test_mistakes_are_one_line():
         (lambda: analysis.lesion(stack, None, VECTORS), "variables is None; a Linen module's must be given"),
         (lambda: analysis.lesion(nnx.Linear(5, 3, rngs=rngs), None, labelled), "this Linear has no highway layers"),
         (lambda: analysis.lesion(Shared(rngs), None, labelled), "layer 'layer' is applied more than once"),
+        (
+            lambda: analysis.inner_states(
+                native.HighwayDense(1, rngs=rngs),
+                None,
+                VECTORS["x"][0],
+                forward=lambda m, b, t: m(b["x"].reshape(-1, 1)),
+            ),
+            r"layer '' has gates of shape \(\d+, 1\) and no axis of the batch's \d+",
+        ),
         (lambda: analysis.lesion(Ungated(rngs), None, VECTORS, **own), "layer '' cannot be closed: it has no t/bias"),
         (lambda: analysis.lesion(net, {"outputs": {"bias": 0}}, VECTORS, **own), "variables has 'outputs/bias', which"),
         (

@@ -33,6 +33,8 @@ class NNXNetwork(Network):
         module, flat = nnx.merge(self._graph, self._state, copy=True), dict(flatten_dict(variables))
         parts = {path: part for path, part in nnx.iter_modules(module) if isinstance(part, Skippable)}
         closed = {path: flat.pop((*path, "closed"), None) for path in parts}
+        for part in parts.values():
+            part.closed = None  # no part of the state that is updated
         update(module, unflatten_dict(flat))
         for path, part in parts.items():
             if closed[path] is not None:
@@ -63,7 +65,9 @@ class NNXNetwork(Network):
         for path in sorted(holders(sown, model), key=done.__getitem__):
             shape = sown[(*path, "transform_gate")][0].shape
             if size not in shape[:-1]:
-                raise ValueError(f"layer {name_of(path)!r} sows gates of shape {shape} for a batch of {size}")
+                raise ValueError(
+                    f"layer {name_of(path)!r} has gates of shape {shape} and no axis of the batch's {size}"
+                )
             found.append(Layers(path, gates_of(modules[path]), shape[: shape.index(size)], shape[-1]))
         return found
 

@@ -108,7 +108,8 @@ class Flagged(Gated):
     """A module without affine gates, which one more parameter closes: `closed`, an attribute of NNX modules."""
 
     def closing(self, params: Any, closed: jax.Array) -> Any:
-        return {"closed": closed}
+        # A parameter, as these alone follow their layer into a scan. What was closed before stays so.
+        return {"closed": closed | params.get("closed", False)}
 
 
 class HighwayDense(Gated, nn.Module):
@@ -180,7 +181,7 @@ class HighwayConv(Gated, nn.Module):
         return _highway(self, x, shortcut, partial(_conv, self, features, centered(self.kernel_size)))
 
 
-class Highway(Gated, nn.Module):
+class Highway(Flagged, nn.Module):
     """A highway layer around any modules, y = H(x) T(x) + x C(x) (Eq. 2 and 3), whatever form H takes.
 
     Maps x of any shape (..., n) to the same shape, which H keeps:
@@ -222,9 +223,8 @@ class Highway(Gated, nn.Module):
         return None if traced else bias + self.transform_bias
 
     def closing(self, params: Any, closed: jax.Array) -> Any:
-        if self.t is None and self.c is None:
-            return super().closing(params, closed)
-        return {"closed": closed}  # a parameter, as these alone follow their layer into a scan
+        rule = Gated if self.t is None and self.c is None else Flagged
+        return rule.closing(self, params, closed)
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
