@@ -1,33 +1,32 @@
 """What a trained highway network does inside: gates, routing, lesions, depth in use (Section 4).
 
-Pure functions of (model, params, data) for any Linen module that contains highway layers: an `MLP`, also of a `Kind`
-that has a transform gate, a `ConvNet`, or a network of one's own of `HighwayDense`, `HighwayConv` and `Highway`, with
-`nn.scan` or without. Results are NumPy arrays with one row per highway layer, in the order in which the network calls
-them. A highway layer inside another one's gate is part of that gate and has no row. Feature maps are averaged over
-space, as is any axis between batch and blocks. Where layers differ in width, a narrow layer's row ends in NaN, and what
-a layer does not have is NaN. Images are given as stored; `preprocess` turns them into the network's input.
+Pure functions of (model, variables, data) for any Flax module that contains highway layers. Of Linen: an `MLP`, also of
+a `Kind` that has a transform gate, a `ConvNet`, or a network of one's own of `HighwayDense`, `HighwayConv`, `Highway`,
+`HighwayStack` and `Skippable`, with `nn.scan` or without. Of NNX: any module with those of `highway_jax.nnx` in it.
+
+Results are NumPy arrays with one row per highway layer, in the order in which the network calls them. A highway layer
+inside another one's gate is part of that gate and has no row. Feature maps are averaged over space, as is any axis
+between batch and blocks. Where layers differ in width, a narrow layer's row ends in NaN, and what a layer does not have
+is NaN. Images are given as stored; `preprocess` turns them into the network's input.
 """
 
-import dataclasses
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import lax
 from jax.sharding import Mesh
 
 from highway_jax import parallel
-from highway_jax.data import Array, Split
+from highway_jax.analysis.models import Network, network
+from highway_jax.data import Array
+from highway_jax.forward import Forward, call
 from highway_jax.functional.classification import cross_entropy
-from highway_jax.linen.layers import CLOSED, Gated
 
-Preprocess = Callable[[Array], Array]
-Path = tuple[str, ...]
+Preprocess = Callable[[Array], Any]
+Score = Callable[[Any, Any], jax.Array]  # of outputs and a batch, a number for every example
 
 
 class InnerStates(NamedTuple):
@@ -45,7 +44,8 @@ class GateStatistics(NamedTuple):
     Attributes:
       bias: (layers, blocks) the gates' biases b_T; NaN where none can be read from the parameters.
       mean: (layers, blocks) their mean output over all samples.
-      class_mean: (classes, layers, blocks) their mean output over each class; NaN for a class without samples.
+      class_mean: (classes, layers, blocks) their mean output over each class; NaN for a class without samples. Where
+        samples have no classes, there are 0 of them.
       class_size: (classes,) number of samples.
       open_layers: (n,) how many layers' worth of transformation each sample gets: the sum over layers of its
         gates' mean output over the layer's blocks, from 0 to the number of layers.
@@ -67,8 +67,9 @@ class Lesions(NamedTuple):
     """A network's performance with one layer at a time made the identity (Section 4.2, Figure 4).
 
     Attributes:
-      loss: (layers,) mean cross entropy (nats) without this layer.
-      error: (layers,) fraction of samples misclassified without this layer; NaN where the loss is not finite.
+      loss: (layers,) mean loss without this layer; by default cross entropy (nats).
+      error: (layers,) mean error without this layer, by default the fraction of samples misclassified; NaN where the
+        loss is not finite, or no error is known.
       intact_loss, intact_error: the whole network's.
     """
 
@@ -84,10 +85,10 @@ class Lesions(NamedTuple):
 
     @property
     def damage(self) -> np.ndarray:
-        """(layers,) how much each lesion raises the loss (nats); 0 where it lowers it, or by next to nothing."""
+        """(layers,) how much each lesion raises the loss; 0 where it lowers it, or by next to nothing."""
         rise = self.loss - self.intact_loss
         # float32's rounding alone makes a loss differ in its fifth or sixth digit.
-        return np.where(rise <= 1e-4 * self.intact_loss, 0, rise)
+        return np.where(rise <= 1e-4 * abs(self.intact_loss), 0, rise)
 
 
 class Dropped(NamedTuple):
@@ -95,8 +96,8 @@ class Dropped(NamedTuple):
 
     Attributes:
       order: (layers,) layer indices in the order in which they were dropped.
-      loss: (layers + 1,) mean cross entropy (nats) without the first k of them, k = 0 to all.
-      error: (layers + 1,) fraction of samples misclassified; NaN where the loss is not finite.
+      loss: (layers + 1,) mean loss without the first k of them, k = 0 to all.
+      error: (layers + 1,) mean error; both as in `Lesions`.
     """
 
     order: np.ndarray
@@ -105,30 +106,43 @@ class Dropped(NamedTuple):
 
 
 def gate_statistics(
-    model: nn.Module,
-    params: Any,
-    split: Split,
+    model: Any,
+    variables: Any,
+    split: Mapping[str, Any],
     *,
     preprocess: Preprocess = jnp.asarray,
+    forward: Forward = call,
     batch_size: int = 1000,
 ) -> GateStatistics:
     """Biases and activity of a network's transform gates: overall, per class, per sample.
 
     Args:
-      model, params: the network and its `params` collection.
-      split: n samples.
-      preprocess: turns stored images into the network's input.
+      model: a Linen or an NNX module. It is called in evaluation mode, and an NNX module stays as it is.
+      variables: of Linen its `params` collection alone, or all variables, such as `{"params": ..., "batch_stats":
+        ...}`; of NNX nested dicts or an `nnx.State`, which may lack what the module has, or None for the module's own.
+        `population.fit(...).best.variables` are such.
+      split: n samples, a dict of arrays with one leading axis: `x`, and whatever else `forward` wants. `y` are the
+        classes if they are (n,) integers.
+      preprocess: turns stored images, `x`, into the network's input.
+      forward: `forward(model, batch, train)`, what the model is called with, as in `population.supervised`. By default
+        `batch["x"]`, with `train=` or `deterministic=` if it takes them.
       batch_size: samples taken at a time, which bounds memory.
 
     Raises:
-      ValueError: if the model has no highway layers.
+      TypeError: if the model is no Flax module.
+      ValueError: if the model has no highway layers, an NNX module does not have these variables, or the split's arrays
+        differ in length.
     """
-    found = _find(model, params, _inputs(split["x"], preprocess))
-    num_classes = int(np.max(split["y"])) + 1
+    split = _arrays(split)
+    found = network(model, variables, _one(split, preprocess), forward)
+    labels = _labels(split)
+    classes = np.zeros(len(split["x"]), np.int32) if labels is None else labels
+    num_classes = int(classes.max()) + 1
 
-    def step(sums, batch):
-        gates = [state["transform_gate"] for state in _states(model, params, preprocess(batch["x"]), found)]
-        of_class = jax.nn.one_hot(batch["y"], num_classes)  # all zero for a sample that only fills up the batch
+    def step(sums, numbered):
+        batch, classes, real = numbered
+        gates = [state["transform_gate"] for state in found.states(found.variables, _prepared(batch, preprocess))]
+        of_class = jax.nn.one_hot(classes, num_classes) * real[:, None]
 
         def add(total, gate):
             known = jnp.isfinite(gate)  # of a NaN, another class's zero would make a NaN
@@ -140,35 +154,48 @@ def gate_statistics(
 
         return jax.tree.map(add, sums, gates), sum(gate.mean(axis=-1) for gate in gates)
 
-    biases = [bias for layers in found for bias in layers.biases(params)]
+    biases = found.biases
     start = [jnp.zeros((num_classes, len(bias))) for bias in biases]
-    sums, open_layers = jax.jit(lambda batches: lax.scan(step, start, batches))(_batches(split, batch_size))
+    batches = _batches((split, classes), batch_size)
+    sums, open_layers = jax.jit(lambda batches: lax.scan(step, start, batches))(batches)
     by_class = np.stack([_table(layers) for layers in zip(*sums, strict=True)])
-    size = np.bincount(split["y"], minlength=num_classes)
+    size = np.bincount(classes, minlength=num_classes)
     with np.errstate(invalid="ignore"):
         class_mean = by_class / size[:, None, None]
+    known = slice(0 if labels is None else None)
     return GateStatistics(
         bias=_table(biases),
         mean=by_class.sum(axis=0) / size.sum(),
-        class_mean=class_mean,
-        class_size=size,
+        class_mean=class_mean[known],
+        class_size=size[known],
         open_layers=np.asarray(open_layers).reshape(-1)[: size.sum()],
     )
 
 
-def inner_states(model: nn.Module, params: Any, image: Array, *, preprocess: Preprocess = jnp.asarray) -> InnerStates:
+def inner_states(
+    model: Any,
+    variables: Any,
+    image: Any,
+    *,
+    preprocess: Preprocess = jnp.asarray,
+    forward: Forward = call,
+) -> InnerStates:
     """Gates and block outputs for a single sample (Figure 2, right half).
 
     Args:
-      model, params, preprocess: as in `gate_statistics`.
-      image: (height, width, channels), or whatever shape one sample has.
+      model, variables, preprocess, forward: as in `gate_statistics`.
+      image: (height, width, channels), or whatever shape one sample has; or a dict of such, if `forward` wants more
+        than `x`.
 
     Raises:
-      ValueError: if the model has no highway layers.
+      TypeError, ValueError: as in `gate_statistics`.
     """
-    images = np.asarray(image)[None]
-    found = _find(model, params, _inputs(images, preprocess))
-    states = jax.jit(lambda images: _states(model, params, preprocess(images), found))(images)
+    sample = image if isinstance(image, Mapping) else {"x": image}
+    split = _arrays({name: np.asarray(value)[None] for name, value in sample.items()})
+    found = network(model, variables, _one(split, preprocess), forward)
+    states = jax.jit(lambda variables, batch: found.states(variables, _prepared(batch, preprocess)))(
+        found.variables, split
+    )
     nothing = [jnp.full_like(state["transform_gate"], jnp.nan) for state in states]
     return InnerStates(
         *(
@@ -179,11 +206,14 @@ def inner_states(model: nn.Module, params: Any, image: Array, *, preprocess: Pre
 
 
 def lesion(
-    model: nn.Module,
-    params: Any,
-    split: Split,
+    model: Any,
+    variables: Any,
+    split: Mapping[str, Any],
     *,
+    loss: Score = cross_entropy,
+    error: Score | None = None,
     preprocess: Preprocess = jnp.asarray,
+    forward: Forward = call,
     batch_size: int = 100,
     mesh: Mesh | None = None,
 ) -> Lesions:
@@ -193,45 +223,55 @@ def lesion(
     in lockstep: memory grows with `batch_size` times lesions per device.
 
     Args:
-      model, params, split, preprocess: as in `gate_statistics`.
+      model, variables, split, preprocess, forward: as in `gate_statistics`.
+      loss: `loss(outputs, batch)`, (batch,), a number for every example, as in `population.supervised`.
+      error: likewise. By default whether an example is misclassified, if `loss` is cross entropy, and otherwise NaN.
       batch_size: samples taken at a time.
       mesh: from `parallel.runs_mesh`; all devices by default.
 
     Raises:
-      ValueError: if the model has no highway layers, one of them cannot be closed, or its outputs are not logits.
+      TypeError: if the model is no Flax module.
+      ValueError: as in `gate_statistics`, if a layer cannot be closed, if loss or error have another shape, and if the
+        loss is cross entropy but the outputs are not logits or `y` are not labels.
     """
-    layers = sum(layers.count for layers in _find(model, params, _inputs(split["x"], preprocess)))
-    closed = np.eye(layers + 1, layers, dtype=bool)  # the last row is the whole network
-    loss, error = _evaluate(model, params, split, closed, preprocess, batch_size, mesh)
-    return Lesions(loss[:-1], error[:-1], float(loss[-1]), float(error[-1]))
+    split = _arrays(split)
+    found = network(model, variables, _one(split, preprocess), forward)
+    closed = np.eye(found.count + 1, found.count, dtype=bool)  # the last row is the whole network
+    losses, errors = _evaluate(found, split, closed, loss, error, preprocess, batch_size, mesh)
+    return Lesions(losses[:-1], errors[:-1], float(losses[-1]), float(errors[-1]))
 
 
 def drop_layers(
-    model: nn.Module,
-    params: Any,
-    split: Split,
+    model: Any,
+    variables: Any,
+    split: Mapping[str, Any],
     order: Sequence[int] | np.ndarray,
     *,
+    loss: Score = cross_entropy,
+    error: Score | None = None,
     preprocess: Preprocess = jnp.asarray,
+    forward: Forward = call,
     batch_size: int = 100,
     mesh: Mesh | None = None,
 ) -> Dropped:
     """Close the gates of more and more layers and evaluate the network each time.
 
     Args:
-      model, params, split, preprocess, batch_size, mesh: as in `lesion`, which it equals in cost.
+      model, variables, split, loss, error, preprocess, forward, batch_size, mesh: as in `lesion`, which it equals in
+        cost.
       order: layer indices, the first to be dropped first: `Lesions.order`, say.
 
     Raises:
-      ValueError: as in `lesion`, or if `order` is not a permutation of the layers.
+      TypeError, ValueError: as in `lesion`, or if `order` is not a permutation of the layers.
     """
-    layers = sum(layers.count for layers in _find(model, params, _inputs(split["x"], preprocess)))
+    split = _arrays(split)
+    found = network(model, variables, _one(split, preprocess), forward)
     order = np.asarray(order)
-    if sorted(order.tolist()) != list(range(layers)):
-        raise ValueError(f"order is {order.tolist()}; it must hold each of the layers 0 to {layers - 1} once")
-    closed = np.argsort(order) < np.arange(layers + 1)[:, None]
-    loss, error = _evaluate(model, params, split, closed, preprocess, batch_size, mesh)
-    return Dropped(order, loss, error)
+    if sorted(order.tolist()) != list(range(found.count)):
+        raise ValueError(f"order is {order.tolist()}; it must hold each of the layers 0 to {found.count - 1} once")
+    closed = np.argsort(order) < np.arange(found.count + 1)[:, None]
+    losses, errors = _evaluate(found, split, closed, loss, error, preprocess, batch_size, mesh)
+    return Dropped(order, losses, errors)
 
 
 def effective_layers(damage: np.ndarray) -> float:
@@ -249,156 +289,58 @@ def effective_layers(damage: np.ndarray) -> float:
     return float(np.exp(-np.sum(share * np.log(np.where(share == 0, 1, share)))))
 
 
-def close_gates(model: nn.Module, params: Any, inputs: Any, closed: Array) -> Any:
+def close_gates(model: Any, variables: Any, inputs: Any, closed: Array) -> Any:
     """Make highway layers the identity: T = 0 exactly, and C = 1 where the carry gate is independent (Eq. 4).
 
     A layer that changes its input's size still does, by zero-padding or sub-sampling alone.
 
     Args:
-      model, params: the network and its parameters.
+      model, variables: as in `gate_statistics`.
       inputs: a batch of the network's input, of which only shape and dtype matter.
       closed: (layers,) bool, which layers; may be traced, so that lesions can be mapped.
 
     Returns:
-      The parameters, of which biases have changed: to minus infinity for T, to infinity for C. A `Highway` with a T or
-      C of its own, which need not have biases, gets a further parameter instead, `closed`.
+      Of Linen the variables or parameters, as they were given, of which biases have changed: to minus infinity for T,
+      to infinity for C. A `Highway` with a T or C of its own, which need not have biases, gets a further parameter
+      instead, `closed`. Of NNX a new module, in evaluation mode.
 
     Raises:
-      ValueError: if the model has no highway layers, or one of them cannot be closed.
+      TypeError: if the model is no Flax module.
+      ValueError: as in `gate_statistics`, or if a layer cannot be closed.
     """
-    flat, first = dict(flatten_dict(params)), 0
-    for layers in _find(model, params, inputs):
-        here = jnp.asarray(closed)[first : first + layers.count].reshape(layers.leading)
-        first += layers.count
-        flat |= {(*layers.path, *rest): leaf for rest, leaf in flatten_dict(layers.closing(params, here)).items()}
-    return unflatten_dict(flat)
-
-
-# A network's highway layers are found where they sow their states, and known by their modules' paths. A module may hold
-# one layer (`HighwayDense`) or a stack of them with a leading axis on every parameter (`MLP`, `nn.scan`).
-
-
-@dataclasses.dataclass(frozen=True)
-class _Layers:
-    """The highway layers of one module.
-
-    Attributes:
-      path: the module's.
-      module: which it is.
-      leading: what stacks them in front of the batch, (layers,) or nothing.
-      blocks: of each.
-    """
-
-    path: Path
-    module: nn.Module
-    leading: tuple[int, ...]
-    blocks: int
-
-    @property
-    def count(self) -> int:
-        return math.prod(self.leading)
-
-    def biases(self, params: Any) -> jax.Array:
-        """Of the transform gates, (count, blocks)."""
-        shape, bias = (self.count, self.blocks), self._gates.gate_bias(self._own(params))
-        return jnp.full(shape, jnp.nan) if bias is None or bias.size != math.prod(shape) else bias.reshape(shape)
-
-    def closing(self, params: Any, closed: jax.Array) -> Any:
-        """What becomes of the module's parameters where layers are closed."""
-        try:
-            return self._gates.closing(self._own(params), closed)
-        except ValueError as error:
-            raise ValueError(f"layer {'/'.join(self.path)!r} cannot be closed: {error}") from None
-
-    @property
-    def _gates(self) -> Gated:
-        return self.module if isinstance(self.module, Gated) else Gated()  # a module of one's own
-
-    def _own(self, params: Any) -> Any:
-        for key in self.path:
-            params = params.get(key, {})
-        return params
-
-
-def _find(model: nn.Module, params: Any, inputs: Any) -> list[_Layers]:
-    """The modules that hold highway layers, in the order of their calls."""
-    order: dict[Path, int] = {}
-    called: dict[Path, tuple[nn.Module, int]] = {}
-
-    def note(call, args, kwargs, context):
-        path = context.module.path
-        order.setdefault(path, len(order))
-        y = call(*args, **kwargs)
-        arrays = [leaf for leaf in jax.tree.leaves(y) if isinstance(leaf, jax.Array)]
-        if arrays and (path not in called or context.method_name == "__call__"):
-            called[path] = context.module, arrays[0].ndim  # less than what is sown has, if that is of a scan
-        return y
-
-    def trace(params, inputs):
-        with nn.intercept_methods(note):
-            return model.apply({"params": params}, inputs, mutable="intermediates")[1]
-
-    sown = flatten_dict(jax.eval_shape(trace, params, inputs).get("intermediates", {}))
-    holders = [path[:-1] for path in sown if path[-1] == "transform_gate"]
-    gates = {(*path, name) for path in holders for name in CLOSED}
-    holders = [path for path in holders if not any(path[:depth] in gates for depth in range(len(path) + 1))]
-    # A traced function's dicts come back with sorted keys, "layer10" before "layer2"; its calls are in order.
-    paths = sorted(holders, key=order.__getitem__)
-    if not paths:
-        raise ValueError(f"this {type(model).__name__} has no highway layers, so there are no gates to look at")
-    for path in paths:
-        if len(sown[(*path, "transform_gate")]) > 1:
-            raise ValueError(f"layer {'/'.join(path)!r} is applied more than once, so it has no place in the order")
-    found = []
-    for path in paths:
-        module, ndim = called[path]
-        shape = sown[(*path, "transform_gate")][0].shape
-        found.append(_Layers(path, module, shape[: len(shape) - ndim], shape[-1]))
-    return found
-
-
-def _inputs(images: Array, preprocess: Preprocess) -> Any:
-    """Shape and dtype of the network's input for a single image."""
-    return jax.eval_shape(preprocess, jax.ShapeDtypeStruct((1, *images.shape[1:]), images.dtype))
-
-
-def _states(model: nn.Module, params: Any, inputs: Array, found: Sequence[_Layers]) -> list[dict[str, jax.Array]]:
-    """What each highway layer has of the inner states, by name, (batch, blocks)."""
-    sown = flatten_dict(model.apply({"params": params}, inputs, mutable="intermediates")[1]["intermediates"])
-    result: list[dict[str, jax.Array]] = []
-    for layers in found:
-        states = {name: sown[*layers.path, name][0] for name in InnerStates._fields if (*layers.path, name) in sown}
-        states = {name: s.reshape(layers.count, *s.shape[len(layers.leading) :]) for name, s in states.items()}
-        states = {
-            name: s.mean(axis=tuple(range(2, s.ndim - 1)), dtype=jnp.promote_types(s.dtype, jnp.float32))
-            for name, s in states.items()
-        }
-        result += [{name: state[index] for name, state in states.items()} for index in range(layers.count)]
-    return result
+    found = network(model, variables, {"x": inputs}, call)
+    return found.as_given(found.closed(found.variables, closed))
 
 
 def _evaluate(
-    model: nn.Module,
-    params: Any,
-    split: Split,
+    found: Network,
+    split: dict[str, np.ndarray],
     closed: np.ndarray,
+    loss: Score,
+    error: Score | None,
     preprocess: Preprocess,
     batch_size: int,
     mesh: Mesh | None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mean loss and error with the gates of some layers closed: (masks,) each, for masks (masks, layers)."""
+    if loss is cross_entropy and _labels(split) is None:
+        raise ValueError("split has no labels, (n,) integers y from 0 on; for what has none, give a loss of its own")
+    if error is None:
+        error = _misclassified if loss is cross_entropy else _unknown
     mesh = parallel.runs_mesh() if mesh is None else mesh
-    inputs = _inputs(split["x"], preprocess)
 
-    def evaluate(closed, params, batches):
-        params = close_gates(model, params, inputs, closed)
+    def evaluate(closed, variables, batches):
+        variables = found.closed(variables, closed)
 
-        def step(sums, batch):
-            outputs = model.apply({"params": params}, preprocess(batch["x"]))
-            assert isinstance(outputs, jax.Array)  # no collection is mutable, so there is nothing else
-            loss = cross_entropy(outputs, batch)
-            wrong = jnp.where(jnp.isfinite(loss), outputs.argmax(axis=-1) != batch["y"], jnp.nan)
-            return sums + jnp.stack([loss, wrong]).sum(axis=-1, where=batch["y"] >= 0), None
+        def step(sums, masked):
+            batch, real = masked
+            batch = _prepared(batch, preprocess)
+            outputs = found.outputs(variables, batch)
+            if loss is cross_entropy and not isinstance(outputs, jax.Array):
+                raise ValueError(f"the network gives a {type(outputs).__name__}, not logits; forward can choose them")
+            losses = _scores("loss", loss(outputs, batch), len(real))
+            errors = jnp.where(jnp.isfinite(losses), _scores("error", error(outputs, batch), len(real)), jnp.nan)
+            return sums + jnp.stack([losses, errors]).sum(axis=-1, where=real), None
 
         return lax.scan(step, jnp.zeros(2), batches)[0]
 
@@ -406,25 +348,81 @@ def _evaluate(
     closed = np.pad(closed, [(0, parallel.padded(masks, mesh) - masks), (0, 0)])
     # In lockstep the lesions share the kernels, so that a product takes lesions and samples as its rows.
     mapped = jax.jit(parallel.map_runs(evaluate, mesh, runs_per_batch=len(closed)))
-    sums = mapped(parallel.split_runs(mesh, closed), *parallel.replicate(mesh, (params, _batches(split, batch_size))))
-    loss, error = np.asarray(sums)[:masks].T / len(split["y"])
-    return loss, error
+    batches = _batches((split,), batch_size)
+    sums = mapped(parallel.split_runs(mesh, closed), *parallel.replicate(mesh, (found.variables, batches)))
+    losses, errors = np.asarray(sums)[:masks].T / len(split["x"])
+    return losses, errors
 
 
-def _batches(split: Split, batch_size: int) -> Split:
-    """The samples in order, leaves with leading axes (steps, batch_size).
+def _misclassified(logits: jax.Array, batch: Any) -> jax.Array:
+    return logits.argmax(axis=-1) != batch["y"]
 
-    The last batch is filled up with the last sample, labelled -1: `preprocess` and network get real samples alone.
+
+def _unknown(outputs: Any, batch: Any) -> jax.Array:
+    return jnp.full(len(jax.tree.leaves(batch)[0]), jnp.nan)
+
+
+def _scores(name: str, values: Any, size: int) -> jax.Array:
+    """A loss or an error of every example, in float32 at least."""
+    values = jnp.asarray(values)
+    if values.shape != (size,):
+        raise ValueError(
+            f"{name} is of shape {values.shape} for a batch of {size}; it must be ({size},), a number for every example"
+        )
+    return values.astype(jnp.promote_types(values.dtype, jnp.float32))
+
+
+def _arrays(split: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """A split's arrays on the host.
+
+    Raises:
+      ValueError: if they have no leading axis of samples in common.
     """
-    samples = len(split["y"])
+    arrays = {name: np.asarray(values) for name, values in split.items()}
+    if "x" not in arrays:
+        raise ValueError(f"split has {', '.join(map(repr, arrays)) or 'nothing'}; it must have 'x'")
+    leading = {array.shape[:1] for array in arrays.values()}
+    if len(leading) > 1 or leading <= {(), (0,)}:
+        shapes = ", ".join(f"{name!r} of shape {array.shape}" for name, array in arrays.items())
+        raise ValueError(f"split has {shapes}; all must have the same leading axis, of at least one sample")
+    return arrays
+
+
+def _labels(split: Mapping[str, np.ndarray]) -> np.ndarray | None:
+    """A split's classes, (n,) integers from 0 on, if its `y` are such."""
+    labels = split.get("y")
+    if labels is None or labels.ndim != 1 or labels.dtype.kind not in "iu" or labels.min() < 0:
+        return None
+    return labels
+
+
+def _one(split: Mapping[str, np.ndarray], preprocess: Preprocess) -> Any:
+    """Shapes and dtypes of a batch of one sample, as the network meets it."""
+    shapes = {
+        name: jax.ShapeDtypeStruct((1, *array.shape[1:]), jax.dtypes.canonicalize_dtype(array.dtype))
+        for name, array in split.items()
+    }
+    return jax.eval_shape(lambda batch: _prepared(batch, preprocess), shapes)
+
+
+def _prepared(batch: Mapping[str, Any], preprocess: Preprocess) -> dict[str, Any]:
+    return {**batch, "x": preprocess(batch["x"])}
+
+
+def _batches(trees: tuple[Any, ...], batch_size: int) -> tuple[Any, ...]:
+    """Samples in order, and which of them are real: leaves with leading axes (steps, batch_size).
+
+    The last batch is filled up with the last sample, so that `preprocess` and network get real samples alone.
+    """
+    samples = len(jax.tree.leaves(trees)[0])
     size = min(batch_size, samples)
 
-    def cut(array: Array, filler: Array) -> np.ndarray:
+    def cut(array: Array, filler: Any) -> np.ndarray:
         filled = np.concatenate([array, np.repeat(filler, -samples % size, axis=0)])
         return filled.reshape(-1, size, *filled.shape[1:])
 
-    images, labels = np.asarray(split["x"]), np.asarray(split["y"])
-    return {"x": cut(images, images[-1:]), "y": cut(labels, np.full_like(labels[-1:], -1))}
+    real = cut(np.ones(samples, bool), np.zeros(1, bool))
+    return *jax.tree.map(lambda array: cut(array, array[-1:]), trees), real
 
 
 def _table(rows: Sequence[Array]) -> np.ndarray:

@@ -71,9 +71,14 @@ def figure3(
       statistics: of each network.
       classes: which classes to show; the first ten by default, or all if there are fewer.
       layers: how many layers to show, from the first; all by default.
+
+    Raises:
+      ValueError: if there are no classes.
     """
     if classes is None:
         classes = range(min(10, *(len(gates.class_size) for gates in statistics.values())))
+    if not classes:
+        raise ValueError("there are no classes of samples, so there is no routing to show")
     figure = Figure(figsize=(2.6 + 1.25 * len(classes), 0.6 + 2.8 * len(statistics)), layout="constrained")
     rows = figure.subplots(len(statistics), len(classes), squeeze=False, sharey="row")
     for axes, (network, gates) in zip(rows, statistics.items(), strict=True):

@@ -104,6 +104,14 @@ class Gated:
         return {name: {"bias": jnp.where(closed[..., None], CLOSED[name], b)} for name, b in biases.items()}
 
 
+class Flagged(Gated):
+    """A module without affine gates, which one more parameter closes: `closed`, an attribute of NNX modules."""
+
+    def closing(self, params: Any, closed: jax.Array) -> Any:
+        # A parameter, as these alone follow their layer into a scan. What was closed before stays so.
+        return {"closed": closed | params.get("closed", False)}
+
+
 class HighwayDense(Gated, nn.Module):
     """A fully connected highway layer, y = H(x) T(x) + x C(x) (Eq. 2 and 3).
 
@@ -173,7 +181,7 @@ class HighwayConv(Gated, nn.Module):
         return _highway(self, x, shortcut, partial(_conv, self, features, centered(self.kernel_size)))
 
 
-class Highway(Gated, nn.Module):
+class Highway(Flagged, nn.Module):
     """A highway layer around any modules, y = H(x) T(x) + x C(x) (Eq. 2 and 3), whatever form H takes.
 
     Maps x of any shape (..., n) to the same shape, which H keeps:
@@ -215,9 +223,8 @@ class Highway(Gated, nn.Module):
         return None if traced else bias + self.transform_bias
 
     def closing(self, params: Any, closed: jax.Array) -> Any:
-        if self.t is None and self.c is None:
-            return super().closing(params, closed)
-        return {"closed": closed}  # a parameter, as these alone follow their layer into a scan
+        rule = Gated if self.t is None and self.c is None else Flagged
+        return rule.closing(self, params, closed)
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -234,7 +241,7 @@ class Highway(Gated, nn.Module):
         return _mix(self, x, states["h"], jax.nn.sigmoid(t), None if c is None else jax.nn.sigmoid(c))
 
 
-class Skippable(Gated, nn.Module):
+class Skippable(Flagged, nn.Module):
     """A residual branch that can be closed, y = x + h: what `highway_jax.analysis` lesions in networks without gates.
 
     It counts as a layer whose gates are open, T = C = 1; closed, it is the identity. It has no parameters.
@@ -245,21 +252,22 @@ class Skippable(Gated, nn.Module):
       ValueError: if x and h differ in shape.
     """
 
-    def closing(self, params: Any, closed: jax.Array) -> Any:
-        return {"closed": closed}
-
     @nn.compact
     def __call__(self, x: jax.Array, h: jax.Array) -> jax.Array:
-        if x.shape != h.shape:
-            raise ValueError(f"x is of shape {x.shape} and h of shape {h.shape}; both must be of the same")
-        t, y = jnp.ones_like(h), x + h
-        if self.has_variable("params", "closed"):
-            closed: jax.Array = self.get_variable("params", "closed")
-            t, y = jnp.where(closed, 0, t), jnp.where(closed, x, y)
-        states = {"block_state": h, "transform_gate": t, "carry_gate": jnp.ones_like(x), "block_output": y}
+        states = branch(x, h, self.get_variable("params", "closed"))
         for name, value in states.items():
             self.sow("intermediates", name, value)
-        return y
+        return states["block_output"]
+
+
+def branch(x: jax.Array, h: jax.Array, closed: jax.Array | None) -> dict[str, jax.Array]:
+    """The inner states of a `Skippable`, which is open where `closed` is None."""
+    if x.shape != h.shape:
+        raise ValueError(f"x is of shape {x.shape} and h of shape {h.shape}; both must be of the same")
+    t, y = jnp.ones_like(h), x + h
+    if closed is not None:
+        t, y = jnp.where(closed, 0, t), jnp.where(closed, x, y)
+    return {"block_state": h, "transform_gate": t, "carry_gate": jnp.ones_like(x), "block_output": y}
 
 
 class Dropout(nn.Module):

@@ -15,7 +15,32 @@ from highway_jax.stack import stack, states
 from highway_jax.stack.kinds import HIGHWAY, INDEPENDENT, Kind, named
 
 
-class HighwayStack(Gated, nn.Module):
+class StackGates(Gated):
+    """What `highway_jax.analysis` asks of a `HighwayStack`, of Linen or NNX.
+
+    Attributes:
+      kind, carry: of the stack.
+    """
+
+    kind: str | Kind
+    carry: str
+
+    def gate_bias(self, params: Any) -> jax.Array | None:
+        return self._biases(params).get("t")
+
+    def closing(self, params: Any, closed: jax.Array) -> Any:
+        biases = self._biases(params)
+        if "t" not in biases:
+            raise ValueError(f"its kind's affine maps are {', '.join(biases)}, and none is named t")
+        biases |= {n: jnp.where(closed[..., None], CLOSED[n], b) for n, b in biases.items() if n in CLOSED}
+        return {"bias": jnp.concatenate(list(biases.values()), axis=-1)}
+
+    def _biases(self, params: Any) -> dict[str, jax.Array]:
+        names = kind_of(self.kind, self.carry).biases(0.0)
+        return dict(zip(names, jnp.split(params["bias"], len(names), axis=-1), strict=True))
+
+
+class HighwayStack(StackGates, nn.Module):
     """Highway layers, or layers of any other kind, one after another, as one scan with an explicit backward pass.
 
     Maps (..., width) to the same shape. Parameters: `kernel` (layers, width, parts * width) and `bias`
@@ -54,20 +79,6 @@ class HighwayStack(Gated, nn.Module):
     implementation: str = "xla"
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
-
-    def gate_bias(self, params: Any) -> jax.Array | None:
-        return self._biases(params).get("t")
-
-    def closing(self, params: Any, closed: jax.Array) -> Any:
-        biases = self._biases(params)
-        if "t" not in biases:
-            raise ValueError(f"its kind's affine maps are {', '.join(biases)}, and none is named t")
-        biases |= {n: jnp.where(closed[:, None], CLOSED[n], b) for n, b in biases.items() if n in CLOSED}
-        return {"bias": jnp.concatenate(list(biases.values()), axis=-1)}
-
-    def _biases(self, params: Any) -> dict[str, jax.Array]:
-        names = kind_of(self.kind, self.carry).biases(0.0)
-        return dict(zip(names, jnp.split(params["bias"], len(names), axis=-1), strict=True))
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:

@@ -25,8 +25,8 @@ from highway_jax.functional.activations import Activation, activate
 from highway_jax.functional.convolution import conv, window
 from highway_jax.functional.initializers import constant, normalized
 from highway_jax.functional.ops import highway, resize
-from highway_jax.linen.layers import CARRIES, centered, drop
-from highway_jax.linen.stack import applied, initial, kind_of
+from highway_jax.linen.layers import CARRIES, Flagged, Gated, branch, centered, drop
+from highway_jax.linen.stack import StackGates, applied, initial, kind_of
 from highway_jax.stack.kinds import Kind
 
 
@@ -117,7 +117,7 @@ class PlainConv(_Plain):
         )
 
 
-class _Highway(nnx.Module):
+class _Highway(Gated, nnx.Module):
     strides = 1
 
     def __init__(self, affine: Callable[[Any], nnx.Module], activation: Activation, transform_bias: Any, carry: str):
@@ -226,7 +226,7 @@ class HighwayConv(_Highway):
         self.strides = strides
 
 
-class HighwayStack(nnx.Module):
+class HighwayStack(StackGates, nnx.Module):
     """Highway layers, or layers of any other kind, one after another: `highway_jax.HighwayStack`, for NNX.
 
     Maps (..., features) to the same shape. Parameters `kernel` and `bias` as there.
@@ -268,19 +268,22 @@ class HighwayStack(nnx.Module):
         return y
 
 
-class Skippable(nnx.Module):
+class Skippable(Flagged, nnx.Module):
     """A residual branch that can be closed, y = x + h: `highway_jax.Skippable`, for NNX.
+
+    Attributes:
+      closed: whether it is the identity; None, as it is made, or a bool array that may be traced.
 
     Raises:
       ValueError: if x and h differ in shape.
     """
 
+    closed: jax.Array | None = None
+
     def __call__(self, x: jax.Array, h: jax.Array) -> jax.Array:
-        if x.shape != h.shape:
-            raise ValueError(f"x is of shape {x.shape} and h of shape {h.shape}; both must be of the same")
-        y = x + h
-        _sow(self, block_state=h, transform_gate=jnp.ones_like(h), carry_gate=jnp.ones_like(x), block_output=y)
-        return y
+        states = branch(x, h, self.closed)
+        _sow(self, **states)
+        return states["block_output"]
 
 
 class Dropout(nnx.Module):

@@ -8,8 +8,7 @@ import flax.linen as nn
 import jax
 from flax.core import DenyList
 
-Forward = Callable[[Any, Any, bool], Any]
-TRANSIENT = ("intermediates", "perturbations")  # collections that tell of one call
+from highway_jax.forward import TRANSIENT, Forward, call
 
 
 class Adapter(NamedTuple):
@@ -40,17 +39,6 @@ def adapter(model: Callable[..., Any], forward: Forward | None) -> Adapter:
             continue
         return make(model, forward or call)
     raise TypeError("model must take (hp) and return a Linen module, or (hp, rngs) and return an NNX module")
-
-
-def call(model: Any, batch: Any, train: bool) -> Any:
-    """What a model gives for `batch["x"]`, told by `train=` or `deterministic=` whether it trains, if it takes them."""
-    takes = inspect.signature(model.__call__).parameters
-    options: dict[str, bool] = {}
-    if "train" in takes:
-        options["train"] = train
-    if "deterministic" in takes:
-        options["deterministic"] = not train
-    return model(batch["x"], **options)
 
 
 def _linen(model: Callable[[Any], nn.Module], forward: Forward) -> Adapter:
@@ -87,6 +75,8 @@ def _linen(model: Callable[[Any], nn.Module], forward: Forward) -> Adapter:
 def _nnx(model: Callable[..., Any], forward: Forward) -> Adapter:
     from flax import nnx
 
+    from highway_jax.nnx.variables import plain, update
+
     def built(hp: Any, key: jax.Array) -> Any:
         module = model(hp, nnx.Rngs(key))
         if not isinstance(module, nnx.Module):
@@ -96,36 +86,20 @@ def _nnx(model: Callable[..., Any], forward: Forward) -> Adapter:
     def collections_of(module: Any) -> Any:
         """All but the parameters; arrays that are no variables, such as a traced activation, apart."""
         variables, constants = nnx.state(module, nnx.All(nnx.Variable, nnx.Not(nnx.Param)), nnx.Not(nnx.Variable))
-        return {"variables": _plain(variables), "constants": _plain(constants)}
+        return {"variables": plain(variables), "constants": plain(constants)}
 
     def init(hp: Any, key: jax.Array, batch: Any) -> tuple[Any, Any]:
         module = built(hp, key)
-        return _plain(nnx.state(module, nnx.Param)), collections_of(module)
+        return plain(nnx.state(module, nnx.Param)), collections_of(module)
 
     def apply(hp: Any, params: Any, collections: Any, batch: Any, key: jax.Array, train: bool) -> tuple[Any, Any]:
         module = built(hp, jax.random.key(0, impl="threefry2x32"))  # what it draws is replaced, so never computed
-        state = nnx.state(module)
-        rest = _merged(collections["variables"], collections["constants"])
-        nnx.replace_by_pure_dict(state, _with_keys(nnx.to_pure_dict(state), _merged(params, rest)))
-        nnx.update(module, state)
+        update(module, _merged(params, _merged(collections["variables"], collections["constants"])))
         module.train() if train else module.eval()
         outputs = forward(module, batch, train)
         return outputs, collections_of(module) if train else collections
 
-    def _plain(state: Any) -> Any:
-        """A state as nested dicts of ordinary arrays."""
-        return jax.tree.map(lambda leaf: jax.random.key_data(leaf) if _is_key(leaf) else leaf, nnx.to_pure_dict(state))
-
     return Adapter(init, apply, _in_place)
-
-
-def _with_keys(like: Any, plain: Any) -> Any:
-    """Nested dicts of ordinary arrays, with random keys where another such tree has some."""
-
-    def keyed(old: Any, leaf: Any) -> Any:
-        return jax.random.wrap_key_data(leaf, impl=jax.random.key_impl(old)) if _is_key(old) else leaf
-
-    return jax.tree.map(keyed, like, plain)
 
 
 def _side_by_side(params: Any, collections: Any) -> Any:
@@ -142,7 +116,3 @@ def _merged(one: Any, other: Any) -> Any:
         name: _merged(one[name], other[name]) if name in one and name in other else (one | other)[name]
         for name in one | other
     }
-
-
-def _is_key(leaf: Any) -> bool:
-    return isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from highway_jax.population.adapters import Forward, adapter
+from highway_jax.forward import Forward
+from highway_jax.population.adapters import adapter
 from highway_jax.population.space import Hyperparameters
 
 Metrics = dict[str, jax.Array]

@@ -1,0 +1,232 @@
+"""A network that is analysed, Linen or NNX: its highway layers, and what it gives with some of them closed.
+
+Highway layers are found where they sow their states, and known by their modules' paths. A module may hold one layer
+(`HighwayDense`) or a stack of them with a leading axis on every parameter (`HighwayStack`, `nn.scan`).
+"""
+
+import abc
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from highway_jax.data import Array
+from highway_jax.forward import TRANSIENT, Forward
+from highway_jax.linen.layers import CLOSED, Gated
+
+Path = tuple[Any, ...]
+Sown = dict[Path, tuple[jax.Array, ...]]  # by module path and name; a value for every call
+STATES = ("block_state", "transform_gate", "carry_gate", "block_output")
+
+
+@dataclasses.dataclass(frozen=True)
+class Layers:
+    """The highway layers of one module.
+
+    Attributes:
+      path: the module's.
+      gates: how its biases are read and its layers closed.
+      leading: what stacks them in front of the batch, (layers,) or nothing.
+      blocks: of each.
+    """
+
+    path: Path
+    gates: Gated
+    leading: tuple[int, ...]
+    blocks: int
+
+    @property
+    def count(self) -> int:
+        """How many layers."""
+        return math.prod(self.leading)
+
+    def biases(self, params: Any) -> jax.Array:
+        """Of the transform gates, (count, blocks), from the module's parameters; NaN where they have none."""
+        shape, bias = (self.count, self.blocks), self.gates.gate_bias(params)
+        return jnp.full(shape, jnp.nan) if bias is None or bias.size != math.prod(shape) else bias.reshape(shape)
+
+    def closing(self, params: Any, closed: jax.Array) -> Any:
+        """What becomes of the module's parameters where layers, (count,), are closed.
+
+        Raises:
+          ValueError: if they cannot be.
+        """
+        try:
+            return self.gates.closing(params, closed.reshape(self.leading))
+        except ValueError as error:
+            raise ValueError(f"layer {name_of(self.path)!r} cannot be closed: {error}") from None
+
+    def states(self, sown: Sown) -> list[dict[str, jax.Array]]:
+        """What each layer has of the inner states, by name, (batch, blocks): feature maps are averaged over space."""
+        states = {name: sown[*self.path, name][0] for name in STATES if (*self.path, name) in sown}
+        states = {name: s.reshape(self.count, *s.shape[len(self.leading) :]) for name, s in states.items()}
+        states = {
+            name: s.mean(axis=tuple(range(2, s.ndim - 1)), dtype=jnp.promote_types(s.dtype, jnp.float32))
+            for name, s in states.items()
+        }
+        return [{name: state[index] for name, state in states.items()} for index in range(self.count)]
+
+
+class Network(abc.ABC):
+    """A model in evaluation mode, as pure functions of its variables.
+
+    Attributes:
+      variables: nested dicts of arrays.
+      layers: the modules that hold highway layers, in the order in which the network calls them.
+      params: where in the variables the parameters are.
+    """
+
+    variables: Any
+    layers: list[Layers]
+    params: Path = ()
+
+    @property
+    def count(self) -> int:
+        """How many highway layers."""
+        return sum(layers.count for layers in self.layers)
+
+    @property
+    def biases(self) -> list[jax.Array]:
+        """Of each layer's transform gates, (blocks,)."""
+        return [bias for layers in self.layers for bias in layers.biases(self._of(layers, self.variables))]
+
+    def closed(self, variables: Any, closed: Array) -> Any:
+        """The variables with layers closed where `closed`, (layers,) bool, which may be traced."""
+        flat, first = dict(flatten_dict(variables)), 0
+        for layers in self.layers:
+            here = jnp.asarray(closed)[first : first + layers.count]
+            first += layers.count
+            changes = flatten_dict(layers.closing(self._of(layers, variables), here))
+            flat |= {(*self.params, *layers.path, *rest): leaf for rest, leaf in changes.items()}
+        return unflatten_dict(flat)
+
+    def states(self, variables: Any, batch: Any) -> list[dict[str, jax.Array]]:
+        """What each highway layer has of the inner states, by name, (batch, blocks)."""
+        sown = self.sown(variables, batch)
+        return [states for layers in self.layers for states in layers.states(sown)]
+
+    @abc.abstractmethod
+    def outputs(self, variables: Any, batch: Any) -> Any:
+        """What the model gives for a batch."""
+
+    @abc.abstractmethod
+    def sown(self, variables: Any, batch: Any) -> Sown:
+        """What its modules sow meanwhile."""
+
+    @abc.abstractmethod
+    def as_given(self, variables: Any) -> Any:
+        """Variables in the form in which the network's were given; of NNX a module that has them."""
+
+    def _of(self, layers: Layers, variables: Any) -> Any:
+        for key in (*self.params, *layers.path):
+            variables = variables.get(key, {})
+        return variables
+
+
+def network(model: Any, variables: Any, batch: Any, forward: Forward) -> Network:
+    """The network that a model is with some variables.
+
+    Args:
+      model: a Linen or an NNX module.
+      variables: its own; see `networks.gate_statistics`.
+      batch: one example, of which only shapes and dtypes matter.
+      forward: `forward(model, batch, train)`, what the model is called with.
+
+    Raises:
+      TypeError: if it is no Flax module.
+      ValueError: if it has no highway layers, or is not of these variables.
+    """
+    if isinstance(model, nn.Module):
+        return LinenNetwork(model, variables, batch, forward)
+    from flax import nnx  # which Linen's users need not wait for
+
+    from highway_jax.analysis.nnx_models import NNXNetwork
+
+    if isinstance(model, nnx.Module):
+        return NNXNetwork(model, variables, batch, forward)
+    raise TypeError(f"model is {model!r}; it must be a Linen or an NNX module")
+
+
+class LinenNetwork(Network):
+    """A Linen module with its variables, or its parameters alone."""
+
+    params = ("params",)
+
+    def __init__(self, model: nn.Module, variables: Any, batch: Any, forward: Forward):
+        if not isinstance(variables, Mapping):
+            raise ValueError(f"variables is {variables!r}; a Linen module's must be given, or its params alone")
+        self._whole = "params" in variables
+        self._model, self._forward = model, forward
+        variables = variables if self._whole else {"params": variables}
+        self.variables = {name: values for name, values in variables.items() if name not in TRANSIENT}
+        self.layers = self._find(batch)
+
+    def outputs(self, variables: Any, batch: Any) -> Any:
+        return self._applied(variables, batch, False)
+
+    def sown(self, variables: Any, batch: Any) -> Sown:
+        return flatten_dict(self._applied(variables, batch, "intermediates")[1].get("intermediates", {}))
+
+    def as_given(self, variables: Any) -> Any:
+        return variables if self._whole else variables["params"]
+
+    def _applied(self, variables: Any, batch: Any, mutable: Any) -> Any:
+        return nn.apply(lambda module: self._forward(module, batch, False), self._model, mutable=mutable)(variables)
+
+    def _find(self, batch: Any) -> list[Layers]:
+        order: dict[Path, int] = {}
+        called: dict[Path, tuple[nn.Module, int]] = {}
+
+        def note(call, args, kwargs, context):
+            path = context.module.path
+            order.setdefault(path, len(order))
+            y = call(*args, **kwargs)
+            arrays = [leaf for leaf in jax.tree.leaves(y) if isinstance(leaf, jax.Array)]
+            if arrays and (path not in called or context.method_name == "__call__"):
+                called[path] = context.module, arrays[0].ndim  # less than what is sown has, if that is of a scan
+            return y
+
+        def trace(variables, batch):
+            with nn.intercept_methods(note):
+                return unflatten_dict(self.sown(variables, batch))
+
+        sown = flatten_dict(jax.eval_shape(trace, self.variables, batch))
+        found = []
+        # A traced function's dicts come back with sorted keys, "layer10" before "layer2"; its calls are in order.
+        for path in sorted(holders(sown, self._model), key=order.__getitem__):
+            module, ndim = called[path]
+            shape = sown[(*path, "transform_gate")][0].shape
+            found.append(Layers(path, gates_of(module), shape[: len(shape) - ndim], shape[-1]))
+        return found
+
+
+def holders(sown: Mapping[Path, Sequence[Any]], model: Any) -> list[Path]:
+    """The paths of the modules that hold highway layers, those inside another one's gate left out.
+
+    Raises:
+      ValueError: if there are none, or one is applied more than once.
+    """
+    found = [path[:-1] for path in sown if path[-1] == "transform_gate"]
+    gates = {(*path, name) for path in found for name in CLOSED}
+    found = [path for path in found if not any(path[:depth] in gates for depth in range(len(path) + 1))]
+    if not found:
+        raise ValueError(f"this {type(model).__name__} has no highway layers, so there are no gates to look at")
+    for path in found:
+        if len(sown[(*path, "transform_gate")]) > 1:
+            raise ValueError(f"layer {name_of(path)!r} is applied more than once, so it has no place in the order")
+    return found
+
+
+def gates_of(module: Any) -> Gated:
+    """How a module's biases are read and its layers closed: its own way, or that of affine T and C."""
+    return module if isinstance(module, Gated) else Gated()
+
+
+def name_of(path: Iterable[Any]) -> str:
+    """A path as one word."""
+    return "/".join(map(str, path))
