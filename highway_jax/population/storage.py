@@ -62,9 +62,12 @@ class Storage:
             there = notes.get("identity", {})
             for name in sorted(self.identity.keys() | there.keys()):
                 if (before := there.get(name)) != (now := self.identity.get(name)):
+                    differs = f"is {before!r}, here it is {now!r}"
+                    if name == "task":  # known by digests
+                        differs = "computes something else: another model, loss, metric or optimizer"
                     raise WorkdirError(
-                        f"{self.directory}: checkpoint {step} is of another search: its {name} is {before!r}, here it "
-                        f"is {now!r}; choose another workdir"
+                        f"{self.directory}: checkpoint {step} is of another search: its {name} {differs}; choose another "
+                        "workdir"
                     )
             if notes.get("step") != step:
                 raise WorkdirError(
