@@ -66,8 +66,8 @@ class Storage:
                     if name == "task":  # known by digests
                         differs = "computes something else: another model, loss, metric or optimizer"
                     raise WorkdirError(
-                        f"{self.directory}: checkpoint {step} is of another search: its {name} {differs}; choose another "
-                        "workdir"
+                        f"{self.directory}: checkpoint {step} is of another search: its {name} {differs}; choose "
+                        "another workdir"
                     )
             if notes.get("step") != step:
                 raise WorkdirError(
