@@ -8,7 +8,7 @@ import optax
 import pytest
 from flax import nnx
 
-from highway_jax import HighwayConv, HighwayDense, HighwayStack, Skippable, analysis, linen, population
+from highway_jax import Highway, HighwayConv, HighwayDense, HighwayStack, Skippable, analysis, linen, population
 from highway_jax import nnx as native
 from highway_jax.analysis import plots
 from highway_jax.nnx.variables import plain
@@ -57,6 +57,44 @@ class Normalized(nn.Module):
             x = x if layer == self.left_out else y
             x = nn.Dropout(0.5, deterministic=not train)(x)
         return nn.Dense(3)(nn.BatchNorm(use_running_average=not train)(x))
+
+
+@pytest.mark.parametrize("names", ["", "t", "tc", "c"], ids=["default T", "own T", "own T and C", "own C"])
+def test_a_highway_layer_of_any_module_is_its_linen_twin(names):
+    def linen_layer():
+        return Highway(nn.Dense(5), **{name: nn.Dense(5) for name in names}, transform_bias=-2.0)
+
+    class Twin(nnx.Module):
+        def __init__(self, rngs):
+            def linear():
+                return nnx.Linear(5, 5, rngs=rngs)
+
+            def layer():
+                own = {name: linear() for name in names}
+                return native.Highway(5, linear(), **own, transform_bias=-2.0, rngs=rngs)
+
+            self.layers_0, self.layers_1 = layer(), layer()
+            self.last = nnx.Linear(5, 3, rngs=rngs)
+
+        def __call__(self, x):
+            return self.last(self.layers_1(self.layers_0(x)))
+
+    linen_model = nn.Sequential([linen_layer(), linen_layer(), nn.Dense(3)])
+    split = {"x": VECTORS["x"], "y": SPLIT["y"]}
+    params = drawn(jax.eval_shape(lambda: linen_model.init(jax.random.key(0), split["x"])))["params"]
+    twin = Twin(nnx.Rngs(0))
+    variables = {**params, "last": params["layers_2"]}
+    variables.pop("layers_2")
+    for function in analysis.gate_statistics, analysis.lesion:
+        same(function(twin, variables, split), function(linen_model, params, split))
+    order = [1, 0]
+    same(analysis.drop_layers(twin, variables, split, order), analysis.drop_layers(linen_model, params, split, order))
+    started, bias = native.Highway(5, nnx.Linear(5, 5, rngs=nnx.Rngs(0)), rngs=nnx.Rngs(1)), jnp.full(5, -1.0)
+    np.testing.assert_array_equal(started.t.bias[...], bias)
+    with pytest.raises(ValueError, match="rngs is None; without t"):
+        native.Highway(5, nnx.Linear(5, 5, rngs=nnx.Rngs(0)))
+    with pytest.raises(ValueError, match=r"h must keep its input's shape \(1, 5\), but gives \(1, 4\)"):
+        native.Highway(5, nnx.Linear(5, 4, rngs=nnx.Rngs(0)), rngs=nnx.Rngs(1))(jnp.ones((1, 5)))
 
 
 def test_linen_networks_are_analysed_with_all_their_variables_in_evaluation_mode():

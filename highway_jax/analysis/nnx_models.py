@@ -9,7 +9,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from highway_jax.analysis.models import Layers, Network, Path, Sown, gates_of, holders, name_of
 from highway_jax.forward import Forward
-from highway_jax.nnx import Skippable
+from highway_jax.linen.layers import Flagged
 from highway_jax.nnx.variables import plain, update
 
 
@@ -31,7 +31,7 @@ class NNXNetwork(Network):
 
     def as_given(self, variables: Any) -> Any:
         module, flat = nnx.merge(self._graph, self._state, copy=True), dict(flatten_dict(variables))
-        parts = {path: part for path, part in nnx.iter_modules(module) if isinstance(part, Skippable)}
+        parts: dict[Path, Any] = {path: part for path, part in nnx.iter_modules(module) if isinstance(part, Flagged)}
         closed = {path: flat.pop((*path, "closed"), None) for path in parts}
         for part in parts.values():
             part.closed = None  # no part of the state that is updated

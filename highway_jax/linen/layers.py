@@ -90,7 +90,7 @@ class Gated:
 
     def gate_bias(self, params: Any) -> jax.Array | None:
         """The transform gates' biases, from the module's parameters; None where they have none."""
-        return _bias(params, "t")
+        return bias_of(params, "t")
 
     def closing(self, params: Any, closed: jax.Array) -> Any:
         """The parameters to change or to add such that T = 0 and C = 1 exactly where `closed`.
@@ -98,7 +98,7 @@ class Gated:
         Raises:
           ValueError: where that cannot be.
         """
-        biases = {name: bias for name in CLOSED if (bias := _bias(params, name)) is not None}
+        biases = {name: bias for name in CLOSED if (bias := bias_of(params, name)) is not None}
         if "t" not in biases:
             raise ValueError("it has no t/bias")
         return {name: {"bias": jnp.where(closed[..., None], CLOSED[name], b)} for name, b in biases.items()}
@@ -216,7 +216,7 @@ class Highway(Flagged, nn.Module):
             adopt(self, *"htc")
 
     def gate_bias(self, params: Any) -> jax.Array | None:
-        bias = _bias(params, "t")
+        bias = bias_of(params, "t")
         if self.t is None or bias is None:
             return bias
         traced = isinstance(self.transform_bias, jax.core.Tracer)  # computed in a parent's method, so not known here
@@ -234,11 +234,10 @@ class Highway(Flagged, nn.Module):
         else:
             t = self.t(x) + self.transform_bias
         c = None if self.c is None else self.c(x) - self.transform_bias
-        states = {"h": self.h(x), "t": t} | ({} if c is None else {"c": c})
-        for name, state in states.items():
-            if state.shape != x.shape:
-                raise ValueError(f"{name} must keep its input's shape {x.shape}, but gives {state.shape}")
-        return _mix(self, x, states["h"], jax.nn.sigmoid(t), None if c is None else jax.nn.sigmoid(c))
+        states = mixed_of(x, self.h(x), t, c, self.get_variable("params", "closed"))
+        for name, value in states.items():
+            self.sow("intermediates", name, value)
+        return states["block_output"]
 
 
 class Skippable(Flagged, nn.Module):
@@ -297,7 +296,8 @@ def drop(key: jax.Array, x: jax.Array, rate: float | jax.Array) -> jax.Array:
     return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), scaled, 0)
 
 
-def _bias(params: Any, name: str) -> jax.Array | None:
+def bias_of(params: Any, name: str) -> jax.Array | None:
+    """The bias of a module's affine map, None if it has none."""
     affine = params.get(name)
     bias = affine.get("bias") if isinstance(affine, Mapping) else None
     return None if isinstance(bias, Mapping) else bias
@@ -328,14 +328,34 @@ def _highway(layer: Any, x: jax.Array, shortcut: jax.Array, affine: Callable[[st
 
 def _mix(layer: Any, shortcut: jax.Array, h: jax.Array, t: jax.Array, c: jax.Array | None) -> jax.Array:
     """Eq. 2 and 3, with the inner states sown."""
-    if layer.has_variable("params", "closed"):
-        closed = layer.get_variable("params", "closed")
-        t, c = jnp.where(closed, 0, t), None if c is None else jnp.where(closed, 1, c)
-    y = highway(shortcut.astype(h.dtype), h, t, c)
-    states = {"block_state": h, "transform_gate": t, "carry_gate": 1 - t if c is None else c, "block_output": y}
+    states = mixed(shortcut, h, t, c, layer.get_variable("params", "closed"))
     for name, value in states.items():
         layer.sow("intermediates", name, value)
-    return y
+    return states["block_output"]
+
+
+def mixed(
+    shortcut: jax.Array, h: jax.Array, t: jax.Array, c: jax.Array | None, closed: jax.Array | None = None
+) -> dict[str, jax.Array]:
+    """The inner states of a highway layer (Eq. 2 and 3), which is the identity where `closed`."""
+    if closed is not None:
+        t, c = jnp.where(closed, 0, t), None if c is None else jnp.where(closed, 1, c)
+    y = highway(shortcut.astype(h.dtype), h, t, c)
+    return {"block_state": h, "transform_gate": t, "carry_gate": 1 - t if c is None else c, "block_output": y}
+
+
+def mixed_of(
+    x: jax.Array, h: jax.Array, t: jax.Array, c: jax.Array | None, closed: jax.Array | None
+) -> dict[str, jax.Array]:
+    """The inner states of a `Highway`, from what H gives and from the gates' pre-activations.
+
+    Raises:
+      ValueError: if one of them has another shape than x.
+    """
+    for name, state in {"h": h, "t": t, "c": c}.items():
+        if state is not None and state.shape != x.shape:
+            raise ValueError(f"{name} must keep its input's shape {x.shape}, but gives {state.shape}")
+    return mixed(x, h, jax.nn.sigmoid(t), None if c is None else jax.nn.sigmoid(c), closed)
 
 
 def _dense(layer: Any, features: int, name: str, bias: Any = 0.0) -> nn.Dense:

@@ -5,6 +5,7 @@
 
 from highway_jax.nnx.layers import (
     Dropout,
+    Highway,
     HighwayConv,
     HighwayDense,
     HighwayStack,
@@ -13,4 +14,4 @@ from highway_jax.nnx.layers import (
     Skippable,
 )
 
-__all__ = ["Dropout", "HighwayConv", "HighwayDense", "HighwayStack", "PlainConv", "PlainDense", "Skippable"]
+__all__ = ["Dropout", "Highway", "HighwayConv", "HighwayDense", "HighwayStack", "PlainConv", "PlainDense", "Skippable"]

@@ -24,8 +24,8 @@ from flax.typing import Dtype, Initializer, PaddingLike
 from highway_jax.functional.activations import Activation, activate
 from highway_jax.functional.convolution import conv, window
 from highway_jax.functional.initializers import constant, normalized
-from highway_jax.functional.ops import highway, resize
-from highway_jax.linen.layers import CARRIES, Flagged, Gated, branch, centered, drop
+from highway_jax.functional.ops import resize
+from highway_jax.linen.layers import CARRIES, Flagged, Gated, bias_of, branch, centered, drop, mixed, mixed_of
 from highway_jax.linen.stack import StackGates, applied, initial, kind_of
 from highway_jax.stack.kinds import Kind
 
@@ -131,9 +131,9 @@ class _Highway(Gated, nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         h, t = activate(self.h(x), self.activation), jax.nn.sigmoid(self.t(x))
         c = None if self.c is None else jax.nn.sigmoid(self.c(x))
-        y = highway(resize(x, h.shape[-1], self.strides).astype(h.dtype), h, t, c)
-        _sow(self, block_state=h, transform_gate=t, carry_gate=1 - t if c is None else c, block_output=y)
-        return y
+        states = mixed(resize(x, h.shape[-1], self.strides), h, t, c)
+        _sow(self, **states)
+        return states["block_output"]
 
 
 class HighwayDense(_Highway):
@@ -266,6 +266,65 @@ class HighwayStack(StackGates, nnx.Module):
         y, found = applied(self, x, self.kernel[...], self.bias[...], hasattr(self, "__captures__"))
         _sow(self, **found)
         return y
+
+
+class Highway(Flagged, nnx.Module):
+    """A highway layer whose H is any module, y = H(x) T(x) + x C(x) (Eq. 2 and 3): `highway_jax.Highway`, for NNX.
+
+    Maps x of any shape (..., features) to the same shape, which H keeps:
+
+        Highway(64, nnx.MultiHeadAttention(4, 64, decode=False, rngs=rngs), rngs=rngs)  # of (batch, time, 64)
+
+    Args:
+      features: size of the input's last axis.
+      h: any module, called with x; its output is the block state.
+      t: any module, called with x; sigmoid(t(x) + transform_bias) is the transform gate. By default a linear layer,
+        which starts as that of `HighwayDense` with relu, and has a bias of its own at `transform_bias`.
+      c: likewise, with the opposite bias, an independent carry gate; by default C = 1 - T.
+      transform_bias: of the gates (Section 2.2); negative values carry. May be traced.
+      rngs: the source of the default T's weights.
+
+    Attributes:
+      closed: whether it is the identity, where T or C is one's own; None, as it is made, or a bool array.
+
+    Raises:
+      ValueError: without `t` and `rngs`, or if what H, T or C give has another shape than x.
+    """
+
+    closed: jax.Array | None = None
+
+    def __init__(
+        self,
+        features: int,
+        h: nnx.Module,
+        t: nnx.Module | None = None,
+        c: nnx.Module | None = None,
+        *,
+        transform_bias: float | jax.Array = -1.0,
+        rngs: nnx.Rngs | None = None,
+    ):
+        if t is None and rngs is None:
+            raise ValueError("rngs is None; without t, it must be given for T's weights")
+        self.h, self.c, self.plain = h, c, t is None
+        self.transform_bias = _attribute(transform_bias)
+        if t is None:
+            options: Any = {"kernel_init": normalized("relu"), "bias_init": constant(transform_bias), "rngs": rngs}
+            t = nnx.Linear(features, features, **options)
+        self.t = t
+
+    def gate_bias(self, params: Any) -> jax.Array | None:
+        bias = bias_of(params, "t")
+        return bias if bias is None or self.plain else bias + self.transform_bias
+
+    def closing(self, params: Any, closed: jax.Array) -> Any:
+        return (Gated if self.plain and self.c is None else Flagged).closing(self, params, closed)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        t = self.t(x) if self.plain else self.t(x) + self.transform_bias
+        c = None if self.c is None else self.c(x) - self.transform_bias
+        states = mixed_of(x, self.h(x), t, c, self.closed)
+        _sow(self, **states)
+        return states["block_output"]
 
 
 class Skippable(Flagged, nnx.Module):
