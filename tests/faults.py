@@ -75,7 +75,9 @@ def kill(workdir: Path, choice: random.Random, longest: float, while_writing: bo
     process.communicate()
     if process.returncode == 0:
         return "finished"
-    partial = [path for path in workdir.glob("checkpoints/*/*") if not (path / checkpoint.SUMS).exists()]
+    partial = [
+        path for path in workdir.glob("checkpoints/*/*") if path.is_dir() and not (path / checkpoint.SUMS).exists()
+    ]
     complete = sorted(workdir.glob("checkpoints/*/*/" + checkpoint.SUMS))
     where = "/".join(complete[-1].parts[-3:-1]) if complete else "the beginning"
     return where + (" while writing" if partial else "")

@@ -181,7 +181,7 @@ def _train(
         part, epoch, _ = plan[step]
         state, step = trainer.train(state, epoch), step + 1
         due = storage is not None and storage.due(step, state)
-        said = parallel.agree(asked(), due)  # the first message after an epoch: it tells who is lost
+        said = parallel.agree(asked() or 0, due)  # the first message after an epoch: it tells who is lost
         stopped, due = int(said[:, 0].max()), bool(said[0, 1])
         if search.evaluates(epoch):
             state = trainer.evaluate(state, epoch)

@@ -63,6 +63,8 @@ class Group:
             init = Traced(lambda *arguments: jax.tree.map(jnp.asarray, task.init(*arguments)), hp, key, self.batch)
         with _tracing("step"):
             step = Traced(task.step, hp, init.shapes, self.batch, key)
+        if not isinstance(step.shapes, tuple) or len(step.shapes) != 2:
+            raise TypeError(f"the task's step returns a {type(step.shapes).__name__}; it must return (state, metrics)")
         after, metrics = step.shapes
         _check_same(init.shapes, after)
         _check_numbers("step", metrics, self.search.batch_size)
@@ -89,8 +91,8 @@ class Group:
                 continue
             return TypeError(
                 f"the hyperparameter {name!r} is traced, but the task needs its value ({type(error).__name__}); make "
-                "it choice(..., static=True), or use what takes traced values: highway_jax.Dropout, "
-                "population.schedules"
+                "it choice(..., static=True), or use what takes traced values: highway_jax.Dropout (for NNX, "
+                "highway_jax.nnx.Dropout), population.schedules"
             )
         return error
 

@@ -2,6 +2,7 @@
 
 import functools
 import numbers
+import reprlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -79,10 +80,14 @@ class Search:
         for name in self.space.names:
             if name in COLUMNS:
                 raise ValueError(f"space has {name!r}, but the table has a column {name!r} of its own")
+        if isinstance(self.train, Mapping) and self.train.keys() == self.evaluate.keys():
+            raise ValueError(f"evaluate has {', '.join(map(repr, self.train))}, as train; it must map names to splits")
         for name, split in {"train": self.train, **self.evaluate}.items():
             _check_arrays(name, split)
         if "train" in self.evaluate:
             raise ValueError("evaluate has a split 'train', whose numbers would have the names of those of training")
+        if self.first_run + self.num_runs > 2**31:
+            raise ValueError(f"first_run is {self.first_run}; with num_runs it must be at most {2**31}")
         if self.batch_size > length(self.train):
             raise ValueError(
                 f"batch_size is {self.batch_size}; it must be at most {length(self.train)}, the number of examples"
@@ -170,7 +175,8 @@ def _check_arrays(name: str, split: Any) -> None:
     for path, leaf in leaves:
         if not isinstance(leaf, np.ndarray | jax.Array) or leaf.ndim == 0:
             raise TypeError(
-                f"{name}{jax.tree_util.keystr(path)} is {leaf!r}; it must be an array with an axis of examples"
+                f"{name}{jax.tree_util.keystr(path)} is {reprlib.repr(leaf)}; it must be an array with an axis of "
+                "examples"
             )
         if not (jnp.issubdtype(leaf.dtype, jnp.number) or leaf.dtype == bool):
             raise TypeError(f"{name}{jax.tree_util.keystr(path)} is of {leaf.dtype}; it must be of numbers")

@@ -119,7 +119,7 @@ def choice(*options: Any, static: bool = False) -> Choice:
     Raises:
       ValueError: if there are no options, or one is there twice.
     """
-    _check_options("choice", options)
+    _check_options("choice", options, static)
     return Choice(tuple(options), static)
 
 
@@ -140,7 +140,7 @@ def grid(*options: Any, static: bool = False) -> Grid:
         space = {"lr": log_uniform(1e-3, 1), "kind": grid("highway", "plain", static=True)}
         population.fit(task, space, num_runs=40, ...)
     """
-    _check_options("grid", options)
+    _check_options("grid", options, static)
     return Grid(tuple(options), static)
 
 
@@ -331,7 +331,7 @@ def is_number(value: Any) -> bool:
     return real and -LARGEST <= value <= LARGEST
 
 
-def _check_options(name: str, options: tuple[Any, ...]) -> None:
+def _check_options(name: str, options: tuple[Any, ...], static: bool) -> None:
     if not options:
         raise ValueError(f"{name}() has no options; it must have at least one")
     if len(options) == 1 and isinstance(options[0], list | range | set | np.ndarray | jax.Array | Choice):
@@ -339,6 +339,8 @@ def _check_options(name: str, options: tuple[Any, ...]) -> None:
     for position, option in enumerate(options):
         if any(option is earlier or _equal(option, earlier) for earlier in options[:position]):
             raise ValueError(f"{name}: the option {option!r} is there twice")
+        if not static and isinstance(option, numbers.Integral) and not -(2**31) <= int(option) < 2**31:
+            raise ValueError(f"{name}: the option {option!r} is no 32-bit integer; give a float, or static=True")
 
 
 def _check_ends(name: str, low: Any, high: Any) -> None:

@@ -8,10 +8,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import filelock
+
 from highway_jax import parallel
 from highway_jax.checkpoint import Checkpoints
 from highway_jax.files import first_line
 from highway_jax.population.memory import num_bytes
+
+LOCK = ".lock"
 
 
 class WorkdirError(Exception):
@@ -32,6 +36,7 @@ class Storage:
 
     Raises:
       ValueError: for a path that cannot be stored under (`files.check_path`).
+      WorkdirError: where nothing can be written, or another search is at work.
     """
 
     share = 0.01
@@ -39,8 +44,20 @@ class Storage:
 
     def __init__(self, directory: Path, identity: Mapping[str, Any], every: int | None):
         self.directory, self.identity, self.every = directory, dict(identity), every
+        self._lock = filelock.FileLock(directory / LOCK, timeout=0)
+        parallel.at_first(self._take)
         self.checkpoints = Checkpoints(directory)
         self.last = time.monotonic()
+
+    def _take(self) -> None:
+        with self._writing():
+            self.directory.mkdir(parents=True, exist_ok=True)
+            try:
+                self._lock.acquire()
+            except filelock.Timeout:
+                raise WorkdirError(
+                    f"{self.directory}: another search is at work in it; choose another workdir"
+                ) from None
 
     def newest(self) -> tuple[int, dict[str, Any]]:
         """The step and notes of the newest intact checkpoint, 0 and nothing if there is none; damaged ones are removed.
@@ -120,6 +137,7 @@ class Storage:
         """Wait for the last save and free what saving needs."""
         with self._writing():
             self.checkpoints.close()
+        self._lock.release()
 
     def _writing(self) -> contextlib.AbstractContextManager[None]:
         return writing(self.directory, "a checkpoint")

@@ -223,6 +223,15 @@ def test_a_workdir_of_another_search_is_refused(change, named, tmp_path):
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
+def test_a_workdir_in_which_another_search_is_at_work_is_refused(tmp_path):
+    def again(progress):
+        with pytest.raises(WorkdirError, match="another search is at work in it"):
+            fit(workdir=tmp_path)
+
+    assert_same_runs(fit(workdir=tmp_path, progress=again), list(range(6)))
+    assert fit(workdir=tmp_path).finished
+
+
 def test_a_damaged_checkpoint_is_passed_over(tmp_path):
     fit(workdir=tmp_path, checkpoint_every=1, stop=Stop(2))
     *_, last = sorted(tmp_path.glob("*/SHA256SUMS"))
@@ -383,6 +392,9 @@ def test_progress_is_told_from_the_start(capsys):
         ({"train": {**TRAIN, "y": np.array(["a"] * 33)}}, r"train\['y'\] is of <U1; it must be of numbers"),
         ({"evaluate": {"valid": {"x": X[:0]}}}, "valid has no examples"),
         ({"evaluate": {"train": VALID}}, "a split 'train'"),
+        ({"evaluate": VALID}, "evaluate has 'x', 'y', as train; it must map names to splits"),
+        ({"first_run": 2**31 - 2}, "first_run is 2147483646"),
+        ({"task": TASK._replace(step=lambda hp, s, b, k: s)}, r"returns a dict; it must return \(state, metrics\)"),
         ({"space": {**SPACE, "run": uniform(0, 1)}}, "the table has a column 'run' of its own"),
         ({"space": {}}, "there is no hyperparameter 'size'"),
         ({"policy": Halving(every=1), "rank_by": "valid_loss", "evaluate_every": None}, "policy needs valid_loss"),

@@ -128,6 +128,7 @@ def test_a_task_gets_numbers_indices_or_the_options_themselves():
         (lambda: grid(), r"grid\(\) has no options"),
         (lambda: choice([1, 2]), r"choice\(\[1, 2\]\) has one option; give the options one by one"),
         (lambda: grid(1, 1), "grid: the option 1 is there twice"),
+        (lambda: choice(2**31, 1), "choice: the option 2147483648 is no 32-bit integer"),
         (lambda: Space({"lr": [0.1, 0.2]}), r"space\['lr'\] is a list; choice\(\*\[0.1, 0.2\]\)"),
         (lambda: Space([("lr", uniform(0, 1))]), "must be a mapping"),
         (lambda: Space({"lr": np.ones(3)}).draw(KEY, RUNS), r"shape \(3,\); it must have a value for each of 50"),
