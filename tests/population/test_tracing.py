@@ -9,7 +9,7 @@ import pytest
 
 from highway_jax import population
 from highway_jax.population import Task, uniform
-from highway_jax.population.tracing import Traced
+from highway_jax.population.tracing import Traced, _Same, _text
 
 DATA = {"x": np.ones((8, 2), np.float32)}
 
@@ -207,3 +207,10 @@ def test_constants_of_any_dtype_can_be_closed_over(tmp_path):
     assert fit(lambda a: a + small, workdir=tmp_path).finished
     with pytest.raises(population.WorkdirError):
         fit(lambda a: a + 2 * small, workdir=tmp_path)
+
+
+def test_sets_are_written_in_one_order():
+    """Python's own depends on how strings are hashed in a process."""
+    one, other = (functools.partial(jnp.sum, axis=frozenset(order)) for order in ([0, 8], [8, 0]))
+    assert repr(one) != repr(other)
+    assert _text(_Same(one)) == _text(_Same(other))
