@@ -67,7 +67,7 @@ def epoch_on(config: ConfigDict, count: int) -> tuple[Callable[[], None], int]:
     mesh = parallel.runs_mesh(jax.devices()[:count])
     group = group_of(job, network, mesh)
     search, train = group.search, parallel.replicate(mesh, dataset.train)
-    members = group.start(group.search.drawn, np.arange(config.num_runs))
+    members = group.start(search.drawn, np.arange(config.num_runs))
     text = group.programs.train.lower(members, group.batches, 1).compile().as_text()
 
     def epoch() -> None:

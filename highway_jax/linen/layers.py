@@ -234,10 +234,7 @@ class Highway(Flagged, nn.Module):
         else:
             t = self.t(x) + self.transform_bias
         c = None if self.c is None else self.c(x) - self.transform_bias
-        states = mixed_of(x, self.h(x), t, c, self.get_variable("params", "closed"))
-        for name, value in states.items():
-            self.sow("intermediates", name, value)
-        return states["block_output"]
+        return _sown(self, mixed_of(x, self.h(x), t, c, self.get_variable("params", "closed")))
 
 
 class Skippable(Flagged, nn.Module):
@@ -253,10 +250,7 @@ class Skippable(Flagged, nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, h: jax.Array) -> jax.Array:
-        states = branch(x, h, self.get_variable("params", "closed"))
-        for name, value in states.items():
-            self.sow("intermediates", name, value)
-        return states["block_output"]
+        return _sown(self, branch(x, h, self.get_variable("params", "closed")))
 
 
 def branch(x: jax.Array, h: jax.Array, closed: jax.Array | None) -> dict[str, jax.Array]:
@@ -312,9 +306,7 @@ def centered(kernel_size: Sequence[int]) -> list[tuple[int, int]]:
 
 
 def _plain(layer: Any, z: jax.Array) -> jax.Array:
-    y = activate(z, layer.activation)
-    layer.sow("intermediates", "block_output", y)
-    return y
+    return _sown(layer, {"block_output": activate(z, layer.activation)})
 
 
 def _highway(layer: Any, x: jax.Array, shortcut: jax.Array, affine: Callable[[str, Any], nn.Module]) -> jax.Array:
@@ -323,12 +315,11 @@ def _highway(layer: Any, x: jax.Array, shortcut: jax.Array, affine: Callable[[st
     h = activate(affine("h", 0.0)(x), layer.activation)
     t = jax.nn.sigmoid(affine("t", layer.transform_bias)(x))
     c = jax.nn.sigmoid(affine("c", -layer.transform_bias)(x)) if layer.carry == "independent" else None
-    return _mix(layer, shortcut, h, t, c)
+    return _sown(layer, mixed(shortcut, h, t, c))
 
 
-def _mix(layer: Any, shortcut: jax.Array, h: jax.Array, t: jax.Array, c: jax.Array | None) -> jax.Array:
-    """Eq. 2 and 3, with the inner states sown."""
-    states = mixed(shortcut, h, t, c, layer.get_variable("params", "closed"))
+def _sown(layer: Any, states: Mapping[str, jax.Array]) -> jax.Array:
+    """A layer's output, its inner states sown."""
     for name, value in states.items():
         layer.sow("intermediates", name, value)
     return states["block_output"]

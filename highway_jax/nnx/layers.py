@@ -13,7 +13,7 @@ Mathematics, initial values, and the parameters' names and shapes are those of t
 `transform_gate`, `carry_gate`, `block_state` and `block_output`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -36,9 +36,7 @@ class _Plain(nnx.Module):
         self.activation = _attribute(activation)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = activate(self.h(x), self.activation)
-        _sow(self, block_output=y)
-        return y
+        return _sown(self, {"block_output": activate(self.h(x), self.activation)})
 
 
 class PlainDense(_Plain):
@@ -131,9 +129,7 @@ class _Highway(Gated, nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         h, t = activate(self.h(x), self.activation), jax.nn.sigmoid(self.t(x))
         c = None if self.c is None else jax.nn.sigmoid(self.c(x))
-        states = mixed(resize(x, h.shape[-1], self.strides), h, t, c)
-        _sow(self, **states)
-        return states["block_output"]
+        return _sown(self, mixed(resize(x, h.shape[-1], self.strides), h, t, c))
 
 
 class HighwayDense(_Highway):
@@ -322,9 +318,7 @@ class Highway(Flagged, nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         t = self.t(x) if self.plain else self.t(x) + self.transform_bias
         c = None if self.c is None else self.c(x) - self.transform_bias
-        states = mixed_of(x, self.h(x), t, c, self.closed)
-        _sow(self, **states)
-        return states["block_output"]
+        return _sown(self, mixed_of(x, self.h(x), t, c, self.closed))
 
 
 class Skippable(Flagged, nnx.Module):
@@ -340,9 +334,7 @@ class Skippable(Flagged, nnx.Module):
     closed: jax.Array | None = None
 
     def __call__(self, x: jax.Array, h: jax.Array) -> jax.Array:
-        states = branch(x, h, self.closed)
-        _sow(self, **states)
-        return states["block_output"]
+        return _sown(self, branch(x, h, self.closed))
 
 
 class Dropout(nnx.Module):
@@ -375,6 +367,12 @@ def _options(activation: Activation, kernel_init: Initializer | None, dtype: Any
 def _attribute(value: Any) -> Any:
     # Flax takes a traced value for a constant unless it is told.
     return nnx.data(value) if isinstance(value, jax.Array) else value
+
+
+def _sown(layer: nnx.Module, states: Mapping[str, jax.Array]) -> jax.Array:
+    """A layer's output, its inner states sown."""
+    _sow(layer, **states)
+    return states["block_output"]
 
 
 def _sow(layer: nnx.Module, **states: jax.Array) -> None:

@@ -27,6 +27,7 @@ from highway_jax.population.space import Space
 from highway_jax.population.state import Outcome, State, put
 from highway_jax.population.storage import Storage
 from highway_jax.population.task import Task
+from highway_jax.population.tracing import described
 
 
 class MemoryTooSmall(ValueError):
@@ -425,9 +426,7 @@ def _md5(tree: Any) -> str:
     """Of a tree's arrays: their places, dtypes, shapes and contents."""
     digest = hashlib.md5(usedforsecurity=False)
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        array = np.asarray(leaf)
-        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype.name} {array.shape}".encode())
-        digest.update(array.tobytes())
+        digest.update(f"{jax.tree_util.keystr(path)} {described(leaf)}".encode())
     return digest.hexdigest()
 
 

@@ -53,12 +53,11 @@ class Group:
         except (jax.errors.ConcretizationTypeError, TypeError) as error:
             raise self._explained(error, task, hp) from error
         self.task = self.traced.task
-        key = jax.eval_shape(lambda: jax.random.key(0, impl=run.PRNG))
-        self.shapes = jax.eval_shape(functools.partial(run.start, self.task), hp, key, self.batch)
+        self.shapes = jax.eval_shape(functools.partial(run.start, self.task), hp, _key(), self.batch)
         self.programs = _compiled(self.traced, mesh, search.evaluate_batch_size)
 
     def _trace(self, task: Task, hp: Mapping[str, Any]) -> tuple["TracedTask", tuple[str, ...]]:
-        key = jax.eval_shape(lambda: jax.random.key(0, impl=run.PRNG))
+        key = _key()
         with _tracing("init"):
             init = Traced(lambda *arguments: jax.tree.map(jnp.asarray, task.init(*arguments)), hp, key, self.batch)
         with _tracing("step"):
@@ -228,6 +227,11 @@ def _padded(rows: np.ndarray, mesh: Mesh) -> np.ndarray:
 def _take_rows(mesh: Mesh, population: Run, rows: Any) -> Run:
     some = jax.tree.map(lambda leaf: leaf[rows], population)
     return lax.with_sharding_constraint(some, parallel.over_runs(mesh))
+
+
+def _key() -> Any:
+    """A random key, in shape and dtype."""
+    return jax.eval_shape(lambda: jax.random.key(0, impl=run.PRNG))
 
 
 def _batch(split: Any, size: int) -> Any:

@@ -3,7 +3,6 @@
 import functools
 import math
 import numbers
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +13,7 @@ import numpy as np
 from jax import lax
 
 from highway_jax.functional.activations import ACTIVATIONS
-from highway_jax.population.tracing import REMEMBERED, Traced
+from highway_jax.population.tracing import REMEMBERED, Traced, described
 
 LARGEST = float(np.finfo(np.float32).max)
 Columns = dict[str, np.ndarray]
@@ -226,7 +225,7 @@ class Space:
             for name, entry in self.entries.items()
             if isinstance(entry, Choice) or not (callable(entry) or isinstance(entry, np.ndarray | jax.Array))
         }
-        return {name: [re.sub(r" at 0x[0-9a-f]+", "", repr(option)) for option in fixed[name]] for name in fixed}
+        return {name: list(map(described, options)) for name, options in fixed.items()}
 
     def positions(self, values: Mapping[str, Any]) -> Columns:
         """The columns of values as a table has them: those of a `Choice` become positions.

@@ -112,6 +112,11 @@ def _pieces(jaxpr: ClosedJaxpr | Jaxpr) -> Iterator[Any]:
     yield tuple(map(named, jaxpr.outvars))
 
 
+def described(value: Any) -> str:
+    """A value as text that is the same in every process."""
+    return _text(_exact(value))
+
+
 def _exact(part: Any) -> Any:
     """An array by its contents, a plain value as it is written, anything else as an object."""
     if isinstance(part, jax.Array) and jax.dtypes.issubdtype(part.dtype, jax.dtypes.prng_key):
