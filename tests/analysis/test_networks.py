@@ -481,7 +481,7 @@ def test_other_outputs_than_logits_are_refused():
 
 
 def test_the_documented_blocks_run_and_can_be_analysed():
-    page = (Path(__file__).parents[1] / "docs/blocks.md").read_text()
+    page = (Path(__file__).parents[2] / "docs/blocks.md").read_text()
     names: dict = {}
     for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
         exec(code, names)

@@ -25,7 +25,7 @@ from highway_jax.stack import fused, stack
 from highway_jax.stack.kinds import HIGHWAY, PLAIN
 
 DIGITS = data.load("digits").train
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module", autouse=True)

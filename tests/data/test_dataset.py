@@ -16,7 +16,7 @@ from highway_jax import data
 from highway_jax.data import shuffled_batches
 from tests.tfds_files import CIFAR100, MNIST, encoded, write_tfds
 
-PREPARED = Path(os.environ.get("TFDS_DATA_DIR", Path(__file__).parents[2] / "shared/tfds"))
+PREPARED = Path(os.environ.get("TFDS_DATA_DIR", Path(__file__).parents[3] / "shared/tfds"))
 needs_mnist = pytest.mark.skipif(
     not (PREPARED / "mnist").is_dir(), reason="needs prepared MNIST in $TFDS_DATA_DIR; reading real TFDS data untested"
 )
