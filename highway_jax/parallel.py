@@ -167,6 +167,13 @@ def free_memory(mesh: Mesh) -> int | None:
     return stats["bytes_limit"] - stats["bytes_in_use"] if "bytes_limit" in stats else None
 
 
+def spread(num_runs: int, rows: int, mesh: Mesh) -> np.ndarray:
+    """Which rows of a population its runs have: the first ones of every device, whose shares differ by one at most."""
+    devices = np.arange(rows).reshape(mesh.shape[RUNS], -1)
+    shares = np.array_split(np.arange(num_runs), len(devices))
+    return np.concatenate([own[: len(share)] for own, share in zip(devices, shares, strict=True)])
+
+
 def map_runs(function: Callable[..., Any], mesh: Mesh, runs_per_batch: int) -> Callable[..., Any]:
     """Map a function of one run over a population that is split over the mesh.
 
@@ -177,22 +184,12 @@ def map_runs(function: Callable[..., Any], mesh: Mesh, runs_per_batch: int) -> C
         the batches follow one another.
 
     Returns:
-      `mapped(population, *shared)`: every leaf of the population and of the result has a leading axis
-      of runs, divisible by the mesh's `runs`. Along it devices do not communicate; along `data` the compiler
-      makes them, where shared arrays are split over it.
+      `mapped(population, *shared, used=None)`: every leaf of the population and of the result has a leading axis of
+      rows, divisible by the mesh's `runs`. `used`, (rows,) bool, says which of them are runs, as `spread` has it; by
+      default all. Other rows cost little, and their results mean nothing. Along the rows devices do not communicate;
+      along `data` the compiler makes them, where shared arrays are split over it.
     """
-
-    def on_device(population, *shared):
-        def one(run):
-            return function(run, *shared)
-
-        if runs_per_batch == 1:  # cheaper without a batch axis
-            return lax.map(one, population)
-        if runs_per_batch >= jax.tree.leaves(population)[0].shape[0]:
-            return jax.vmap(one)(population)
-        return lax.map(one, population, batch_size=runs_per_batch)
-
-    return _on_each_device(on_device, mesh)
+    return _mapped(function, mesh, runs_per_batch, updates=False)
 
 
 def update_runs(function: Callable[..., Any], mesh: Mesh, runs_per_batch: int) -> Callable[..., Any]:
@@ -203,43 +200,69 @@ def update_runs(function: Callable[..., Any], mesh: Mesh, runs_per_batch: int) -
       mesh, runs_per_batch: as for `map_runs`.
 
     Returns:
-      `updated(population, *shared) -> (population, results)`, otherwise as `map_runs` has it.
+      `updated(population, *shared, used=None) -> (population, results)`, otherwise as `map_runs` has it.
     """
+    return _mapped(function, mesh, runs_per_batch, updates=True)
 
-    def on_device(population, *shared):
-        def some(start, population, size):
-            """Update rows `start` to `start` + `size`."""
-            if size == 1:  # cheaper without a batch axis
-                run = jax.tree.map(lambda leaf: lax.dynamic_index_in_dim(leaf, start, keepdims=False), population)
-                run, result = function(run, *shared)
-                new, results = jax.tree.map(lambda leaf: leaf[None], (run, result))
-            else:
-                runs = jax.tree.map(lambda leaf: lax.dynamic_slice_in_dim(leaf, start, size), population)
-                new, results = jax.vmap(lambda run: function(run, *shared))(runs)
-            put = functools.partial(lax.dynamic_update_slice_in_dim, start_index=start, axis=0)
-            return jax.tree.map(put, population, new), results
 
+def _mapped(function: Callable[..., Any], mesh: Mesh, runs_per_batch: int, updates: bool) -> Callable[..., Any]:
+    def on_device(population, used, *shared):
+        @functools.partial(jax.jit, inline=True)  # traced once
+        def one(run):
+            found = function(run, *shared)
+            return found if updates else ((), found)
+
+        if 1 < len(used) <= runs_per_batch:
+            found = jax.vmap(one)(population)
+        else:
+            found = _in_batches(one, population, used, min(runs_per_batch, len(used)), updates)
+        return found if updates else found[1]
+
+    on_devices = _on_each_device(on_device, mesh)
+
+    def mapped(population, *shared, used=None):
         rows = len(jax.tree.leaves(population)[0])
-        if 1 < runs_per_batch >= rows:
-            return jax.vmap(lambda run: function(run, *shared))(population)
-        over = rows % runs_per_batch
-        starts = jnp.arange(0, rows - over, runs_per_batch)
-        population, results = lax.scan(lambda p, start: some(start, p, runs_per_batch), population, starts)
-        results = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), results)
-        if over:
-            population, last = some(rows - over, population, over)
-            results = jax.tree.map(lambda *parts: jnp.concatenate(parts), results, last)
-        return population, results
+        return on_devices(population, jnp.ones(rows, bool) if used is None else used, *shared)
 
-    return _on_each_device(on_device, mesh)
+    return mapped
+
+
+def _in_batches(one: Callable[[Any], Any], population: Any, used: Any, size: int, updates: bool) -> Any:
+    """Take the used rows of a population, which are the first ones, through a function, `size` at a time.
+
+    How many batches there are is data, so that runs may stop without another compilation.
+    """
+    rows = len(used)
+
+    def some(tree, start):
+        return jax.tree.map(lambda leaf: lax.dynamic_slice_in_dim(leaf, start, size), tree)
+
+    def batch(number, state):
+        first = number * size
+        start = jnp.minimum(first, rows - size)  # the last batch may begin with runs of the one before
+        before = some(state, start)
+        runs = before[0] if updates else some(population, start)
+        if size == 1:  # cheaper without a batch axis
+            after = jax.tree.map(lambda leaf: leaf[None], one(jax.tree.map(lambda leaf: leaf[0], runs)))
+        else:
+            due = start + jnp.arange(size, dtype=jnp.int32) >= first
+            chosen = functools.partial(jax.vmap(jnp.where), due)
+            after = jax.tree.map(chosen, jax.vmap(one)(runs), before)
+        put = functools.partial(lax.dynamic_update_slice_in_dim, start_index=start, axis=0)
+        return jax.tree.map(put, state, after)
+
+    result = jax.eval_shape(one, jax.tree.map(lambda leaf: leaf[0], population))[1]
+    results = jax.tree.map(lambda leaf: jnp.zeros((rows, *leaf.shape), leaf.dtype), result)
+    batches = -(-used.sum(dtype=jnp.int32) // size)
+    return lax.fori_loop(0, batches, batch, (population if updates else (), results))
 
 
 def _on_each_device(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
     """A function of a device's part of a population, and of what all share, on every device."""
 
-    def everywhere(population, *shared):
+    def everywhere(population, used, *shared):
         runs, whole = PartitionSpec(RUNS), PartitionSpec()
-        specs = (runs, *(whole for _ in shared))
+        specs = (runs, runs, *(whole for _ in shared))
         # The program is divided by hand over `runs` alone. What a step's mean over the batch, or its random bits, ask
         # of devices that share a batch is the compiler's business; where none do, `data` is by hand too, since only
         # then JAX takes callbacks such as `jax.debug.print`. Without collectives of ours there is nothing for the
@@ -247,7 +270,7 @@ def _on_each_device(function: Callable[..., Any], mesh: Mesh) -> Callable[..., A
         by_hand = {RUNS} if mesh.shape[DATA] > 1 else {RUNS, DATA}
         results = jax.shard_map(
             function, mesh=mesh, in_specs=specs, out_specs=runs, axis_names=by_hand, check_vma=False
-        )(population, *shared)
+        )(population, used, *shared)
         return lax.with_sharding_constraint(results, NamedSharding(mesh, runs))
 
     return everywhere

@@ -18,10 +18,11 @@ from highway_jax import parallel
 from highway_jax.files import check_path
 from highway_jax.population import memory
 from highway_jax.population.policies import Policy
-from highway_jax.population.programs import Group, gather_batches, take_run, take_runs
+from highway_jax.population.programs import Group, gather_batches, take_rows, take_run
 from highway_jax.population.progress import Bar, Progress
 from highway_jax.population.ranking import TRAIN, rank
 from highway_jax.population.result import Result
+from highway_jax.population.run import Run
 from highway_jax.population.search import Sampler, Search, check_integer
 from highway_jax.population.space import Space
 from highway_jax.population.state import Outcome, State, put
@@ -200,7 +201,7 @@ def _train(
     if storage:
         storage.wait()
     if stopped and search.keep == "all":
-        state = state.with_ended({group: np.arange(len(members)) for group, members in state.members.items()})
+        state = state.with_ended({group: np.flatnonzero(members >= 0) for group, members in state.members.items()})
     return so_far()
 
 
@@ -263,7 +264,10 @@ class Trainer:
             new = {name: put(outcome.columns[name], rows, values) for name, values in chosen.items()}
             outcome = dataclasses.replace(outcome, columns={**outcome.columns, **new})
         numbers = search.space.groups(outcome.columns, rows)
-        members = {str(number): rows[numbers == number] for number in np.unique(numbers)}
+        members = {}
+        for number in np.unique(numbers):
+            own = rows[numbers == number]
+            members[str(number)] = self._placed(own, parallel.padded(len(own), self.mesh))
         populations = {name: self._group(name).start(outcome.columns, own) for name, own in members.items()}
         return State(populations, members, outcome)
 
@@ -275,7 +279,9 @@ class Trainer:
             if name not in self._lockstep:
                 chosen = self._wanted_lockstep or self._group(name).runs_per_batch(population)
                 self._lockstep[name] = int(parallel.agree(chosen).min())
-            populations[name], numbers[name] = self._group(name).train(population, batches, self._lockstep[name])
+            populations[name], numbers[name] = self._group(name).train(
+                population, batches, self._lockstep[name], state.members[name]
+            )
         _wait(numbers)
         state = dataclasses.replace(state, populations=populations)
         for name, found in numbers.items():
@@ -296,7 +302,7 @@ class Trainer:
         for split, examples in self.search.evaluate.items():
             there = self._on_devices(split, examples)
             for name, population in state.populations.items():
-                found = self._group(name).evaluate(population, there, self._lockstep[name])
+                found = self._group(name).evaluate(population, there, self._lockstep[name], state.members[name])
                 named = {f"{split}_{metric}": values for metric, values in found.items()}
                 state = state.with_numbers(name, epoch, named)
         return state
@@ -304,21 +310,37 @@ class Trainer:
     def without_ended(self, state: State, epoch: int) -> State:
         """Without the runs that end after this epoch, whose states are kept if they are a result."""
         search = self.search
-        rows = np.sort(np.concatenate(list(state.members.values())))
-        stay = rows[:0]
+        runs = np.sort(np.concatenate([members[members >= 0] for members in state.members.values()]))
+        stay = runs[:0]
         if search.policy is not None and epoch < search.epochs:
-            curves = {name: curve[rows] for name, curve in state.outcome.curves.items()}
-            stay = rows[search.policy.kept(rank(curves, search.rank_by, search.mode))]
+            curves = {name: curve[runs] for name, curve in state.outcome.curves.items()}
+            stay = runs[search.policy.kept(rank(curves, search.rank_by, search.mode))]
         staying = {name: np.isin(members, stay) for name, members in state.members.items()}
         if search.keep == "all":
-            state = state.with_ended({name: np.flatnonzero(~stays) for name, stays in staying.items()})
-        populations = {
-            name: take_runs(state.populations[name], np.flatnonzero(stays), self.mesh)
-            for name, stays in staying.items()
-            if stays.any()
-        }
-        members = {name: state.members[name][staying[name]] for name in populations}
+            gone = {name: np.flatnonzero((state.members[name] >= 0) & ~stays) for name, stays in staying.items()}
+            state = state.with_ended(gone)
+        populations, members = {}, {}
+        for name, stays in staying.items():
+            if fewest := parallel.padded(stays.sum(), self.mesh):
+                # What is compiled serves as long as what stays fills a batch of lockstep.
+                fills = self._lockstep[name] <= fewest // self.mesh.shape[parallel.RUNS]
+                rows = len(stays) if fills else fewest
+                before = state.populations[name], state.members[name]
+                populations[name], members[name] = self._moved(*before, np.flatnonzero(stays), rows)
         return State(populations, members, state.outcome)
+
+    def _placed(self, runs: np.ndarray, rows: int) -> np.ndarray:
+        """The members of a population of so many rows that has these runs."""
+        members = np.full(rows, -1)
+        members[parallel.spread(len(runs), rows, self.mesh)] = runs
+        return members
+
+    def _moved(self, population: Run, members: np.ndarray, kept: np.ndarray, rows: int) -> tuple[Run, np.ndarray]:
+        """Some rows of a population, and the members there, as a population of so many rows."""
+        new = self._placed(members[kept], rows)
+        if not np.array_equal(new, members):
+            population = take_rows(self.mesh, population, np.maximum(self._placed(kept, rows), 0))
+        return population, new
 
     def with_best_again(self, state: State) -> State:
         """With the best run's state where another's is there, which led and then diverged: the run is trained again."""
@@ -329,9 +351,10 @@ class Trainer:
         if at[1] == 0 or (outcome.best_at == at).all():
             return state
         name = str(self.search.space.groups(outcome.columns, best)[0])
-        population = self._group(name).start(outcome.columns, best)
+        group, members = self._group(name), self._placed(best, parallel.padded(1, self.mesh))
+        population = group.start(outcome.columns, members)
         for epoch in range(1, at[1] + 1):
-            population, _ = self._group(name).train(population, self._epoch_batches(epoch), 1)
+            population, _ = group.train(population, self._epoch_batches(epoch), 1, members)
         again = {name: parallel.gather(take_run(population.state, 0))}
         return dataclasses.replace(state, outcome=dataclasses.replace(outcome, best=again, best_at=at))
 
@@ -373,6 +396,10 @@ class Trainer:
         populations = {name: on_devices(name, rows) for name, rows in members.items()}
         like = State(populations, {name: np.zeros(rows, int) for name, rows in members.items()}, outcome)
         state = storage.restore(step, like, min(members.values(), default=0))
+        for name, there in list(state.members.items()):  # maybe spread over other devices
+            there = np.pad(there, (0, parallel.padded(len(there), self.mesh) - len(there)), constant_values=-1)
+            moved = self._moved(state.populations[name], there, np.flatnonzero(there >= 0), len(there))
+            state.populations[name], state.members[name] = moved
         # Dicts come back in another order, which is that of the table's columns.
         columns = {name: state.outcome.columns[name] for name in outcome.columns}
         curves = {name: state.outcome.curves[name] for name in outcome.curves}

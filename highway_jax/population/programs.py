@@ -95,26 +95,31 @@ class Group:
             )
         return error
 
-    def start(self, columns: Columns, rows: np.ndarray) -> Run:
-        """Start a population; its size is rounded up to what the devices can share evenly, by repeating the last run.
+    def start(self, columns: Columns, members: np.ndarray) -> Run:
+        """Start a population.
 
         Args:
           columns: hyperparameters of all of the search's runs.
-          rows: which of them start, all of this group.
+          members: (rows,) which of them each row is, all of this group; -1 for padding.
         """
-        rows = _padded(rows, self.mesh)
-        hp = self.search.space.traced({name: values[rows] for name, values in columns.items()})
+        runs = np.where(members < 0, members.max(), members)
+        hp = self.search.space.traced({name: values[runs] for name, values in columns.items()})
         example = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), self.batch)
-        numbered = parallel.split_runs(self.mesh, (hp, self.search.own_seeds[rows]))
+        numbered = parallel.split_runs(self.mesh, (hp, self.search.own_seeds[runs]))
         return self.programs.start(numbered, keys(self.search.seed)[0], example)
 
-    def train(self, population: Run, batches: Any, runs_per_batch: int) -> tuple[Run, Metrics]:
-        """An epoch of a population, whose memory is used again; numbers are (runs,) each."""
-        return self.programs.train(population, batches, runs_per_batch)
+    def train(
+        self, population: Run, batches: Any, runs_per_batch: int, members: np.ndarray | None = None
+    ) -> tuple[Run, Metrics]:
+        """An epoch of a population, whose memory is used again; numbers are (rows,) each, those of padding nonsense."""
+        return self.programs.train(population, batches, runs_per_batch, self._used(members))
 
-    def evaluate(self, population: Run, split: Any, runs_per_batch: int) -> Metrics:
-        """The numbers of a population on a split, (runs,) each."""
-        return self.programs.evaluate(population, split, runs_per_batch)
+    def evaluate(self, population: Run, split: Any, runs_per_batch: int, members: np.ndarray | None = None) -> Metrics:
+        """The numbers of a population on a split, likewise."""
+        return self.programs.evaluate(population, split, runs_per_batch, self._used(members))
+
+    def _used(self, members: np.ndarray | None) -> jax.Array | None:
+        return None if members is None else parallel.split_runs(self.mesh, members >= 0)
 
     def runs_per_batch(self, population: Run) -> int:
         """How many runs a device should train in lockstep.
@@ -178,18 +183,18 @@ def _compiled(traced: TracedTask, mesh: Mesh, evaluate_batch_size: int | None) -
         hp, seed = numbered
         return run.start(task, hp, jax.random.split(jax.random.fold_in(key, seed))[1], example)
 
-    def train(population: Run, batches: Any, runs_per_batch: int) -> tuple[Run, Metrics]:
+    def train(population: Run, batches: Any, runs_per_batch: int, used: Any = None) -> tuple[Run, Metrics]:
         epoch = functools.partial(run.train_epoch, task)
-        population, metrics = parallel.update_runs(epoch, mesh, runs_per_batch)(population, batches)
+        population, metrics = parallel.update_runs(epoch, mesh, runs_per_batch)(population, batches, used=used)
         # NaN would say that there are no numbers; a run that has diverged has some.
         decisive = [metrics["loss"]] if "loss" in metrics else list(metrics.values())
         finite = jnp.all(jnp.isfinite(jnp.array(decisive)), axis=0)
         return population, {name: jnp.where(finite, values, jnp.inf) for name, values in metrics.items()}
 
-    def evaluate(population: Run, split: Any, runs_per_batch: int) -> Metrics:
+    def evaluate(population: Run, split: Any, runs_per_batch: int, used: Any = None) -> Metrics:
         size = evaluate_batch_size or run.length(split)
         one = functools.partial(run.evaluate, task, batch_size=size)
-        return parallel.map_runs(one, mesh, runs_per_batch)(population, split)
+        return parallel.map_runs(one, mesh, runs_per_batch)(population, split, used=used)
 
     return Programs(
         # One after another: all at once would need the memory of every initializer's alternatives.
@@ -211,20 +216,9 @@ def take_run(population: Any, index: int | jax.Array) -> Any:
     return jax.tree.map(lambda leaf: leaf[index], population)
 
 
-def take_runs(population: Run, rows: np.ndarray, mesh: Mesh) -> Run:
-    """A smaller population of some of a population's runs, split over the mesh anew.
-
-    It is rounded up to what the devices can share evenly, by repeating the last one.
-    """
-    return _take_rows(mesh, population, _padded(rows, mesh))
-
-
-def _padded(rows: np.ndarray, mesh: Mesh) -> np.ndarray:
-    return np.pad(rows, (0, parallel.padded(len(rows), mesh) - len(rows)), "edge")
-
-
 @functools.partial(jax.jit, static_argnums=0)
-def _take_rows(mesh: Mesh, population: Run, rows: Any) -> Run:
+def take_rows(mesh: Mesh, population: Run, rows: Any) -> Run:
+    """Rows of a population, as another one, split over the mesh."""
     some = jax.tree.map(lambda leaf: leaf[rows], population)
     return lax.with_sharding_constraint(some, parallel.over_runs(mesh))
 

@@ -46,8 +46,8 @@ class State:
     """A search so far: all that going on from here needs.
 
     Attributes:
-      populations: the runs that are trained now, by group; rows beyond its members are padding.
-      members: (members,) which of all runs those are, by group, ascending.
+      populations: the runs that are trained now, by group.
+      members: (rows,) which of all runs each row of a population is, by group; -1 for rows that are padding.
       outcome: what all runs have given.
     """
 
@@ -56,11 +56,11 @@ class State:
     outcome: Outcome
 
     def with_numbers(self, group: str, epoch: int, numbers: Mapping[str, Any]) -> "State":
-        """With numbers of a group's runs after an epoch (from 1), by name, (rows,) each."""
+        """With numbers of a group's rows after an epoch (from 1), by name, (rows,) each."""
         members = self.members[group]
-        found = host(numbers, len(members))
+        used, found = members >= 0, host(numbers)
         curves = {
-            name: put(curve, (members, epoch - 1), found[name]) if name in found else curve
+            name: put(curve, (members[used], epoch - 1), found[name][used]) if name in found else curve
             for name, curve in self.outcome.curves.items()
         }
         return dataclasses.replace(self, outcome=dataclasses.replace(self.outcome, curves=curves))
@@ -73,8 +73,7 @@ class State:
             return self
         for group, members in self.members.items():
             if best in members:
-                row = int(np.searchsorted(members, best))
-                state = parallel.gather(take_run(self.populations[group].state, row))
+                state = parallel.gather(take_run(self.populations[group].state, int(np.argmax(members == best))))
                 outcome = dataclasses.replace(self.outcome, best={group: state}, best_at=np.array([best, epoch]))
                 return dataclasses.replace(self, outcome=outcome)
         return self
@@ -92,9 +91,9 @@ class State:
         return dataclasses.replace(self, outcome=dataclasses.replace(self.outcome, states=states, ended=ended))
 
 
-def host(tree: Any, rows: int | None = None) -> Any:
-    """Copy to the host, the first rows alone: the others are padding."""
-    return jax.tree.map(lambda leaf: np.array(leaf)[:rows], parallel.gather(tree))
+def host(tree: Any) -> Any:
+    """Copy to the host."""
+    return jax.tree.map(np.array, parallel.gather(tree))
 
 
 def put(table: np.ndarray, where: Any, values: Any) -> np.ndarray:

@@ -291,6 +291,21 @@ def test_halving_stops_the_worst_of_all_groups_and_changes_no_run():
         assert result.run(run).state["steps"] == 4 * result.ranking.epochs[run]
 
 
+@pytest.mark.parametrize(("lockstep", "programs"), [(1, 1), (2, 2)])
+def test_halving_compiles_no_program_for_what_fills_a_batch_of_lockstep(lockstep, programs, caplog):
+    mesh = parallel.runs_mesh(jax.devices()[:1])
+    space = {**SPACE, "size": 4 + lockstep}  # which no other test has compiled
+    with jax.log_compiles():
+        result = fit(space, num_runs=5, epochs=4, mesh=mesh, policy=Halving(every=1), runs_per_batch=lockstep)
+    assert result.ranking.epochs.tolist().count(4) == 1  # of 5, 3 and 2
+    compiled = [record.getMessage() for record in caplog.records if "Compiling jit(train)" in record.getMessage()]
+    assert len(compiled) == programs
+    whole = fit(space, num_runs=5, epochs=4)
+    trained = ~np.isnan(result.curves["train_loss"])
+    assert trained.sum() == 5 + 3 + 2 + 1
+    np.testing.assert_allclose(result.curves["train_loss"][trained], whole.curves["train_loss"][trained], rtol=2e-5)
+
+
 def test_a_replayed_run_is_the_run_alone_and_goes_on():
     assert population.replay(reference(), run=7, epochs=1, progress=False).mesh is reference().mesh
     again = population.replay(reference(), run=7, epochs=5, progress=False)
