@@ -92,7 +92,7 @@ def fit(
       workdir: a directory for checkpoints; called again with the same arguments, the search goes on from the last one,
         or returns at once if it is done. None for none.
       identity: what decides the result, JSON-able, by name. By default all arguments, the data's MD5 and a digest of
-        the traced task; work in a workdir goes on only with the same.
+        the traced task (of a sampler, whether there is one); work in a workdir goes on only with the same.
       checkpoint_every: epochs (of the runs side by side) between checkpoints; None for as often as costs one percent of
         the time, and the first after ten seconds at the earliest.
       progress: whether to show a bar, or a function that is called at the start and after every epoch.
