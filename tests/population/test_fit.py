@@ -21,7 +21,7 @@ X = RNG.normal(size=(45, 3)).astype(np.float32)
 TRAIN = {"x": X[:33], "y": X[:33] @ np.float32([1, -2, 3])}
 VALID = {"x": X[33:], "y": X[33:] @ np.float32([1, -2, 3])}
 SPACE = {
-    "rate": log_uniform(1e-3, 0.3), "noise": uniform(0, 0.1), "loss": choice("square", "absolute"),
+    "rate": log_uniform(1e-3, 0.3), "noise": uniform(0, 0.1), "absolute": choice(False, True),
     "size": choice(3, 5, static=True),
 }  # fmt: skip
 
@@ -35,7 +35,7 @@ def init(hp, key, batch):
 
 def losses(hp, state, batch):
     error = batch["x"] @ state["w"][:3] - batch["y"]
-    return jnp.where(hp["loss"] == 0, error**2, abs(error))
+    return jnp.where(hp["absolute"], abs(error), error**2)
 
 
 def step(hp, state, batch, key):
@@ -105,17 +105,17 @@ def test_a_run_follows_from_its_configuration_and_seed():
     best = np.nanmin(paired.curves["train_loss"], axis=1).reshape(3, 4)
     np.testing.assert_allclose(table["best_train_loss_mean"], best.mean(axis=1), rtol=1e-5)
     np.testing.assert_allclose(table["best_train_loss_std"], best.std(axis=1, ddof=1), rtol=1e-4)
-    same = {"rate": 0.1, "noise": 0.1, "loss": 0, "size": 3, "unused": uniform(0, 1)}
+    same = {"rate": 0.1, "noise": 0.1, "absolute": False, "size": 3, "unused": uniform(0, 1)}
     alike = fit(same, num_runs=8, seeds=4)  # so the k-th runs of both configurations are one
     np.testing.assert_array_equal(alike.curves["valid_loss"][:4], alike.curves["valid_loss"][4:])
 
 
 def test_the_points_of_a_grid_start_from_one_key_and_share_their_draws():
-    space = {"rate": log_uniform(1e-3, 0.3), "noise": 0.1, "loss": grid("square", "absolute"), "size": 3}
+    space = {"rate": log_uniform(1e-3, 0.3), "noise": 0.1, "absolute": grid(False, True), "size": 3}
     space["unused"] = grid("a", "b", "c", static=True)
     result = fit(space, num_runs=12)
     table = result.table()
-    assert table["loss"].tolist() == (["square"] * 3 + ["absolute"] * 3) * 2
+    assert table["absolute"].tolist() == ([False] * 3 + [True] * 3) * 2
     assert table["unused"].tolist() == ["a", "b", "c"] * 4
     assert [len(set(rates)) for rates in table["rate"].to_numpy().reshape(2, 6)] == [1, 1]
     curves = result.curves["valid_loss"].reshape(2, 2, 3, 3)
@@ -130,7 +130,6 @@ def test_the_numbers_are_those_of_a_loop_written_by_hand():
     """Run 4, alone, from the keys that the documentation names: the seed's, the run's, the epoch's and the step's."""
     result, run = reference(), 4
     hp = {name: values[run] for name, values in result.hyperparameters.items()}
-    hp["loss"] = ("square", "absolute").index(hp["loss"])
     runs, data = jax.random.split(jax.random.key(0, impl="threefry2x32"))
     own = jax.random.split(jax.random.fold_in(runs, run))[1]
     state = init(hp, own, None)
@@ -210,7 +209,7 @@ def test_ctrl_c_keeps_what_there_is(tmp_path):
         ({"seed": 1}, "seed is 0"),
         ({"train": {**TRAIN, "y": TRAIN["y"] + 1}}, "data"),
         ({"space": {**SPACE, "noise": uniform(0, 0.2)}}, "space"),
-        ({"space": {**SPACE, "loss": choice("square", "cubic")}}, "options"),
+        ({"space": {**SPACE, "size": choice(3, 6, static=True)}}, "options"),
         ({"policy": Halving(every=2)}, "policy"),
         ({"task": TASK._replace(evaluate=lambda hp, state, batch: {"loss": 2 * losses(hp, state, batch)})}, "task"),
     ],
@@ -328,7 +327,7 @@ def test_the_table_has_what_the_curves_say():
     at_best = result.curves["valid_loss"][np.arange(12), curve.argmin(axis=1)]
     np.testing.assert_array_equal(table["best_valid_loss"], at_best)
     assert table.sort_values("rank")["best_train_loss"].is_monotonic_increasing
-    assert set(table["loss"]) == {"square", "absolute"}
+    assert set(table["absolute"]) == {False, True}
     best = table.set_index("rank").loc[1]
     assert result.best.run == best["run"]
     assert result.best.hyperparameters["rate"] == best["rate"]
