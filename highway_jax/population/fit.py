@@ -47,7 +47,7 @@ def fit(
     seed: int = 0,
     first_run: int = 0,
     rank_by: str = "train_loss",
-    mode: str = "min",
+    mode: str | None = None,
     policy: Policy | None = None,
     sampler: Sampler | None = None,
     evaluate_every: int | None = 1,
@@ -81,7 +81,8 @@ def fit(
       seed: decides all draws, initial states and orders.
       first_run: the number of the first run.
       rank_by: the number by whose best value runs are ranked: `train_` or the name of a split, then a metric's name.
-      mode: "min" if lower is better, or "max". Runs that diverge are ranked after all others.
+      mode: "min" if lower is better, or "max"; it may be left out for a loss. Runs that diverge are ranked after all
+        others.
       policy: which runs stop early (`Halving`); None for none.
       sampler: where hyperparameters come from instead of the space's distributions; see `Sampler`.
       evaluate_every: epochs between evaluations; None for after the last epoch alone.
@@ -111,6 +112,10 @@ def fit(
       KeyboardInterrupt: after Ctrl-C, once the checkpoint is there.
       parallel.ProcessLost: if another process of several has ended.
     """
+    if mode is None:
+        if not str(rank_by).endswith("_loss"):
+            raise ValueError(f"mode is None, and rank_by is {rank_by!r}, which is no loss; mode must be 'min' or 'max'")
+        mode = "min"
     search = Search(
         task=task, space=Space(space), train=train, evaluate=dict(evaluate or {}), num_runs=num_runs, epochs=epochs,
         batch_size=batch_size, seeds=seeds, seed=seed, first_run=first_run, rank_by=rank_by, mode=mode, policy=policy,
