@@ -6,6 +6,7 @@ import hashlib
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,9 @@ def _fit(
             check_integer(name, value, 1)
     mesh = parallel.choose_mesh(search.num_runs, search.batch_size) if mesh is None else mesh
     trainer = Trainer(search, mesh, runs_in_memory, runs_per_batch)
+    unread = [name for name in search.space.names if name not in trainer.read]
+    if unread and search.sampler is None and search.columns is None:  # not where further groups may come, or were
+        warnings.warn(f"space has {', '.join(map(repr, unread))}, which the task never reads", stacklevel=3)
     with contextlib.ExitStack() as stack:
         storage = None
         if workdir is not None:
@@ -217,12 +221,17 @@ class Trainer:
       mesh: where.
       runs_in_memory, runs_per_batch: as for `fit`.
 
+    Attributes:
+      read: the names of the hyperparameters that the task has read so far, in any group.
+
     Raises:
       ValueError, TypeError: as `fit`, of the task and `rank_by`.
     """
 
     def __init__(self, search: Search, mesh: Mesh, runs_in_memory: int | None, runs_per_batch: int | None):
         self.search, self.mesh = search, mesh
+        self.read: set[str] = set()
+        self._noted = dataclasses.replace(search, task=search.task.noting(self.read), columns=search.drawn)
         self._groups: dict[str, Group] = {}
         self._lockstep: dict[str, int] = {}
         self._wanted_lockstep = runs_per_batch
@@ -238,7 +247,7 @@ class Trainer:
 
     def _group(self, name: str) -> Group:
         if name not in self._groups:
-            self._groups[name] = Group(self.search, self.search.space.static(int(name)), self.mesh)
+            self._groups[name] = Group(self._noted, self.search.space.static(int(name)), self.mesh)
         return self._groups[name]
 
     def _choose_runs_in_memory(self) -> int:

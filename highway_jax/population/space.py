@@ -3,7 +3,7 @@
 import functools
 import math
 import numbers
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -303,7 +303,42 @@ class Hyperparameters(dict):
 
     A tree for JAX, as an argument of a function of the user's that is compiled by itself: what is not an array in it is
     static.
+
+    Attributes:
+      read: the names that were asked for; more are added to a set that is given.
     """
+
+    def __init__(self, values: Mapping[str, Any], read: set[str] | None = None):
+        super().__init__(values)
+        self.read = set() if read is None else read
+
+    def __getitem__(self, name: str) -> Any:
+        self.read.add(name)
+        return super().__getitem__(name)
+
+    def __iter__(self) -> Iterator[str]:
+        """As of a dict; with it, `**hp` and `hp | {...}` read by `__getitem__`."""
+        return super().__iter__()
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """As of a dict."""
+        self.read.add(name)
+        return super().get(name, default)
+
+    def pop(self, name: str, *default: Any) -> Any:
+        """As of a dict."""
+        self.read.add(name)
+        return super().pop(name, *default)
+
+    def items(self) -> Any:
+        """As of a dict."""
+        self.read.update(self)
+        return super().items()
+
+    def values(self) -> Any:
+        """As of a dict."""
+        self.read.update(self)
+        return super().values()
 
     def tree_flatten(self) -> tuple[list[Any], Any]:
         """What is traced, and the rest."""

@@ -414,6 +414,20 @@ def test_what_the_task_itself_gets_wrong_is_told_with_the_place():
     assert "This is of the task's evaluate on 'valid', traced" in caught.value.__notes__[-1]
 
 
+def test_what_no_group_of_a_task_reads_is_warned_of():
+    def step(hp, state, batch, key):
+        return state, {"loss": hp["noise"] if hp["size"] == 3 else hp["rate"]}
+
+    space = {**SPACE, "size": grid(3, 5, static=True), "constant": 2}
+    with pytest.warns(UserWarning) as caught:
+        result = fit(space, TASK._replace(step=step), evaluate={}, epochs=1)
+        population.replay(result, run=0, progress=False)  # nor is it said again of a run alone
+    assert [str(warning.message) for warning in caught] == [
+        "space has 'absolute', 'constant', which the task never reads"
+    ]
+    assert caught[0].filename == __file__
+
+
 def test_a_search_waits_with_an_ear_for_signals():
     def interrupt(number, frame):
         raise InterruptedError

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from highway_jax import population
 from highway_jax.functional.activations import ACTIVATIONS
 from highway_jax.population import choice, grid, log_uniform, uniform
-from highway_jax.population.space import Space
+from highway_jax.population.space import Hyperparameters, Space
 
 KEY = jax.random.key(3, impl="threefry2x32")
 RUNS = np.arange(50)
@@ -111,6 +111,22 @@ def test_a_task_gets_numbers_indices_or_the_options_themselves():
     assert again.keys() == columns.keys()
     for name, column in columns.items():
         np.testing.assert_array_equal(again[name], column)
+
+
+@pytest.mark.parametrize(
+    ("use", "read"),
+    [
+        (lambda hp: hp["a"], {"a"}),
+        (lambda hp: [hp.get("a"), hp.pop("b")], {"a", "b"}),
+        (lambda hp: "a" in hp, set()),
+        *((use, {"a", "b"}) for use in (lambda hp: dict(**hp), lambda hp: hp | {"c": 1}, dict, dict.copy)),
+        *((use, {"a", "b"}) for use in (lambda hp: hp.items(), lambda hp: hp.values(), jax.tree.leaves)),
+    ],
+)
+def test_hyperparameters_note_what_is_read(use, read):
+    hp = Hyperparameters({"a": 1.0, "b": "text"})
+    use(hp)
+    assert hp.read == read
 
 
 @pytest.mark.parametrize(
