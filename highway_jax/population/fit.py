@@ -151,6 +151,9 @@ def _fit(
             check_integer(name, value, 1)
     mesh = parallel.choose_mesh(search.num_runs, search.batch_size) if mesh is None else mesh
     trainer = Trainer(search, mesh, runs_in_memory, runs_per_batch)
+    if search.columns is None and (strange := search.not_finite()):
+        told = ", ".join(f"{count} in {name}" for name, count in strange.items())
+        warnings.warn(f"the data have numbers that are NaN or infinite: {told}", stacklevel=3)
     unread = [name for name in search.space.names if name not in trainer.read]
     if unread and search.sampler is None and search.columns is None:  # not where further groups may come, or were
         warnings.warn(f"space has {', '.join(map(repr, unread))}, which the task never reads", stacklevel=3)
@@ -247,7 +250,8 @@ class Trainer:
 
     def _group(self, name: str) -> Group:
         if name not in self._groups:
-            self._groups[name] = Group(self._noted, self.search.space.static(int(name)), self.mesh)
+            with _with_hints(self.search):
+                self._groups[name] = Group(self._noted, self.search.space.static(int(name)), self.mesh)
         return self._groups[name]
 
     def _choose_runs_in_memory(self) -> int:
@@ -434,6 +438,23 @@ def replay(result: Result, run: int, epochs: int | None = None, **options: Any) 
         search, num_runs=1, first_run=run, epochs=epochs or search.epochs, policy=None, sampler=None, columns=own
     )
     return _fit(alone, **{"mesh": result.mesh, **options})
+
+
+@contextlib.contextmanager
+def _with_hints(search: Search) -> Iterator[None]:
+    """An error in tracing is told with what may be its cause."""
+    try:
+        yield
+    except Exception as error:
+        told = hasattr(error, "__notes__")  # which function of the task it is of
+        if differences := search.differences():
+            error.add_note(f"The splits differ from train in an example's form: {'; '.join(differences)}.")
+        if isinstance(error, jax.errors.TracerArrayConversionError) and not told:
+            error.add_note(
+                "The state has something made from hp that is no array, such as a TrainState's tx. Make the optimizer "
+                "once, outside of init, with optax.inject_hyperparams; its rates are then arrays of the state."
+            )
+        raise
 
 
 def _md5(tree: Any) -> str:

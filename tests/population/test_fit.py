@@ -411,21 +411,32 @@ def test_mistakes_are_explained_before_anything_is_trained(change, message):
 def test_what_the_task_itself_gets_wrong_is_told_with_the_place():
     with pytest.raises(KeyError, match="'y'") as caught:
         fit(evaluate={"valid": {"x": VALID["x"]}})
-    assert "This is of the task's evaluate on 'valid', traced" in caught.value.__notes__[-1]
+    place, difference = caught.value.__notes__[-2:]
+    assert "This is of the task's evaluate on 'valid', traced" in place
+    assert difference.endswith("form: valid['y'] is missing and train['y'] is float32[].")
+    with pytest.raises(TypeError) as caught:
+        fit(evaluate={"valid": {"x": VALID["x"][:, :2], "y": VALID["y"].astype(int)}})
+    assert (
+        "valid['x'] is float32[2] and train['x'] is float32[3]; valid['y'] is int32[] and" in caught.value.__notes__[-1]
+    )
 
 
-def test_what_no_group_of_a_task_reads_is_warned_of():
+def test_numbers_that_are_not_finite_and_what_no_group_of_a_task_reads_are_warned_of():
     def step(hp, state, batch, key):
         return state, {"loss": hp["noise"] if hp["size"] == 3 else hp["rate"]}
 
     space = {**SPACE, "size": grid(3, 5, static=True), "constant": 2}
+    y = TRAIN["y"].copy()
+    y[:3] = np.nan, np.inf, -np.inf
+    train = {**TRAIN, "y": y, "of_jax": jnp.log(jnp.zeros(33)), "whole": np.arange(33)}
     with pytest.warns(UserWarning) as caught:
-        result = fit(space, TASK._replace(step=step), evaluate={}, epochs=1)
+        result = fit(space, TASK._replace(step=step), train=train, evaluate={}, epochs=1)
         population.replay(result, run=0, progress=False)  # nor is it said again of a run alone
     assert [str(warning.message) for warning in caught] == [
-        "space has 'absolute', 'constant', which the task never reads"
+        "the data have numbers that are NaN or infinite: 33 in train['of_jax'], 3 in train['y']",
+        "space has 'absolute', 'constant', which the task never reads",
     ]
-    assert caught[0].filename == __file__
+    assert {warning.filename for warning in caught} == {__file__}
 
 
 def test_a_search_waits_with_an_ear_for_signals():
