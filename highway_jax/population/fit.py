@@ -96,7 +96,8 @@ def fit(
         the traced task; work in a workdir goes on only with the same.
       checkpoint_every: epochs (of the runs side by side) between checkpoints; None for as often as costs one percent of
         the time, and the first after ten seconds at the earliest.
-      progress: whether to show a bar, or a function that is called at the start and after every epoch.
+      progress: whether to show a bar (outside of terminals and notebooks, a line now and then), or a function that is
+        called at the start and after every epoch.
       stop: called after every epoch; where it returns another number than 0 the search stops, with a checkpoint. By
         default, Ctrl-C stops a search with a workdir this way, and then raises KeyboardInterrupt.
       mesh: devices, from `parallel.runs_mesh`; by default all. JAX sees a CPU as one device, unless

@@ -1,6 +1,7 @@
 """`fit` on a task written by hand, small enough that hundreds of searches are done in seconds."""
 
 import functools
+import re
 import signal
 
 import jax
@@ -9,9 +10,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
 from highway_jax import parallel, population
-from highway_jax.population import Halving, Task, WorkdirError, choice, grid, log_uniform, memory, uniform
+from highway_jax.population import Halving, Task, WorkdirError, choice, grid, log_uniform, memory, progress, uniform
 from highway_jax.population.programs import Group
 from highway_jax.population.search import Search
 from highway_jax.population.space import Space
@@ -367,12 +369,26 @@ def test_as_many_runs_side_by_side_and_in_lockstep_as_memory_holds():
     assert [memory.runs_in_lockstep(needed, 12, free) for free in (0, 400, 10**6)] == [1, 2, 12]
 
 
-def test_progress_is_told_from_the_start(capsys):
+def test_progress_is_told_from_the_start():
     seen = []
     fit(progress=lambda progress: seen.append((progress.step, len(progress.plan), progress.result.finished)))
     assert seen == [(0, 3, False), (1, 3, False), (2, 3, False), (3, 3, True)]
-    fit(progress=True)
-    assert "3/3 epochs" in capsys.readouterr().out
+
+
+def test_a_bar_becomes_lines_where_there_is_no_terminal(tmp_path, capsys, monkeypatch):
+    def lines(**options):
+        fit(progress=True, workdir=tmp_path, **options)
+        return [re.sub("best train_loss .*", "BEST", line) for line in capsys.readouterr().out.splitlines()]
+
+    assert lines(stop=Stop(1)) == ["0/3 epochs, compiling", "1/3 epochs, BEST"]
+    monkeypatch.setattr(progress, "EVERY", 0)
+    assert lines() == ["resumed after epoch 1 of 3", *(f"{epoch}/3 epochs, BEST" for epoch in (1, 2, 3))]
+    monkeypatch.setattr(Console, "is_terminal", True)
+    fit(progress=True, workdir=tmp_path / "other", stop=Stop(2))
+    assert "resumed" not in capsys.readouterr().out
+    fit(progress=True, workdir=tmp_path / "other")
+    said = capsys.readouterr().out
+    assert "resumed after epoch 2 of 3" in said and re.search("3/3.* epochs", said)
 
 
 @pytest.mark.parametrize(
