@@ -22,7 +22,7 @@ Sampler = Callable[[np.ndarray, Any], Mapping[str, Any]]
 
 
 # What tables say of a run besides its hyperparameters.
-COLUMNS = ("run", "configuration", "seed", "seeds", "rank", "best_epoch", "epochs", "diverged")
+COLUMNS = ("run", "configuration", "seed", "seeds", "runs", "rank", "best_epoch", "epochs", "diverged")
 
 
 class Step(NamedTuple):

@@ -334,8 +334,30 @@ def test_the_table_has_what_the_curves_say():
     assert result.best.run == best["run"]
     assert result.best.hyperparameters["rate"] == best["rate"]
     assert f"of run {best['run']}, 0 diverged" in repr(result)
-    with pytest.raises(ValueError, match="by is 'seed'"):
+    with pytest.raises(
+        ValueError, match="by is 'seed'; it must be one of run, configuration, rate, noise, absolute, size"
+    ):
         result.table(by="seed")
+    by_size = result.table(by="size")
+    assert by_size["size"].tolist() == [3, 5]
+    for _, row in by_size.iterrows():
+        rows = table[table["size"] == row["size"]]
+        assert row["runs"] == len(rows) > 1
+        np.testing.assert_allclose(row["best_valid_loss_mean"], rows["best_valid_loss"].mean(), rtol=1e-5)
+        np.testing.assert_allclose(row["best_valid_loss_std"], rows["best_valid_loss"].std(), rtol=1e-4)
+    assert result.table(by="rate")["rate"].tolist() == sorted(table["rate"])
+
+
+def test_functions_among_options_are_shown_by_their_names():
+    space = {"body": grid(jnp.sin, lambda x: x, lambda x: 2 * x, None, static=True), "fixed": 2}
+    task = scripted(np.arange(8).reshape(4, 2))
+    result = fit({**space, "row": np.arange(4)}, task, num_runs=4, epochs=1, batch_size=33, evaluate={})
+    assert result.table()["body"].tolist()[:3] == ["sin", "<lambda>", "<lambda>"]
+    assert result.best.hyperparameters["body"] is jnp.sin
+    by = result.table(by="body")
+    assert by["body"].tolist()[:3] == ["sin", "<lambda>", "<lambda>"]
+    assert by["best_train_loss_mean"].tolist() == [0, 2, 4, 6]
+    assert result.table(by="fixed")[["fixed", "runs"]].to_numpy().tolist() == [[2, 4]]
 
 
 @pytest.mark.parametrize("setting", [jax.enable_x64(True), jax.default_prng_impl("rbg")], ids=["x64", "rbg"])
