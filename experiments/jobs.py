@@ -96,6 +96,7 @@ class Job:
             "batch_size": config.batch_size,
             "seed": config.seed,
             "rank_by": self.rank_by,
+            "mode": "min",
             "policy": self.halving,
             "sampler": self.sampler and self.sampler(network),
             "evaluate_every": config.evaluate_every,

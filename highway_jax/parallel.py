@@ -38,8 +38,17 @@ def split_cpu(devices: int | None = None) -> None:
 
     XLA parallelizes the small products of thin networks badly by itself; runs split over such devices
     keep every core busy. Call it before JAX is first used; without effect on accelerators.
+
+    Raises:
+      RuntimeError: if JAX has been used already, with another number of devices.
     """
-    jax.config.update("jax_num_cpu_devices", devices or cpu_cores())
+    try:
+        jax.config.update("jax_num_cpu_devices", devices or cpu_cores())
+    except RuntimeError as error:
+        raise RuntimeError(
+            "split_cpu is called after JAX was first used, such as by jax.devices() or an array; call it before, right "
+            "after the imports (in a notebook, after a restart of the kernel)"
+        ) from error
 
 
 def cpu_cores() -> int:

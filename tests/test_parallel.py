@@ -56,6 +56,13 @@ def test_devices_that_share_a_batch_train_the_same_runs_and_those_that_share_run
     np.testing.assert_allclose(losses[1, 2], losses[1, 1], rtol=1e-4)
 
 
+def test_a_cpu_is_split_before_jax_is_used():
+    jax.devices()
+    parallel.split_cpu(2)  # as before
+    with pytest.raises(RuntimeError, match="split_cpu is called after JAX was first used"):
+        parallel.split_cpu(3)
+
+
 @given(num_runs=st.integers(1, 300), batch_size=st.integers(1, 300), devices=st.integers(1, 300))
 def test_devices_share_a_batch_where_there_are_more_of_them_than_runs(num_runs, batch_size, devices):
     shares = parallel.devices_to_a_batch(num_runs, batch_size, devices)

@@ -46,10 +46,14 @@ def test_the_examples_of_train_your_own_run_one_after_another(capsys):
     results = run_examples((ROOT / "docs/train_your_own.md").read_text(), together=True)
     assert len(results["result"].table()) == 20
     assert len(results["paired"].table(by="configuration")) == 2
-    assert results["compared"].table()["activation"].tolist() == ["relu", "tanh"] * 4
+    assert results["compared"].table()["dropout"].tolist() == [0.0, 0.25] * 4
+    assert len(results["compared"].table(by="dropout")) == 2
     state = results["with_state"].best.state
     assert state.step == 20 * results["with_state"].best.epoch
     assert state.opt_state.hyperparams["learning_rate"] == results["with_state"].best.hyperparameters["lr"]
+    best = results["of_nnx"].best
+    errors = (results["predicted"] - results["test"]["y"]) ** 2
+    assert errors.mean() == pytest.approx(results["of_nnx"].curves["test_loss"][best.run, best.epoch - 1], rel=1e-4)
     # Tasks that it only shows.
     for task, space in (("sized", "sizes"), ("warm", "space")):
         population.fit(

@@ -37,8 +37,20 @@ def adapter(model: Callable[..., Any], forward: Forward | None) -> Adapter:
             inspect.signature(model).bind(*arguments)
         except TypeError:
             continue
-        return make(model, forward or call)
+        return make(model, forward or _call)
     raise TypeError("model must take (hp) and return a Linen module, or (hp, rngs) and return an NNX module")
+
+
+def _call(model: Any, batch: Any, train: bool) -> Any:
+    try:
+        batch["x"]
+    except (KeyError, IndexError, TypeError):
+        form = str(jax.tree.structure(batch)).removeprefix("PyTreeDef(").removesuffix(")")
+        raise ValueError(
+            f"a batch is {form}, without the 'x' that the model is called with; name the inputs 'x', or give "
+            "forward=lambda model, batch, train: ..."
+        ) from None
+    return call(model, batch, train)
 
 
 def _linen(model: Callable[[Any], nn.Module], forward: Forward) -> Adapter:

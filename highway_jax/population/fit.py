@@ -6,6 +6,7 @@ import hashlib
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ def fit(
     seed: int = 0,
     first_run: int = 0,
     rank_by: str = "train_loss",
-    mode: str = "min",
+    mode: str | None = None,
     policy: Policy | None = None,
     sampler: Sampler | None = None,
     evaluate_every: int | None = 1,
@@ -82,7 +83,8 @@ def fit(
       seed: decides all draws, initial states and orders.
       first_run: the number of the first run.
       rank_by: the number by whose best value runs are ranked: `train_` or the name of a split, then a metric's name.
-      mode: "min" if lower is better, or "max". Runs that diverge are ranked after all others.
+      mode: "min" if lower is better, or "max"; it may be left out for a loss. Runs that diverge are ranked after all
+        others.
       policy: which runs stop early (`Halving`); None for none.
       sampler: where hyperparameters come from instead of the space's distributions; see `Sampler`.
       evaluate_every: epochs between evaluations; None for after the last epoch alone.
@@ -95,7 +97,8 @@ def fit(
         the traced task (of a sampler, whether there is one); work in a workdir goes on only with the same.
       checkpoint_every: epochs (of the runs side by side) between checkpoints; None for as often as costs one percent of
         the time, and the first after ten seconds at the earliest.
-      progress: whether to show a bar, or a function that is called at the start and after every epoch.
+      progress: whether to show a bar (outside of terminals and notebooks, a line now and then), or a function that is
+        called at the start and after every epoch.
       stop: called after every epoch; where it returns another number than 0 the search stops, with a checkpoint. By
         default, Ctrl-C stops a search with a workdir this way, and then raises KeyboardInterrupt.
       mesh: devices, from `parallel.runs_mesh`; by default all. JAX sees a CPU as one device, unless
@@ -112,6 +115,10 @@ def fit(
       KeyboardInterrupt: after Ctrl-C, once the checkpoint is there.
       parallel.ProcessLost: if another process of several has ended.
     """
+    if mode is None:
+        if not str(rank_by).endswith("_loss"):
+            raise ValueError(f"mode is None, and rank_by is {rank_by!r}, which is no loss; mode must be 'min' or 'max'")
+        mode = "min"
     search = Search(
         task=task, space=Space(space), train=train, evaluate=dict(evaluate or {}), num_runs=num_runs, epochs=epochs,
         batch_size=batch_size, seeds=seeds, seed=seed, first_run=first_run, rank_by=rank_by, mode=mode, policy=policy,
@@ -146,6 +153,12 @@ def _fit(
             check_integer(name, value, 1)
     mesh = parallel.choose_mesh(search.num_runs, search.batch_size) if mesh is None else mesh
     trainer = Trainer(search, mesh, runs_in_memory, runs_per_batch)
+    if search.columns is None and (strange := search.not_finite()):
+        told = ", ".join(f"{count} in {name}" for name, count in strange.items())
+        warnings.warn(f"the data have numbers that are NaN or infinite: {told}", stacklevel=3)
+    unread = [name for name in search.space.names if name not in trainer.read]
+    if unread and search.sampler is None and search.columns is None:  # not where further groups may come, or were
+        warnings.warn(f"space has {', '.join(map(repr, unread))}, which the task never reads", stacklevel=3)
     with contextlib.ExitStack() as stack:
         storage = None
         if workdir is not None:
@@ -213,12 +226,17 @@ class Trainer:
       mesh: where.
       runs_in_memory, runs_per_batch: as for `fit`.
 
+    Attributes:
+      read: the names of the hyperparameters that the task has read so far, in any group.
+
     Raises:
       ValueError, TypeError: as `fit`, of the task and `rank_by`.
     """
 
     def __init__(self, search: Search, mesh: Mesh, runs_in_memory: int | None, runs_per_batch: int | None):
         self.search, self.mesh = search, mesh
+        self.read: set[str] = set()
+        self._noted = dataclasses.replace(search, task=search.task.noting(self.read), columns=search.drawn)
         self._groups: dict[str, Group] = {}
         self._lockstep: dict[str, int] = {}
         self._wanted_lockstep = runs_per_batch
@@ -234,7 +252,8 @@ class Trainer:
 
     def _group(self, name: str) -> Group:
         if name not in self._groups:
-            self._groups[name] = Group(self.search, self.search.space.static(int(name)), self.mesh)
+            with _with_hints(self.search):
+                self._groups[name] = Group(self._noted, self.search.space.static(int(name)), self.mesh)
         return self._groups[name]
 
     def _choose_runs_in_memory(self) -> int:
@@ -447,6 +466,23 @@ def replay(result: Result, run: int, epochs: int | None = None, **options: Any) 
         search, num_runs=1, first_run=run, epochs=epochs or search.epochs, policy=None, sampler=None, columns=own
     )
     return _fit(alone, **{"mesh": result.mesh, **options})
+
+
+@contextlib.contextmanager
+def _with_hints(search: Search) -> Iterator[None]:
+    """An error in tracing is told with what may be its cause."""
+    try:
+        yield
+    except Exception as error:
+        told = hasattr(error, "__notes__")  # which function of the task it is of
+        if differences := search.differences():
+            error.add_note(f"The splits differ from train in an example's form: {'; '.join(differences)}.")
+        if isinstance(error, jax.errors.TracerArrayConversionError) and not told:
+            error.add_note(
+                "The state has something made from hp that is no array, such as a TrainState's tx. Make the optimizer "
+                "once, outside of init, with optax.inject_hyperparams; its rates are then arrays of the state."
+            )
+        raise
 
 
 def _md5(tree: Any) -> str:

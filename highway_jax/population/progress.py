@@ -1,5 +1,6 @@
 """How far a search is, for a bar or a function of one's own."""
 
+import time
 from typing import NamedTuple, Self
 
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -7,6 +8,8 @@ from rich.progress import Progress as Bars
 
 from highway_jax.population.result import Result
 from highway_jax.population.search import Step
+
+EVERY = 30  # seconds from line to line, where there is no bar
 
 
 class Progress(NamedTuple):
@@ -24,7 +27,7 @@ class Progress(NamedTuple):
 
 
 class Bar:
-    """A bar in a terminal or a notebook; elsewhere one line at the end."""
+    """A bar in a terminal or a notebook; elsewhere, such as in a file, a line now and then."""
 
     def __init__(self) -> None:
         self._bars = Bars(
@@ -36,20 +39,36 @@ class Bar:
             TimeRemainingColumn(compact=True),
         )
         self._task = self._bars.add_task("", status="")
+        self._is_live = self._bars.console.is_terminal or self._bars.console.is_jupyter
+        self._begun, self._line, self._next = False, "", 0.0
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._bars.stop()
+        if self._is_live:
+            self._bars.stop()
+        self._print()
 
     def __call__(self, progress: Progress) -> None:
         step, plan, result = progress
-        status = "compiling"
-        self._bars.start()
+        if not self._begun and 0 < step < len(plan):
+            print(f"resumed after epoch {step} of {len(plan)}", flush=True)
+        self._begun, status = True, "compiling"
         if step:
             ranking, search = result.ranking, result.search
             status = f"best {search.rank_by} {ranking.best[ranking.order[0]]:.3g}"
             if ranking.diverged.any():
                 status += f", {ranking.diverged.sum()} diverged"
-        self._bars.update(self._task, total=len(plan), completed=step, status=status)
+        if self._is_live:
+            self._bars.start()
+            self._bars.update(self._task, total=len(plan), completed=step, status=status)
+            return
+        self._line = f"{step}/{len(plan)} epochs, {status}" + f", {result.seconds:.0f} s" * (step > 0)
+        if time.monotonic() >= self._next:
+            self._print()
+
+    def _print(self) -> None:
+        if self._line:
+            print(self._line, flush=True)
+        self._line, self._next = "", time.monotonic() + EVERY

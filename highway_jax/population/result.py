@@ -123,19 +123,23 @@ class Result:
     def table(self, by: str = "run") -> "pandas.DataFrame":
         """A row per run, or with `by="configuration"` one per configuration, over its seeds.
 
+        Args:
+          by: "run", "configuration", or a hyperparameter: then a row per value that it has, over all runs with it.
+
         Returns:
           A pandas table. Of each run: its number, hyperparameters, rank, and every number after its best epoch
           (`best_valid_loss`: the best by which it is ranked, and what the others were then) and after its last one
-          (`final_valid_loss`); the epochs that it was trained for, and whether it diverged. Of each configuration: mean
-          and standard deviation (of a sample) of those numbers, how many seeds, and how many diverged.
+          (`final_valid_loss`); the epochs that it was trained for, and whether it diverged. Of each configuration or
+          value: mean and standard deviation (of a sample) of those numbers, how many seeds or runs, and how many
+          diverged. Functions are shown by their names.
 
         Raises:
           ValueError: for another `by`.
         """
         import pandas
 
-        if by not in ("run", "configuration"):
-            raise ValueError(f"by is {by!r}; it must be 'run' or 'configuration'")
+        if by not in (allowed := ("run", "configuration", *self.hyperparameters)):
+            raise ValueError(f"by is {by!r}; it must be one of {', '.join(allowed)}")
         search, ranking, every = self.search, self.ranking, np.arange(self.search.num_runs)
         rank_of = np.empty(search.num_runs, int)
         rank_of[ranking.order] = every + 1
@@ -147,7 +151,7 @@ class Result:
             {
                 "run": search.runs,
                 **({"configuration": search.configurations, "seed": search.own_seeds} if search.seeds > 1 else {}),
-                **{name: list(values) for name, values in self.hyperparameters.items()},
+                **{name: list(map(_shown, values)) for name, values in self.hyperparameters.items()},
                 "rank": rank_of,
                 "best_epoch": ranking.best_epoch,
                 **numbers,
@@ -157,16 +161,23 @@ class Result:
         )
         if by == "run":
             return table
-        table["configuration"] = search.configurations
-        groups = table.groupby("configuration", sort=True)
+        of_configurations = by == "configuration"
+        # Those of a choice by their positions: values need not have an order, nor functions different names.
+        values = search.configurations if of_configurations else self.outcome.columns.get(by, np.zeros(len(every)))
+        groups = table.groupby(values, dropna=False)
         spread = groups[list(numbers)].agg(["mean", "std"])
         spread.columns = ["_".join(pair) for pair in spread.columns]
-        first = groups[list(self.hyperparameters)].first()
-        counts = groups["diverged"].agg(seeds="size", diverged="sum")
-        return pandas.concat([first, counts, spread], axis=1).reset_index()
+        first = groups[list(self.hyperparameters) if of_configurations else [by]].first()
+        counts = groups["diverged"].agg(**{"seeds" if of_configurations else "runs": "size", "diverged": "sum"})
+        return pandas.concat([first, counts, spread], axis=1).rename_axis(by).reset_index(drop=not of_configurations)
 
     def plot(self) -> "Figure":
         """The best runs' curves, and the distribution of all runs' best values, labelled with what was measured."""
         from highway_jax import plotting
 
         return plotting.population(self)
+
+
+def _shown(value: Any) -> Any:
+    """A value as a table shows it."""
+    return getattr(value, "__name__", value) if callable(value) else value

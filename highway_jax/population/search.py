@@ -22,7 +22,7 @@ Sampler = Callable[[np.ndarray, Any], Mapping[str, Any]]
 
 
 # What tables say of a run besides its hyperparameters.
-COLUMNS = ("run", "configuration", "seed", "seeds", "rank", "best_epoch", "epochs", "diverged")
+COLUMNS = ("run", "configuration", "seed", "seeds", "runs", "rank", "best_epoch", "epochs", "diverged")
 
 
 class Step(NamedTuple):
@@ -92,6 +92,26 @@ class Search:
             raise ValueError(
                 f"batch_size is {self.batch_size}; it must be at most {length(self.train)}, the number of examples"
             )
+
+    def not_finite(self) -> dict[str, int]:
+        """How many numbers are NaN or infinite, by the array's name; without arrays that have none."""
+        counts = {}
+        for name, split in {"train": self.train, **self.evaluate}.items():
+            for path, leaf in jax.tree_util.tree_leaves_with_path(split):
+                if jnp.issubdtype(leaf.dtype, jnp.inexact):
+                    finite = (np if isinstance(leaf, np.ndarray) else jnp).isfinite(leaf)
+                    counts[name + jax.tree_util.keystr(path)] = int(finite.size - finite.sum())
+        return {name: count for name, count in counts.items() if count}
+
+    def differences(self) -> list[str]:
+        """Where the examples of a split are of another form than those of `train`, in words."""
+        forms = {name: _forms(split) for name, split in {"train": self.train, **self.evaluate}.items()}
+        return [
+            f"{name}{path} is {form.get(path, 'missing')} and train{path} is {forms['train'].get(path, 'missing')}"
+            for name, form in forms.items()
+            for path in sorted(form.keys() | forms["train"].keys())
+            if form.get(path) != forms["train"].get(path)
+        ]
 
     @property
     def runs(self) -> np.ndarray:
@@ -186,3 +206,11 @@ def _check_arrays(name: str, split: Any) -> None:
     if len(set(lengths.values())) > 1:
         told = ", ".join(f"{count} in {path}" for path, count in lengths.items())
         raise ValueError(f"{name} has arrays of unequal length: {told}")
+
+
+def _forms(split: Any) -> dict[str, str]:
+    """The form of an example of a split, by its arrays' places."""
+    return {
+        jax.tree_util.keystr(path): f"{jax.dtypes.canonicalize_dtype(leaf.dtype)}{list(leaf.shape[1:])}"
+        for path, leaf in jax.tree_util.tree_leaves_with_path(split)
+    }

@@ -3,7 +3,7 @@
 import functools
 import math
 import numbers
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,20 +54,18 @@ class Choice:
 
     @functools.cached_property
     def numbers(self) -> np.ndarray:
-        """What a traced function gets for each position: the number, or the index of anything else."""
-        if all(isinstance(option, bool | np.bool_) for option in self.options):
+        """What a traced function gets for each position: the number, or the index of an activation."""
+        if all(map(_is_bool, self.options)):
             return np.array(self.options)
-        if all(is_number(option) for option in self.options):
+        if all(map(is_number, self.options)):
             whole = all(isinstance(option, numbers.Integral) for option in self.options)
             return np.array(self.options, np.int32 if whole else np.float32)
-        if set(map(str, self.options)) <= set(ACTIVATIONS):
-            return np.array([ACTIVATIONS.index(option) for option in self.options], np.int32)
-        return np.arange(len(self.options), dtype=np.int32)
+        return np.array([ACTIVATIONS.index(option) for option in self.options], np.int32)
 
     @functools.cached_property
     def table(self) -> np.ndarray:
         """The options as an array, of numbers or text if they all are."""
-        numeric = all(map(is_number, self.options)) or all(isinstance(o, bool | np.bool_) for o in self.options)
+        numeric = all(map(is_number, self.options)) or all(map(_is_bool, self.options))
         if numeric and not self.static:
             return self.numbers
         if len({type(option) for option in self.options}) == 1 and type(self.options[0]) in (bool, int, float):
@@ -110,13 +108,13 @@ def choice(*options: Any, static: bool = False) -> Choice:
     """One of the options.
 
     Args:
-      options: anything. Numbers are given to the task as numbers; names of activations as indices that the layers here
-        take for an activation; anything else as its position among the options. Tables name the option itself.
+      options: all numbers, which the task gets as numbers; all True and False; or all names of activations, which it
+        gets as indices that the layers here take for an activation. With `static=True`, anything.
       static: give the task the option itself. Runs are then grouped by it, and each group is a program of its own; so
         it may decide shapes, structure, or a branch of Python.
 
     Raises:
-      ValueError: if there are no options, or one is there twice.
+      ValueError: if there are no options, one is there twice, or they are something else and not static.
     """
     _check_options("choice", options, static)
     return Choice(tuple(options), static)
@@ -132,7 +130,7 @@ def grid(*options: Any, static: bool = False) -> Grid:
       options, static: as for `choice`.
 
     Raises:
-      ValueError: if there are no options, or one is there twice.
+      ValueError: as for `choice`.
 
     Example, 20 learning rates, each with both kinds of network:
 
@@ -305,7 +303,42 @@ class Hyperparameters(dict):
 
     A tree for JAX, as an argument of a function of the user's that is compiled by itself: what is not an array in it is
     static.
+
+    Attributes:
+      read: the names that were asked for; more are added to a set that is given.
     """
+
+    def __init__(self, values: Mapping[str, Any], read: set[str] | None = None):
+        super().__init__(values)
+        self.read = set() if read is None else read
+
+    def __getitem__(self, name: str) -> Any:
+        self.read.add(name)
+        return super().__getitem__(name)
+
+    def __iter__(self) -> Iterator[str]:
+        """As of a dict; with it, `**hp` and `hp | {...}` read by `__getitem__`."""
+        return super().__iter__()
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """As of a dict."""
+        self.read.add(name)
+        return super().get(name, default)
+
+    def pop(self, name: str, *default: Any) -> Any:
+        """As of a dict."""
+        self.read.add(name)
+        return super().pop(name, *default)
+
+    def items(self) -> Any:
+        """As of a dict."""
+        self.read.update(self)
+        return super().items()
+
+    def values(self) -> Any:
+        """As of a dict."""
+        self.read.update(self)
+        return super().values()
 
     def tree_flatten(self) -> tuple[list[Any], Any]:
         """What is traced, and the rest."""
@@ -324,10 +357,18 @@ class Hyperparameters(dict):
         raise KeyError(f"there is no hyperparameter {name!r}; the space has {', '.join(self)}")
 
 
+def _is_bool(value: Any) -> bool:
+    return isinstance(value, bool | np.bool_)
+
+
 def is_number(value: Any) -> bool:
     """Whether a value is a number, and finite as float32; True and False are none."""
     real = isinstance(value, numbers.Real) and not isinstance(value, bool)
     return real and -LARGEST <= value <= LARGEST
+
+
+def _is_activation(value: Any) -> bool:
+    return isinstance(value, str) and value in ACTIVATIONS
 
 
 def _check_options(name: str, options: tuple[Any, ...], static: bool) -> None:
@@ -340,6 +381,12 @@ def _check_options(name: str, options: tuple[Any, ...], static: bool) -> None:
             raise ValueError(f"{name}: the option {option!r} is there twice")
         if not static and isinstance(option, numbers.Integral) and not -(2**31) <= int(option) < 2**31:
             raise ValueError(f"{name}: the option {option!r} is no 32-bit integer; give a float, or static=True")
+    if not static and not any(all(map(kind, options)) for kind in (_is_bool, is_number, _is_activation)):
+        raise ValueError(
+            f"{name}: the options {', '.join(map(repr, options))} are given to the task as numbers, so they must be "
+            f"finite numbers, True and False, or names of activations ({', '.join(map(repr, ACTIVATIONS))}); "
+            "static=True gives it the option itself"
+        )
 
 
 def _check_ends(name: str, low: Any, high: Any) -> None:

@@ -45,13 +45,17 @@ class Task(NamedTuple):
     def with_static(self, static: Mapping[str, Any]) -> "Task":
         """The task of traced hyperparameters alone; the others have these values."""
 
-        def whole(hp: Mapping[str, Any]) -> Hyperparameters:
-            return Hyperparameters({**static, **hp})
+        return self._given(lambda hp: Hyperparameters({**static, **hp}))
 
+    def noting(self, read: set[str]) -> "Task":
+        """The same task, which adds the names of the hyperparameters that it reads to a set."""
+        return self._given(lambda hp: Hyperparameters(hp, read))
+
+    def _given(self, change: Callable[[Any], Hyperparameters]) -> "Task":
         return Task(
-            lambda hp, key, batch: self.init(whole(hp), key, batch),
-            lambda hp, state, batch, key: self.step(whole(hp), state, batch, key),
-            lambda hp, state, batch: self.evaluate(whole(hp), state, batch),
+            lambda hp, key, batch: self.init(change(hp), key, batch),
+            lambda hp, state, batch, key: self.step(change(hp), state, batch, key),
+            lambda hp, state, batch: self.evaluate(change(hp), state, batch),
         )
 
 

@@ -1,6 +1,7 @@
 """`fit` on a task written by hand, small enough that hundreds of searches are done in seconds."""
 
 import functools
+import re
 import signal
 
 import jax
@@ -9,9 +10,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
 from highway_jax import parallel, population
-from highway_jax.population import Halving, Task, WorkdirError, choice, grid, log_uniform, memory, uniform
+from highway_jax.population import Halving, Task, WorkdirError, choice, grid, log_uniform, memory, progress, uniform
 from highway_jax.population.programs import Group
 from highway_jax.population.search import Search
 from highway_jax.population.space import Space
@@ -21,7 +23,7 @@ X = RNG.normal(size=(45, 3)).astype(np.float32)
 TRAIN = {"x": X[:33], "y": X[:33] @ np.float32([1, -2, 3])}
 VALID = {"x": X[33:], "y": X[33:] @ np.float32([1, -2, 3])}
 SPACE = {
-    "rate": log_uniform(1e-3, 0.3), "noise": uniform(0, 0.1), "loss": choice("square", "absolute"),
+    "rate": log_uniform(1e-3, 0.3), "noise": uniform(0, 0.1), "absolute": choice(False, True),
     "size": choice(3, 5, static=True),
 }  # fmt: skip
 
@@ -35,7 +37,7 @@ def init(hp, key, batch):
 
 def losses(hp, state, batch):
     error = batch["x"] @ state["w"][:3] - batch["y"]
-    return jnp.where(hp["loss"] == 0, error**2, abs(error))
+    return jnp.where(hp["absolute"], abs(error), error**2)
 
 
 def step(hp, state, batch, key):
@@ -105,17 +107,17 @@ def test_a_run_follows_from_its_configuration_and_seed():
     best = np.nanmin(paired.curves["train_loss"], axis=1).reshape(3, 4)
     np.testing.assert_allclose(table["best_train_loss_mean"], best.mean(axis=1), rtol=1e-5)
     np.testing.assert_allclose(table["best_train_loss_std"], best.std(axis=1, ddof=1), rtol=1e-4)
-    same = {"rate": 0.1, "noise": 0.1, "loss": 0, "size": 3, "unused": uniform(0, 1)}
+    same = {"rate": 0.1, "noise": 0.1, "absolute": False, "size": 3, "unused": uniform(0, 1)}
     alike = fit(same, num_runs=8, seeds=4)  # so the k-th runs of both configurations are one
     np.testing.assert_array_equal(alike.curves["valid_loss"][:4], alike.curves["valid_loss"][4:])
 
 
 def test_the_points_of_a_grid_start_from_one_key_and_share_their_draws():
-    space = {"rate": log_uniform(1e-3, 0.3), "noise": 0.1, "loss": grid("square", "absolute"), "size": 3}
+    space = {"rate": log_uniform(1e-3, 0.3), "noise": 0.1, "absolute": grid(False, True), "size": 3}
     space["unused"] = grid("a", "b", "c", static=True)
     result = fit(space, num_runs=12)
     table = result.table()
-    assert table["loss"].tolist() == (["square"] * 3 + ["absolute"] * 3) * 2
+    assert table["absolute"].tolist() == ([False] * 3 + [True] * 3) * 2
     assert table["unused"].tolist() == ["a", "b", "c"] * 4
     assert [len(set(rates)) for rates in table["rate"].to_numpy().reshape(2, 6)] == [1, 1]
     curves = result.curves["valid_loss"].reshape(2, 2, 3, 3)
@@ -130,7 +132,6 @@ def test_the_numbers_are_those_of_a_loop_written_by_hand():
     """Run 4, alone, from the keys that the documentation names: the seed's, the run's, the epoch's and the step's."""
     result, run = reference(), 4
     hp = {name: values[run] for name, values in result.hyperparameters.items()}
-    hp["loss"] = ("square", "absolute").index(hp["loss"])
     runs, data = jax.random.split(jax.random.key(0, impl="threefry2x32"))
     own = jax.random.split(jax.random.fold_in(runs, run))[1]
     state = init(hp, own, None)
@@ -210,7 +211,7 @@ def test_ctrl_c_keeps_what_there_is(tmp_path):
         ({"seed": 1}, "seed is 0"),
         ({"train": {**TRAIN, "y": TRAIN["y"] + 1}}, "data"),
         ({"space": {**SPACE, "noise": uniform(0, 0.2)}}, "space"),
-        ({"space": {**SPACE, "loss": choice("square", "cubic")}}, "options"),
+        ({"space": {**SPACE, "size": choice(3, 6, static=True)}}, "options"),
         ({"policy": Halving(every=2)}, "policy"),
         ({"task": TASK._replace(evaluate=lambda hp, state, batch: {"loss": 2 * losses(hp, state, batch)})}, "task"),
     ],
@@ -343,13 +344,35 @@ def test_the_table_has_what_the_curves_say():
     at_best = result.curves["valid_loss"][np.arange(12), curve.argmin(axis=1)]
     np.testing.assert_array_equal(table["best_valid_loss"], at_best)
     assert table.sort_values("rank")["best_train_loss"].is_monotonic_increasing
-    assert set(table["loss"]) == {"square", "absolute"}
+    assert set(table["absolute"]) == {False, True}
     best = table.set_index("rank").loc[1]
     assert result.best.run == best["run"]
     assert result.best.hyperparameters["rate"] == best["rate"]
     assert f"of run {best['run']}, 0 diverged" in repr(result)
-    with pytest.raises(ValueError, match="by is 'seed'"):
+    with pytest.raises(
+        ValueError, match="by is 'seed'; it must be one of run, configuration, rate, noise, absolute, size"
+    ):
         result.table(by="seed")
+    by_size = result.table(by="size")
+    assert by_size["size"].tolist() == [3, 5]
+    for _, row in by_size.iterrows():
+        rows = table[table["size"] == row["size"]]
+        assert row["runs"] == len(rows) > 1
+        np.testing.assert_allclose(row["best_valid_loss_mean"], rows["best_valid_loss"].mean(), rtol=1e-5)
+        np.testing.assert_allclose(row["best_valid_loss_std"], rows["best_valid_loss"].std(), rtol=1e-4)
+    assert result.table(by="rate")["rate"].tolist() == sorted(table["rate"])
+
+
+def test_functions_among_options_are_shown_by_their_names():
+    space = {"body": grid(jnp.sin, lambda x: x, lambda x: 2 * x, None, static=True), "fixed": 2}
+    task = scripted(np.arange(8).reshape(4, 2))
+    result = fit({**space, "row": np.arange(4)}, task, num_runs=4, epochs=1, batch_size=33, evaluate={})
+    assert result.table()["body"].tolist()[:3] == ["sin", "<lambda>", "<lambda>"]
+    assert result.best.hyperparameters["body"] is jnp.sin
+    by = result.table(by="body")
+    assert by["body"].tolist()[:3] == ["sin", "<lambda>", "<lambda>"]
+    assert by["best_train_loss_mean"].tolist() == [0, 2, 4, 6]
+    assert result.table(by="fixed")[["fixed", "runs"]].to_numpy().tolist() == [[2, 4]]
 
 
 @pytest.mark.parametrize("setting", [jax.enable_x64(True), jax.default_prng_impl("rbg")], ids=["x64", "rbg"])
@@ -383,12 +406,26 @@ def test_as_many_runs_side_by_side_and_in_lockstep_as_memory_holds():
     assert [memory.runs_in_lockstep(needed, 12, free) for free in (0, 400, 10**6)] == [1, 2, 12]
 
 
-def test_progress_is_told_from_the_start(capsys):
+def test_progress_is_told_from_the_start():
     seen = []
     fit(progress=lambda progress: seen.append((progress.step, len(progress.plan), progress.result.finished)))
     assert seen == [(0, 3, False), (1, 3, False), (2, 3, False), (3, 3, True)]
-    fit(progress=True)
-    assert "3/3 epochs" in capsys.readouterr().out
+
+
+def test_a_bar_becomes_lines_where_there_is_no_terminal(tmp_path, capsys, monkeypatch):
+    def lines(**options):
+        fit(progress=True, workdir=tmp_path, **options)
+        return [re.sub("best train_loss .*", "BEST", line) for line in capsys.readouterr().out.splitlines()]
+
+    assert lines(stop=Stop(1)) == ["0/3 epochs, compiling", "1/3 epochs, BEST"]
+    monkeypatch.setattr(progress, "EVERY", 0)
+    assert lines() == ["resumed after epoch 1 of 3", *(f"{epoch}/3 epochs, BEST" for epoch in (1, 2, 3))]
+    monkeypatch.setattr(Console, "is_terminal", True)
+    fit(progress=True, workdir=tmp_path / "other", stop=Stop(2))
+    assert "resumed" not in capsys.readouterr().out
+    fit(progress=True, workdir=tmp_path / "other")
+    said = capsys.readouterr().out
+    assert "resumed after epoch 2 of 3" in said and re.search("3/3.* epochs", said)
 
 
 @pytest.mark.parametrize(
@@ -401,7 +438,8 @@ def test_progress_is_told_from_the_start(capsys):
         ({"runs_in_memory": 0}, "runs_in_memory is 0; it must be an integer of at least 1"),
         ({"mode": "least"}, "mode is 'least'; it must be 'min' or 'max'"),
         ({"keep": "none"}, "keep is 'none'"),
-        ({"rank_by": "valid_accuracy"}, "rank_by is 'valid_accuracy'; it must be one of train_loss, valid_"),
+        ({"rank_by": "valid_largest"}, "rank_by is 'valid_largest', which is no loss; mode must be 'min' or 'max'"),
+        ({"rank_by": "valid_accuracy", "mode": "max"}, "'valid_accuracy'; it must be one of train_loss, valid_"),
         ({"train": {**TRAIN, "y": TRAIN["y"][:5]}}, r"train has arrays of unequal length: 33 in \['x'\], 5 in \['y'\]"),
         ({"train": {**TRAIN, "y": list(range(33))}}, r"train\['y'\]\[0\] is 0; it must be an array"),
         ({"train": {**TRAIN, "y": np.array(["a"] * 33)}}, r"train\['y'\] is of <U1; it must be of numbers"),
@@ -426,7 +464,32 @@ def test_mistakes_are_explained_before_anything_is_trained(change, message):
 def test_what_the_task_itself_gets_wrong_is_told_with_the_place():
     with pytest.raises(KeyError, match="'y'") as caught:
         fit(evaluate={"valid": {"x": VALID["x"]}})
-    assert "This is of the task's evaluate on 'valid', traced" in caught.value.__notes__[-1]
+    place, difference = caught.value.__notes__[-2:]
+    assert "This is of the task's evaluate on 'valid', traced" in place
+    assert difference.endswith("form: valid['y'] is missing and train['y'] is float32[].")
+    with pytest.raises(TypeError) as caught:
+        fit(evaluate={"valid": {"x": VALID["x"][:, :2], "y": VALID["y"].astype(int)}})
+    assert (
+        "valid['x'] is float32[2] and train['x'] is float32[3]; valid['y'] is int32[] and" in caught.value.__notes__[-1]
+    )
+
+
+def test_numbers_that_are_not_finite_and_what_no_group_of_a_task_reads_are_warned_of():
+    def step(hp, state, batch, key):
+        return state, {"loss": hp["noise"] if hp["size"] == 3 else hp["rate"]}
+
+    space = {**SPACE, "size": grid(3, 5, static=True), "constant": 2}
+    y = TRAIN["y"].copy()
+    y[:3] = np.nan, np.inf, -np.inf
+    train = {**TRAIN, "y": y, "of_jax": jnp.log(jnp.zeros(33)), "whole": np.arange(33)}
+    with pytest.warns(UserWarning) as caught:
+        result = fit(space, TASK._replace(step=step), train=train, evaluate={}, epochs=1)
+        population.replay(result, run=0, progress=False)  # nor is it said again of a run alone
+    assert [str(warning.message) for warning in caught] == [
+        "the data have numbers that are NaN or infinite: 33 in train['of_jax'], 3 in train['y']",
+        "space has 'absolute', 'constant', which the task never reads",
+    ]
+    assert {warning.filename for warning in caught} == {__file__}
 
 
 def test_a_search_waits_with_an_ear_for_signals():

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from highway_jax import population
 from highway_jax.functional.activations import ACTIVATIONS
 from highway_jax.population import choice, grid, log_uniform, uniform
-from highway_jax.population.space import Space
+from highway_jax.population.space import Hyperparameters, Space
 
 KEY = jax.random.key(3, impl="threefry2x32")
 RUNS = np.arange(50)
@@ -20,7 +20,7 @@ ends = st.tuples(st.floats(1e-5, 10), st.floats(1e-5, 10)).map(sorted)
 @settings(max_examples=10)
 @given(ends, st.integers(0, 1000))
 def test_draws_stay_in_their_ranges_and_follow_from_key_and_number_alone(pair, first):
-    space = Space({"a": log_uniform(*pair), "b": uniform(*pair), "c": choice("x", "y", "z")})
+    space = Space({"a": log_uniform(*pair), "b": uniform(*pair), "c": choice(1, 2, 5)})
     drawn = space.draw(KEY, first + RUNS)
     for name in "ab":
         assert drawn[name].dtype == np.float32
@@ -46,11 +46,11 @@ def test_draws_are_distributed_as_they_say():
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=3), st.integers(0, 40), st.integers(1, 30))
 def test_a_grid_has_every_combination_in_turn_each_with_one_draw_of_the_rest(sizes, first, count):
     grids = {f"g{i}": grid(*range(10, 10 + size)) for i, size in enumerate(sizes)}
-    space = Space({"a": uniform(0, 1), **grids, "b": choice("x", "y")})
+    space = Space({"a": uniform(0, 1), **grids, "b": choice(0.5, 2)})
     drawn = space.draw(KEY, np.arange(first, first + count))
     combinations = list(itertools.product(*map(range, sizes)))
     assert space.points == len(combinations)
-    plain = Space({"a": uniform(0, 1), **dict.fromkeys(grids, 0), "b": choice("x", "y")}).draw(KEY, RUNS)
+    plain = Space({"a": uniform(0, 1), **dict.fromkeys(grids, 0), "b": choice(0.5, 2)}).draw(KEY, RUNS)
     for row, configuration in enumerate(range(first, first + count)):
         point, place = divmod(configuration, space.points)
         assert tuple(drawn[name][row] for name in grids) == combinations[place]
@@ -89,29 +89,44 @@ def test_a_task_gets_numbers_indices_or_the_options_themselves():
     rates = np.linspace(1, 2, 4)
     space = Space(
         {
-            "number": choice(32, 64), "activation": choice("tanh"), "name": choice("adam", "sgd"),
+            "number": choice(32, 64), "activation": choice("tanh"), "name": choice("adam", "sgd", static=True),
             "flag": choice(True, False), "width": choice(8, 16, static=True), "head": choice(None, "mlp", static=True),
             "given": rates, "constant": "SAME", "own": lambda key: jax.random.normal(key),
         }
     )  # fmt: skip
     columns = space.draw(KEY, np.arange(4))
     traced, readable = space.traced(columns), space.readable(columns, 4)
-    assert traced.keys() == {"number", "activation", "name", "flag", "given", "own"}
+    assert traced.keys() == {"number", "activation", "flag", "given", "own"}
     np.testing.assert_array_equal(traced["number"], readable["number"])
     assert (traced["activation"] == ACTIVATIONS.index("tanh")).all()
     assert readable["activation"].tolist() == ["tanh"] * 4
-    assert [("adam", "sgd")[index] for index in traced["name"]] == readable["name"].tolist()
     assert traced["flag"].dtype == bool
     np.testing.assert_array_equal(traced["given"], np.float32(rates))
     assert readable["constant"].tolist() == ["SAME"] * 4
     for row, group in enumerate(space.groups(columns, np.arange(4))):
         assert space.static(group) == {
-            "width": readable["width"][row], "head": readable["head"][row], "constant": "SAME"
+            **{name: readable[name][row] for name in ("name", "width", "head")}, "constant": "SAME"
         }  # fmt: skip
     again = space.positions(readable)
     assert again.keys() == columns.keys()
     for name, column in columns.items():
         np.testing.assert_array_equal(again[name], column)
+
+
+@pytest.mark.parametrize(
+    ("use", "read"),
+    [
+        (lambda hp: hp["a"], {"a"}),
+        (lambda hp: [hp.get("a"), hp.pop("b")], {"a", "b"}),
+        (lambda hp: "a" in hp, set()),
+        *((use, {"a", "b"}) for use in (lambda hp: dict(**hp), lambda hp: hp | {"c": 1}, dict, dict.copy)),
+        *((use, {"a", "b"}) for use in (lambda hp: hp.items(), lambda hp: hp.values(), jax.tree.leaves)),
+    ],
+)
+def test_hyperparameters_note_what_is_read(use, read):
+    hp = Hyperparameters({"a": 1.0, "b": "text"})
+    use(hp)
+    assert hp.read == read
 
 
 @pytest.mark.parametrize(
@@ -134,8 +149,12 @@ def test_a_task_gets_numbers_indices_or_the_options_themselves():
         (lambda: Space({"lr": np.ones(3)}).draw(KEY, RUNS), r"shape \(3,\); it must have a value for each of 50"),
         (lambda: Space({"lr": np.array(["a"] * 50)}).draw(KEY, RUNS), "must be of numbers"),
         (lambda: Space({"lr": lambda key: jax.random.normal(key, (3,))}).draw(KEY, RUNS), "it must draw a scalar"),
-        (lambda: Space({"a": choice("x", "y")}).positions({"a": ["z"]}), "a is 'z'; it must be one of 'x', 'y'"),
-        (lambda: Space({"a": choice("x")}).positions({"b": ["z"]}), "no hyperparameter 'b'; the space has a"),
+        (lambda: choice("adam", "relu"), r"'adam', 'relu' .* names of activations \('relu', 'tanh'\); static=True"),
+        (lambda: grid(jax.nn.gelu, jax.nn.silu), "grid: the options .*gelu.* finite numbers, True and False, or names"),
+        (lambda: choice(0.5, True), "choice: the options 0.5, True are given to the task as numbers"),
+        (lambda: choice(1, float("inf")), "must be finite numbers"),
+        (lambda: Space({"a": choice(1, 2)}).positions({"a": [3]}), "a is 3; it must be one of 1, 2"),
+        (lambda: Space({"a": choice(1)}).positions({"b": ["z"]}), "no hyperparameter 'b'; the space has a"),
     ],
 )
 def test_mistakes_are_explained(make, message):

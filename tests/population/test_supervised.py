@@ -7,6 +7,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from flax.training import train_state
 
 import highway_jax.nnx
 from highway_jax import Dropout, population
@@ -307,3 +308,22 @@ def test_what_cannot_work_is_said_before_anything_is_trained(change, message):
     parts = {"model": lambda hp: Static(), "loss": squared, "optimizer": lambda hp: optax.sgd(hp["lr"])}
     with pytest.raises((ValueError, TypeError, KeyError), match=message):
         population.fit(population.supervised(**(parts | change)), {**SPACE, "width": choice(4, 8)}, **SEARCH)
+
+
+@pytest.mark.parametrize("data", [(X, Y), X, {"inputs": X, "y": Y}], ids=["tuple", "array", "names"])
+def test_a_batch_without_inputs_named_x_is_told(data):
+    task = population.supervised(lambda hp: Static(), squared, lambda hp: optax.sgd(0.1))
+    with pytest.raises(ValueError, match=r"a batch is .*, without the 'x' that the model is called with"):
+        population.fit(task, {}, **{**SEARCH, "train": data, "evaluate": {}})
+
+
+def test_an_optimizer_of_hyperparameters_in_a_train_state_is_told():
+    def init(hp, key, batch):
+        return train_state.TrainState.create(apply_fn=None, params={"w": jnp.zeros(5)}, tx=optax.sgd(hp["lr"]))
+
+    def step(hp, state, batch, key):
+        return state.apply_gradients(grads={"w": batch["x"].sum(0)}), {"loss": 0.0}
+
+    with pytest.raises(jax.errors.TracerArrayConversionError) as caught:
+        population.fit(population.Task(init, step, lambda hp, state, batch: {"loss": 0.0}), SPACE, **SEARCH)
+    assert "such as a TrainState's tx. Make the optimizer once" in caught.value.__notes__[-1]
