@@ -2,7 +2,7 @@
 
 from highway_jax.functional.classification import accuracy, cross_entropy
 from highway_jax.population import schedules
-from highway_jax.population.fit import MemoryTooSmall, fit, replay
+from highway_jax.population.fit import fit, replay
 from highway_jax.population.policies import Halving
 from highway_jax.population.progress import Progress
 from highway_jax.population.ranking import Ranking, rank
@@ -11,6 +11,7 @@ from highway_jax.population.search import Sampler, Search, keys
 from highway_jax.population.space import Space, choice, grid, log_uniform, uniform
 from highway_jax.population.storage import WorkdirError, WorkdirWarning, writing
 from highway_jax.population.task import Task, TrainState, supervised
+from highway_jax.population.trainer import MemoryTooSmall
 
 __all__ = [
     "Halving",

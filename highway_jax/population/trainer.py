@@ -1,0 +1,283 @@
+"""What makes one state of a search of another, and holds what is compiled."""
+
+import contextlib
+import dataclasses
+import hashlib
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from highway_jax import parallel
+from highway_jax.population import memory
+from highway_jax.population.programs import Group, gather_batches, take_rows, take_run
+from highway_jax.population.ranking import TRAIN, rank
+from highway_jax.population.result import Result
+from highway_jax.population.run import Run
+from highway_jax.population.search import Search
+from highway_jax.population.state import Outcome, State, put
+from highway_jax.population.storage import Storage
+from highway_jax.population.tracing import described
+
+
+class MemoryTooSmall(ValueError):
+    """Memory does not hold all runs, and a policy needs to know how many to compare."""
+
+
+class Trainer:
+    """Makes one state of another; holds what is compiled.
+
+    Args:
+      search: what is done.
+      mesh: where.
+      runs_in_memory, runs_per_batch: as for `fit`.
+
+    Attributes:
+      read: the names of the hyperparameters that the task has read so far, in any group.
+
+    Raises:
+      ValueError, TypeError: as `fit`, of the task and `rank_by`.
+    """
+
+    def __init__(self, search: Search, mesh: Mesh, runs_in_memory: int | None, runs_per_batch: int | None):
+        self.search, self.mesh = search, mesh
+        self.read: set[str] = set()
+        self._noted = dataclasses.replace(search, task=search.task.noting(self.read), columns=search.drawn)
+        self._groups: dict[str, Group] = {}
+        self._lockstep: dict[str, int] = {}
+        self._wanted_lockstep = runs_per_batch
+        self._data: dict[str, Any] = {}
+        for number in np.unique(search.space.groups(search.drawn, np.arange(search.num_runs))):
+            self._group(str(number))
+        self._numbers = next(iter(self._groups.values())).numbers
+        if search.rank_by not in self._numbers:
+            raise ValueError(f"rank_by is {search.rank_by!r}; it must be one of {', '.join(self._numbers)}")
+        if search.policy is not None and search.evaluate_every is None and not search.rank_by.startswith(TRAIN):
+            raise ValueError(f"evaluate_every is None; policy needs {search.rank_by} before the last epoch")
+        self.runs_in_memory = runs_in_memory or self._choose_runs_in_memory()
+
+    def _group(self, name: str) -> Group:
+        if name not in self._groups:
+            with _with_hints(self.search):
+                self._groups[name] = Group(self._noted, self.search.space.static(int(name)), self.mesh)
+        return self._groups[name]
+
+    def _choose_runs_in_memory(self) -> int:
+        search = self.search
+        largest = max((group.shapes for group in self._groups.values()), key=memory.num_bytes)
+        devices, free = self.mesh.shape[parallel.RUNS], parallel.free_memory(self.mesh)
+        fitting = int(parallel.agree(memory.runs_in_memory(largest, search.num_runs, devices, free)).min())
+        if search.policy is not None and fitting < search.num_runs:
+            raise MemoryTooSmall(
+                f"runs_in_memory is None, and memory holds {fitting} of {search.num_runs} runs; for a policy, which "
+                f"compares runs side by side, say how many, such as {fitting}"
+            )
+        return fitting
+
+    def blank(self) -> Outcome:
+        """The outcome of runs that have not begun."""
+        curve = np.full((self.search.num_runs, self.search.epochs), np.nan, np.float32)
+        return Outcome(self.search.drawn, dict.fromkeys(self._numbers, curve), {}, np.full(2, -1), {}, {})
+
+    def begin(self, outcome: Outcome, part: int) -> State:
+        """Start the runs of a part."""
+        search = self.search
+        rows = np.sort(search.part(part, self.runs_in_memory))
+        if search.sampler is not None:
+            before = Result(search, outcome, 0.0, 0, False, self.mesh)
+            chosen = search.space.positions(search.sampler(search.runs[rows], before))
+            new = {name: put(outcome.columns[name], rows, values) for name, values in chosen.items()}
+            outcome = dataclasses.replace(outcome, columns={**outcome.columns, **new})
+        numbers = search.space.groups(outcome.columns, rows)
+        members = {}
+        for number in np.unique(numbers):
+            own = rows[numbers == number]
+            members[str(number)] = self._placed(own, parallel.padded(len(own), self.mesh))
+        populations = {name: self._group(name).start(outcome.columns, own) for name, own in members.items()}
+        return State(populations, members, outcome)
+
+    def train(self, state: State, epoch: int) -> State:
+        """An epoch (from 1) of the runs that are trained now."""
+        batches = self._epoch_batches(epoch)
+        populations, numbers = {}, {}
+        for name, population in state.populations.items():
+            if name not in self._lockstep:
+                chosen = self._wanted_lockstep or self._group(name).runs_per_batch(population)
+                self._lockstep[name] = int(parallel.agree(chosen).min())
+            populations[name], numbers[name] = self._group(name).train(
+                population, batches, self._lockstep[name], state.members[name]
+            )
+        _wait(numbers)
+        state = dataclasses.replace(state, populations=populations)
+        for name, found in numbers.items():
+            state = state.with_numbers(name, epoch, {TRAIN + metric: values for metric, values in found.items()})
+        return state
+
+    def _epoch_batches(self, epoch: int) -> Any:
+        train = self._on_devices("train", self.search.train)
+        return gather_batches(self.mesh, self.search.batch_size, train, self.search.epoch_key(epoch - 1))
+
+    def _on_devices(self, name: str, split: Any) -> Any:
+        if name not in self._data:
+            self._data[name] = parallel.replicate(self.mesh, split)
+        return self._data[name]
+
+    def evaluate(self, state: State, epoch: int) -> State:
+        """With the numbers of the runs that are trained now on the splits."""
+        for split, examples in self.search.evaluate.items():
+            there = self._on_devices(split, examples)
+            for name, population in state.populations.items():
+                found = self._group(name).evaluate(population, there, self._lockstep[name], state.members[name])
+                named = {f"{split}_{metric}": values for metric, values in found.items()}
+                state = state.with_numbers(name, epoch, named)
+        return state
+
+    def without_ended(self, state: State, epoch: int) -> State:
+        """Without the runs that end after this epoch, whose states are kept if they are a result."""
+        search = self.search
+        runs = np.sort(np.concatenate([members[members >= 0] for members in state.members.values()]))
+        stay = runs[:0]
+        if search.policy is not None and epoch < search.epochs:
+            curves = {name: curve[runs] for name, curve in state.outcome.curves.items()}
+            stay = runs[search.policy.kept(rank(curves, search.rank_by, search.mode))]
+        staying = {name: np.isin(members, stay) for name, members in state.members.items()}
+        if search.keep == "all":
+            gone = {name: np.flatnonzero((state.members[name] >= 0) & ~stays) for name, stays in staying.items()}
+            state = state.with_ended(gone)
+        populations, members = {}, {}
+        for name, stays in staying.items():
+            if fewest := parallel.padded(stays.sum(), self.mesh):
+                # What is compiled serves as long as what stays fills a batch of lockstep.
+                fills = self._lockstep[name] <= fewest // self.mesh.shape[parallel.RUNS]
+                rows = len(stays) if fills else fewest
+                before = state.populations[name], state.members[name]
+                populations[name], members[name] = self._moved(*before, np.flatnonzero(stays), rows)
+        return State(populations, members, state.outcome)
+
+    def _placed(self, runs: np.ndarray, rows: int) -> np.ndarray:
+        """The members of a population of so many rows that has these runs."""
+        members = np.full(rows, -1)
+        members[parallel.spread(len(runs), rows, self.mesh)] = runs
+        return members
+
+    def _moved(self, population: Run, members: np.ndarray, kept: np.ndarray, rows: int) -> tuple[Run, np.ndarray]:
+        """Some rows of a population, and the members there, as a population of so many rows."""
+        new = self._placed(members[kept], rows)
+        if not np.array_equal(new, members):
+            population = take_rows(self.mesh, population, np.maximum(self._placed(kept, rows), 0))
+        return population, new
+
+    def with_best_again(self, state: State) -> State:
+        """With the best run's state where another's is there, which led and then diverged: the run is trained again."""
+        outcome = state.outcome
+        ranking = outcome.ranking(self.search)
+        best = ranking.order[:1]
+        at = np.array([best[0], ranking.best_epoch[best[0]]])
+        if at[1] == 0 or (outcome.best_at == at).all():
+            return state
+        name = str(self.search.space.groups(outcome.columns, best)[0])
+        group, members = self._group(name), self._placed(best, parallel.padded(1, self.mesh))
+        population = group.start(outcome.columns, members)
+        for epoch in range(1, at[1] + 1):
+            population, _ = group.train(population, self._epoch_batches(epoch), 1, members)
+        again = {name: parallel.gather(take_run(population.state, 0))}
+        return dataclasses.replace(state, outcome=dataclasses.replace(outcome, best=again, best_at=at))
+
+    def notes(self, state: State) -> dict[str, Any]:
+        """What must be known to go on from a state, and to read it back: JSON-able."""
+        return {
+            "runs_in_memory": self.runs_in_memory,
+            "runs_per_batch": self._lockstep,
+            "members": {name: len(rows) for name, rows in state.members.items()},
+            "ended": {name: len(rows) for name, rows in state.outcome.ended.items()},
+            "best": list(state.outcome.best),
+        }
+
+    def restored(self, storage: Storage, step: int, notes: Mapping[str, Any]) -> State:
+        """The state of a checkpoint; from here on as many runs at once as before, which can decide the rounding."""
+        self.runs_in_memory = notes["runs_in_memory"]
+        if self._wanted_lockstep is None:
+            self._lockstep = dict(notes["runs_per_batch"])
+        over_runs = parallel.over_runs(self.mesh)
+
+        def on_devices(name: str, rows: int) -> Any:
+            count = parallel.padded(rows, self.mesh)
+            return jax.tree.map(
+                lambda leaf: jax.ShapeDtypeStruct((count, *leaf.shape), leaf.dtype, sharding=over_runs),
+                self._group(name).shapes,
+            )
+
+        def on_host(name: str, *rows: int) -> Any:
+            state = self._group(name).shapes.state
+            return jax.tree.map(lambda leaf: np.zeros((*rows, *leaf.shape), leaf.dtype), state)
+
+        members, ended = notes["members"], notes["ended"]
+        outcome = dataclasses.replace(
+            self.blank(),
+            best={name: on_host(name) for name in notes["best"]},
+            states={name: on_host(name, rows) for name, rows in ended.items()},
+            ended={name: np.zeros(rows, int) for name, rows in ended.items()},
+        )
+        populations = {name: on_devices(name, rows) for name, rows in members.items()}
+        like = State(populations, {name: np.zeros(rows, int) for name, rows in members.items()}, outcome)
+        state = storage.restore(step, like, min(members.values(), default=0))
+        for name, there in list(state.members.items()):  # maybe spread over other devices
+            there = np.pad(there, (0, parallel.padded(len(there), self.mesh) - len(there)), constant_values=-1)
+            moved = self._moved(state.populations[name], there, np.flatnonzero(there >= 0), len(there))
+            state.populations[name], state.members[name] = moved
+        # Dicts come back in another order, which is that of the table's columns.
+        columns = {name: state.outcome.columns[name] for name in outcome.columns}
+        curves = {name: state.outcome.curves[name] for name in outcome.curves}
+        return dataclasses.replace(state, outcome=dataclasses.replace(state.outcome, columns=columns, curves=curves))
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the search's numbers, by name, JSON-able."""
+        search = self.search
+        plain = (
+            *("num_runs", "epochs", "batch_size", "seeds", "seed", "first_run", "rank_by", "mode"),
+            *("evaluate_every", "evaluate_batch_size", "keep"),
+        )
+        return {
+            **{name: getattr(search, name) for name in plain},
+            "policy": repr(search.policy),
+            "sampler": search.sampler is not None,
+            "space": _md5((search.drawn, search.space.traced(search.drawn), search.own_seeds)),
+            "options": search.space.described(),
+            "data": {name: _md5(split) for name, split in {"train": search.train, **search.evaluate}.items()},
+            "task": [digest for group in self._groups.values() for digest in group.traced.digest()],
+        }
+
+
+@contextlib.contextmanager
+def _with_hints(search: Search) -> Iterator[None]:
+    """An error in tracing is told with what may be its cause."""
+    try:
+        yield
+    except Exception as error:
+        told = hasattr(error, "__notes__")  # which function of the task it is of
+        if differences := search.differences():
+            error.add_note(f"The splits differ from train in an example's form: {'; '.join(differences)}.")
+        if isinstance(error, jax.errors.TracerArrayConversionError) and not told:
+            error.add_note(
+                "The state has something made from hp that is no array, such as a TrainState's tx. Make the optimizer "
+                "once, outside of init, with optax.inject_hyperparams; its rates are then arrays of the state."
+            )
+        raise
+
+
+def _md5(tree: Any) -> str:
+    """Of a tree's arrays: their places, dtypes, shapes and contents."""
+    digest = hashlib.md5(usedforsecurity=False)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        digest.update(f"{jax.tree_util.keystr(path)} {described(leaf)}".encode())
+    return digest.hexdigest()
+
+
+def _wait(tree: Any) -> None:
+    """Wait for a computation with an ear for signals, which Python cannot hear inside JAX."""
+    for array in jax.tree.leaves(tree):
+        while not array.is_ready():
+            time.sleep(0.002)
