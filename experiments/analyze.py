@@ -31,12 +31,12 @@ from ml_collections import ConfigDict
 from experiments import cli, jobs, report, results, settings, train, workdir
 from experiments.checks import check_search, check_training
 from experiments.cli import UserError
+from experiments.configs.figure1 import WIDTHS
 from experiments.observations import Analysis, captions, summarize
 from experiments.results import Result
 from highway_jax import analysis, data, parallel
 from highway_jax.analysis import plots as gate_plots
 from highway_jax.files import write_whole
-from highway_jax.stack.kinds import KINDS
 
 SAMPLE = 0  # the index of the training image whose gates and block outputs are shown
 BINS = 60  # of the histogram of open layers
@@ -107,7 +107,7 @@ def choose(found: Result, kind: str, run: int | None, rank: int | None) -> Netwo
     Raises:
       UserError: if it is not in the workdir, has no gates, or its parameters are not kept.
     """
-    if kind != "highway" and kind in KINDS:
+    if kind != "highway" and kind in WIDTHS:
         raise UserError(f"--network is {kind!r}, which has no transform gates to look at; it must be 'highway'")
     if "highway" not in found.kinds:
         raise UserError(f"{found.directory} holds no highway networks, and no others have transform gates to look at")

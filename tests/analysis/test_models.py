@@ -119,6 +119,9 @@ def test_linen_networks_are_analysed_with_all_their_variables_in_evaluation_mode
     same(analysis.gate_statistics(model, also, SPLIT), analysis.gate_statistics(model, variables, SPLIT))
 
 
+STACKED = {"coupled": "highway", "independent": "independent"}  # the kind of stack that has such carry gates
+
+
 class Linen(nn.Module):
     """Highway layers of every kind, named such that the alphabet is not the order of their calls."""
 
@@ -129,7 +132,7 @@ class Linen(nn.Module):
         x = nn.Conv(4, (3, 3), name="first")(x)
         x = HighwayConv((3, 3), carry=self.carry, name="z")(x)
         x = HighwayDense("tanh", features=6, carry=self.carry, name="y")(x.mean(axis=(1, 2)))
-        x = HighwayStack(3, carry=self.carry, name="x")(x)
+        x = HighwayStack(3, STACKED[self.carry], name="x")(x)
         x = Skippable(name="w")(x, nn.Dense(6, name="branch")(x))
         x = HighwayDense(carry=self.carry, name="layer2")(x)
         x = HighwayDense(carry=self.carry, name="layer10")(x)
@@ -145,7 +148,7 @@ class Twin(nnx.Module):
         self.layer10 = native.HighwayDense(6, carry=carry, rngs=rngs)
         self.layer2 = native.HighwayDense(6, carry=carry, rngs=rngs)
         self.w = native.Skippable()
-        self.x = native.HighwayStack(6, 3, carry=carry, rngs=rngs)
+        self.x = native.HighwayStack(6, 3, kind=STACKED[carry], rngs=rngs)
         self.y = native.HighwayDense(4, 6, activation="tanh", carry=carry, rngs=rngs)
         self.z = native.HighwayConv(4, carry=carry, rngs=rngs)
         self.first = nnx.Conv(1, 4, (3, 3), rngs=rngs)
