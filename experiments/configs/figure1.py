@@ -1,5 +1,8 @@
 """What the random searches of Figure 1 (Section 3.1) have in common: every key of a search's config."""
 
+from collections.abc import Callable
+from typing import Any
+
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
@@ -9,7 +12,7 @@ from experiments.configs.base import base
 WIDTHS = {"highway": 50, "plain": 71, "residual": 71, "fixed": 71, "lstm": 35}
 
 
-def random_search(dataset: str, depth: int, batch_size: int, epochs: int) -> ConfigDict:
+def random_search(dataset: str | Callable[[], Any], depth: int, batch_size: int, epochs: int) -> ConfigDict:
     """The paper's search at one depth; where the paper is silent, this project's choice."""
     config = base(dataset, num_runs=100, epochs=epochs, batch_size=batch_size)  # num_runs of each network
     config.networks = ("highway", "plain")  # "residual", "fixed", "lstm" too; highway_jax/stack/kinds.py explains them

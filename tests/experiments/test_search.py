@@ -307,7 +307,7 @@ HALVINGS = [
         *HALVINGS,
         ("c.depht = 3", "the config has a key 'depht'"),
         ("del c.depth", "the config has no key 'depth'"),
-        ("c.dataset = print", "a value that is no JSON"),
+        ("c.seed = print", "a value that is no JSON"),
         ("raise ValueError('one\\ntwo')", "cannot be loaded: ValueError: one"),
         ("raise SystemExit(7)", "cannot be loaded: SystemExit: 7"),
         ("c = 3", "must return a ConfigDict"),
