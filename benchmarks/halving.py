@@ -31,7 +31,7 @@ def main(argv: list[str]) -> None:
     flags.DEFINE_integer("seeds", 3, "searches of each kind", lower_bound=1, flag_values=values)
     name, overrides, rest = cli.split_config_flags(argv)
     cli.parse_flags(rest, values)
-    label, _ = cli.load_config(name)
+    label = cli.load_config(name)[0]
     common = [f"--config={name}", *(f"--config.{key}={value}" for key, value in overrides.items())]
     halving = [f"--config.search.halving.every={values.every}", f"--config.search.halving.keep={values.keep}"]
     searches = []

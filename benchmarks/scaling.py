@@ -33,7 +33,7 @@ def main(argv: list[str]) -> None:
     name, overrides, rest = cli.split_config_flags(argv)
     if rest:
         raise cli.UserError(f"unexpected argument {rest[0]!r}")
-    _, config = cli.load_config(name)
+    config = cli.load_config(name)[1]
     cli.override(config, overrides)
     counts = (1, len(jax.devices()))
     epochs = {count: epoch_on(config, count) for count in counts}

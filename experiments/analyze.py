@@ -8,6 +8,7 @@
 --rank=N           the Nth best run of the workdir, 1 by default, or
 --run=N            run number N
 --data_dir=DIR     where prepared TFDS datasets are; by default $TFDS_DATA_DIR or ~/tensorflow_datasets
+--config=FILE      the config file whose function has the data, if one does
 --title=TEXT       what the figures call the network; its dataset by default
 
 All of it is measured on the whole training set, as in the paper. The workdir gets figure2.png, figure3.png,
@@ -28,15 +29,15 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from experiments import cli, jobs, report, results, settings, train, workdir
+from experiments import cli, datasets, jobs, report, results, settings, train, workdir
 from experiments.checks import check_search, check_training
 from experiments.cli import UserError
+from experiments.configs.figure1 import WIDTHS
 from experiments.observations import Analysis, captions, summarize
 from experiments.results import Result
 from highway_jax import analysis, data, parallel
 from highway_jax.analysis import plots as gate_plots
 from highway_jax.files import write_whole
-from highway_jax.stack.kinds import KINDS
 
 SAMPLE = 0  # the index of the training image whose gates and block outputs are shown
 BINS = 60  # of the histogram of open layers
@@ -68,6 +69,7 @@ def main(argv: list[str]) -> None:
     flags.DEFINE_integer("rank", None, "rank, from 1", flag_values=values)
     flags.DEFINE_integer("run", None, "run number", flag_values=values)
     cli.define_path("data_dir", None, "where prepared datasets are", values)
+    cli.define_path("config", None, "whose function has the data", values)
     flags.DEFINE_string("title", None, "what the figures call the network", flag_values=values)
     cli.parse_flags(argv, values)
     settings.pin()
@@ -83,7 +85,8 @@ def main(argv: list[str]) -> None:
         config.data_dir = values.data_dir
         check(config)
     params = results.read_params(found, network.file)
-    dataset = data.load(config.dataset, config.data_dir)
+    function = None if values.config is None else cli.load_config(values.config)[2]
+    dataset = datasets.load(config.dataset, config.data_dir, function)
     if "stages" in config:  # the held-out part of the training set was not trained on
         dataset = dataclasses.replace(dataset, train=jobs.hold_out(config, dataset)[0])
     workdir.check_data(found.directory, found.provenance, {"train": data.md5(dataset.train)})
@@ -107,7 +110,7 @@ def choose(found: Result, kind: str, run: int | None, rank: int | None) -> Netwo
     Raises:
       UserError: if it is not in the workdir, has no gates, or its parameters are not kept.
     """
-    if kind != "highway" and kind in KINDS:
+    if kind != "highway" and kind in WIDTHS:
         raise UserError(f"--network is {kind!r}, which has no transform gates to look at; it must be 'highway'")
     if "highway" not in found.kinds:
         raise UserError(f"{found.directory} holds no highway networks, and no others have transform gates to look at")

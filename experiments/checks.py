@@ -10,12 +10,11 @@ from ml_collections import ConfigDict
 from experiments import event_files, guided
 from experiments.cli import UserError, leaves
 from experiments.configs.convolutional import training
-from experiments.configs.figure1 import random_search
+from experiments.configs.figure1 import WIDTHS, random_search
 from highway_jax import stack
 from highway_jax.functional.activations import ACTIVATIONS
 from highway_jax.population import Halving, choice, log_uniform, uniform
 from highway_jax.population.space import is_number
-from highway_jax.stack.kinds import KINDS
 from highway_jax.zoo import stages
 
 Space = dict[str, Any]  # of distributions, for `population.fit`
@@ -45,7 +44,7 @@ INTEGERS = {
     "log_every": (1, 10**6),
 }
 OPTIONAL = ("runs_in_memory", "runs_per_batch", "evaluate_every", "checkpoint_every", "log_every")
-SEARCH_INTEGERS = {"depth": (2, 10**5), **{f"width.{block}": (1, 10**5) for block in KINDS}}
+SEARCH_INTEGERS = {"depth": (2, 10**5), **{f"width.{block}": (1, 10**5) for block in WIDTHS}}
 TRAINING_INTEGERS = {
     "crop_padding": (0, 10**3),
     "validation": (0, 10**9),
@@ -66,8 +65,8 @@ def check_search(config: ConfigDict) -> tuple[Space, Halving | None]:
     """
     _check_common(config, random_search("digits", 2, 1, 1), SEARCH_INTEGERS)
     networks = _tuple(config.networks)
-    if not networks or any(network not in tuple(KINDS) for network in networks) or len(set(networks)) < len(networks):
-        raise UserError(f"config.networks is {networks}; it must be one or more of {', '.join(KINDS)}, each once")
+    if not networks or any(network not in tuple(WIDTHS) for network in networks) or len(set(networks)) < len(networks):
+        raise UserError(f"config.networks is {networks}; it must be one or more of {', '.join(WIDTHS)}, each once")
     _check_bool(config, "remat")
     _check_one_of(config, "implementation", IMPLEMENTATIONS)
     with config.ignore_type():

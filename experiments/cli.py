@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from logging import getLogger
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 from absl import flags, logging
@@ -26,6 +26,8 @@ from experiments import configs
 from highway_jax.data import SUFFIX, DataError
 from highway_jax.files import first_line
 from highway_jax.parallel import Elsewhere, ProcessLost
+
+USER_CONFIG = "user_config"  # what a config file's module is called
 
 
 class UserError(Exception):
@@ -43,6 +45,13 @@ class Interrupted(Exception):
     def __init__(self, signal: int, where: str):
         super().__init__(where)
         self.signal = signal
+
+
+class DataFunction(NamedTuple):
+    """A function of a config file that returns a dataset, and what configs and workdirs call it."""
+
+    name: str
+    function: Callable[[], Any]
 
 
 class StopRequest:
@@ -159,21 +168,25 @@ def known_configs() -> dict[str, tuple[ModuleType, str]]:
     return known
 
 
-def load_config(name: str | None) -> tuple[str, ConfigDict]:
-    """Make a config from a known name or a path to a Python file with `get_config()`; returns (label, config)."""
+def load_config(name: str | None) -> tuple[str, ConfigDict, DataFunction | None]:
+    """Make a config from a known name or a path to a Python file with `get_config()`.
+
+    Returns:
+      A label, the config, and the function that the file has for `config.dataset`, if it has one.
+    """
     if name is None:
         raise UserError(f"--config is missing; it must be one of {', '.join(known_configs())}, or a path to a .py file")
     known = known_configs()
     if name in known:
         module, variant = known[name]
-        return name, module.get_config(variant)
+        return name, module.get_config(variant), None
     path, _, variant = expanded(name).partition(":")
     if not path.endswith(".py"):
         raise UserError(f"--config is {name!r}; it must be one of {', '.join(known)}, or a path to a .py file")
     if not Path(path).is_file():
         raise UserError(f"--config is {name!r}, but there is no such file")
     try:
-        spec = importlib.util.spec_from_file_location("user_config", path)
+        spec = importlib.util.spec_from_file_location(USER_CONFIG, path)
         assert spec and spec.loader
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
@@ -183,11 +196,29 @@ def load_config(name: str | None) -> tuple[str, ConfigDict]:
     if not isinstance(config, (ConfigDict, FrozenConfigDict)):
         raise UserError(f"--config is {name!r}, whose get_config() must return a ConfigDict")
     try:
-        config.to_json()  # it is written to the workdir
         config = ConfigDict(config)
+        function = _take_function(config, Path(path).stem)
+        config.to_json()  # it is written to the workdir
     except (TypeError, ValueError) as error:
         raise UserError(f"--config is {name!r}, which has a value that is no JSON: {first_line(error)}") from error
-    return Path(path).stem + (f"_{variant}" if variant else ""), config
+    return Path(path).stem + (f"_{variant}" if variant else ""), config, function
+
+
+def _take_function(config: ConfigDict, file: str) -> DataFunction | None:
+    """The function that is a config's dataset, in whose place comes its name."""
+    function = config.get("dataset")
+    if not callable(function):
+        return None
+    module, name = (getattr(function, key, "") for key in ("__module__", "__qualname__"))
+    name = f"{file if module == USER_CONFIG else module}.{name or type(function).__qualname__}()"
+    with config.unlocked(), config.ignore_type():
+        config.dataset = name
+    return DataFunction(name, function)
+
+
+def is_data_function(dataset: str) -> bool:
+    """Whether this is what configs call a dataset that comes from a function."""
+    return dataset.endswith("()")
 
 
 def expanded(path: str) -> str:

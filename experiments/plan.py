@@ -21,13 +21,13 @@ from absl import flags
 from ml_collections import ConfigDict
 from rich.table import Table
 
-from experiments import cli, settings
+from experiments import cli, datasets, settings
 from experiments.checks import check_search, check_training
 from experiments.cli import UserError
 from experiments.costs import DEVICES, Device, Plan, Rate, compiler_of, make_plan, measured_rate, this_device
 from experiments.jobs import Job, choose_implementations, search_job, training_job
 from experiments.progress import Output, duration
-from highway_jax import data, parallel
+from highway_jax import parallel
 
 
 def main(argv: list[str]) -> None:
@@ -38,12 +38,12 @@ def main(argv: list[str]) -> None:
     cli.parse_flags(rest, values)
     if values.device != "here" and values.device not in DEVICES:
         raise UserError(f"--device is {values.device!r}; it must be one of here, {', '.join(DEVICES)}")
-    label, config = cli.load_config(name)
+    label, config, function = cli.load_config(name)
     cli.override(config, overrides)
     cli.split_data_path(config)
     settings.pin()
     here = values.device == "here"
-    job = read(config, here)
+    job = read(config, here, function)
     device = this_device() if here else DEVICES[values.device]
     given = values.devices or (jax.device_count() if here else 1)
     plans = {network: make_plan(job, network, device, min(given, config.num_runs)) for network in job.networks}
@@ -59,7 +59,7 @@ def main(argv: list[str]) -> None:
         console.print(note)
 
 
-def read(config: ConfigDict, here: bool = False) -> Job:
+def read(config: ConfigDict, here: bool = False, function: cli.DataFunction | None = None) -> Job:
     """Check a config; what it wants done, here or elsewhere, with data of which only the shapes are right.
 
     Raises:
@@ -67,11 +67,12 @@ def read(config: ConfigDict, here: bool = False) -> Job:
     """
     if "search" in config:
         space, halving = check_search(config)
-        dataset = data.outline(config.dataset, config.data_dir)
+        dataset = datasets.load(config.dataset, config.data_dir, function, outlined=True)
         implementations = choose_implementations(config, config.networks) if here else {}
         return search_job(config, space, halving, dataset, implementations, Path())
     space = check_training(config)
-    return training_job(config, space, data.outline(config.dataset, config.data_dir), outlined=True)
+    dataset = datasets.load(config.dataset, config.data_dir, function, outlined=True)
+    return training_job(config, space, dataset, outlined=True)
 
 
 def table(plans: Mapping[str, Plan], config: ConfigDict, device: Device, rate: Rate | None) -> Table:

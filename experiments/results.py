@@ -18,10 +18,9 @@ from ml_collections import ConfigDict
 from experiments import cli, workdir
 from experiments.cli import UserError
 from experiments.configs.convolutional import training
-from experiments.configs.figure1 import random_search
+from experiments.configs.figure1 import WIDTHS, random_search
 from highway_jax import checkpoint, files, population
 from highway_jax.functional.activations import ACTIVATIONS
-from highway_jax.stack.kinds import KINDS
 from highway_jax.zoo import stages
 
 INTEGER = re.compile(r"-?\d{1,18}", re.ASCII)
@@ -223,7 +222,7 @@ def _read_config(path: Path) -> tuple[ConfigDict, tuple[str, ...], int]:
     try:
         kinds = config["networks"] if is_search else [config["block"]]
         kinds = [kinds] if isinstance(kinds, str) else kinds
-        allowed = tuple(KINDS if is_search else stages.KINDS)
+        allowed = tuple(WIDTHS if is_search else stages.KINDS)
         if not kinds or len(kinds) > len(allowed) or not all(kind in allowed for kind in kinds):
             raise ValueError(f"networks is {kinds!r}; they must be of {', '.join(allowed)}")
         depth = config["depth"] if is_search else stages.depth(config["stages"])

@@ -20,12 +20,12 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments import cli, cluster, guided, trainer, workdir
+from experiments import cli, cluster, datasets, guided, trainer, workdir
 from experiments.checks import check_search
 from experiments.cli import UserError
 from experiments.jobs import Job, choose_implementations, search_job
 from experiments.progress import Output, print_summary
-from highway_jax import data, parallel
+from highway_jax import parallel
 
 
 def main(argv: list[str]) -> None:
@@ -35,7 +35,7 @@ def main(argv: list[str]) -> None:
     cluster.define_flags(values)
     cli.parse_flags(rest, values)
     cluster.join(values)
-    label, config = cli.load_config(name)
+    label, config, function = cli.load_config(name)
     cli.override(config, overrides)
     cli.split_data_path(config)
     if "stages" in config:
@@ -45,7 +45,7 @@ def main(argv: list[str]) -> None:
     console = Output()
 
     def prepare() -> Job:
-        dataset = data.load(config.dataset, config.data_dir)
+        dataset = datasets.load(config.dataset, config.data_dir, function)
         implementations = choose_implementations(config, config.networks, workdir.earlier_implementations(directory))
         return search_job(config, space, halving, dataset, implementations, directory)
 

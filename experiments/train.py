@@ -7,7 +7,7 @@
     python -m experiments.train --from_search=runs/digits_depth50 --network=plain --run=37 --config.epochs=60
 
 --config=NAME          a config of experiments/configs, or a path to a Python file with get_config(), or
---from_search=WORKDIR  a search, whose config is the run's too
+--from_search=WORKDIR  a search, whose config is the run's too; with --config=FILE if that file's function has the data
 --network=NAME         highway, plain or another of the search's; the only one, where the search has only one
 --rank=N               the search's Nth best run of that network, or
 --run=N                its run number N
@@ -30,12 +30,12 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from experiments import cli, cluster, results, settings, trainer, workdir
+from experiments import cli, cluster, datasets, results, settings, trainer, workdir
 from experiments.checks import Space, check_search, check_training
 from experiments.cli import UserError
 from experiments.jobs import Job, choose_implementations, draw_curves, search_job, training_job
 from experiments.progress import Output, print_summary
-from highway_jax import data, parallel, population
+from highway_jax import parallel, population
 
 
 def main(argv: list[str]) -> None:
@@ -49,10 +49,11 @@ def main(argv: list[str]) -> None:
     cluster.define_flags(values)
     cli.parse_flags(rest, values)
     cluster.join(values)
-    if values.from_search is not None and name is not None:
-        raise UserError("--config and --from_search are both given; a search's run has the search's config")
     if values.from_search is not None:
-        train_again(values, overrides)
+        function = None if name is None else cli.load_config(name)[2]
+        if name is not None and function is None:
+            raise UserError("--config and --from_search are both given; a search's run has the search's config")
+        train_again(values, overrides, function)
         return
     if name is None:
         raise UserError(
@@ -64,23 +65,23 @@ def main(argv: list[str]) -> None:
             raise UserError(
                 f"--{flag} is {values[flag].value!r}, which is for --from_search; see --config.block and so on"
             )
-    label, config = cli.load_config(name)
+    label, config, function = cli.load_config(name)
     if "search" in config:
         raise UserError(f"--config is {name!r}, which is a search's; use it with: python -m experiments.search")
     block = config.block
     cli.override(config, overrides)
     cli.split_data_path(config)
     changes = f"_{config.block}" * (config.block != block) + "_taught" * (config.teacher is not None)
-    train_convnet(config, Path(values.workdir or f"runs/{label}{changes}"))
+    train_convnet(config, Path(values.workdir or f"runs/{label}{changes}"), function)
 
 
-def train_convnet(config: ConfigDict, directory: Path) -> None:
+def train_convnet(config: ConfigDict, directory: Path, function: cli.DataFunction | None = None) -> None:
     """Train the convolutional network that a config describes, from `num_runs` initializations."""
     space = check_training(config)
     console = Output()
 
     def prepare() -> Job:
-        return training_job(config, space, data.load(config.dataset, config.data_dir))
+        return training_job(config, space, datasets.load(config.dataset, config.data_dir, function))
 
     trainer.summary_of(config, directory, console, prepare)
     accuracy = results.load(directory).networks[config.block].test_accuracy
@@ -90,7 +91,7 @@ def train_convnet(config: ConfigDict, directory: Path) -> None:
     console.print(f"figure: {directory / 'curves.png'}, parameters: {directory / 'params' / config.block}")
 
 
-def train_again(values: flags.FlagValues, overrides: Mapping[str, str]) -> None:
+def train_again(values: flags.FlagValues, overrides: Mapping[str, str], function: cli.DataFunction | None) -> None:
     """Train one of a search's runs again, by itself."""
     found = results.load(values.from_search)
     if "search" not in found.config:
@@ -107,7 +108,7 @@ def train_again(values: flags.FlagValues, overrides: Mapping[str, str]) -> None:
     console = Output()
 
     def prepare() -> Job:
-        dataset = data.load(config.dataset, config.data_dir)
+        dataset = datasets.load(config.dataset, config.data_dir, function)
         earlier = workdir.earlier_implementations(directory)
         if earlier is None:
             earlier = found.provenance.get("implementations", {})  # to repeat it exactly

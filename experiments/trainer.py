@@ -35,7 +35,8 @@ def summary_of(config: ConfigDict, directory: Path, console: Output, prepare: Ca
     """
     settings.pin()
     if summary := workdir.finished(directory, config):
-        if parallel.at_first(lambda: config.data_dir is not None):  # it may be another data set than the results'
+        given = config.data_dir is not None or cli.is_data_function(config.dataset)
+        if parallel.at_first(lambda: given):  # it may be another data set than the results'
             about = workdir.read_provenance(directory)
             workdir.check_data(directory, about, prepare().identity.data_md5)
         console.print(f"{directory} holds these results:")

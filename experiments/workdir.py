@@ -297,7 +297,7 @@ def check_data(workdir: Path, about: Mapping[str, Any], data_md5: Mapping[str, s
         elif there != now:
             raise UserError(
                 f"workdir {str(workdir)!r} was made with other data: the MD5 of {name!r} is {there} there, {now} here; "
-                "TFDS_DATA_DIR or the data_dir flag says which data is read"
+                "TFDS_DATA_DIR, the data_dir flag or the config file says which data is read"
             )
 
 

@@ -1,13 +1,18 @@
 """What the configs of all programs have in common."""
 
+from collections.abc import Callable
+from typing import Any
+
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 
-def base(dataset: str, num_runs: int, epochs: int, batch_size: int) -> ConfigDict:
+def base(dataset: str | Callable[[], Any], num_runs: int, epochs: int, batch_size: int) -> ConfigDict:
     """The keys that every config has: data, runs, and how they are trained and watched."""
     config = ConfigDict()
-    config.dataset = dataset  # "digits", a prepared TFDS dataset, or a .npz file (highway_jax/data/arrays.py)
+    # "digits", a prepared TFDS dataset, or a .npz file (highway_jax/data/arrays.py); in a config file of your own also
+    # a function without arguments that returns a `data.Dataset`, or the arrays of such a file by name.
+    config.dataset = dataset
     config.data_dir = placeholder(str)  # where it is; None: $TFDS_DATA_DIR or ~/tensorflow_datasets; of a file, here
 
     config.num_runs = num_runs

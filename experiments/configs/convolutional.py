@@ -1,6 +1,7 @@
 """What the convolutional networks of Tables 1 to 3 (Sections 3.2 and 3.3) have in common."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
@@ -8,7 +9,7 @@ from ml_collections.config_dict import placeholder
 from experiments.configs.base import base
 
 
-def training(dataset: str, stages: Sequence[str], epochs: int, batch_size: int = 100) -> ConfigDict:
+def training(dataset: str | Callable[[], Any], stages: Sequence[str], epochs: int, batch_size: int = 100) -> ConfigDict:
     """The authors' training settings; a config changes what differs."""
     config = base(dataset, num_runs=1, epochs=epochs, batch_size=batch_size)  # num_runs: initializations, at once
     config.evaluate_every = 1

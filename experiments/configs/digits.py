@@ -33,8 +33,7 @@ the mean hint and little else in 5 epochs. The FitNets' authors trained with RMS
 from ml_collections import ConfigDict
 
 from experiments.configs.convolutional import training
-from experiments.configs.figure1 import random_search, very_deep
-from highway_jax.stack.kinds import KINDS
+from experiments.configs.figure1 import WIDTHS, random_search, very_deep
 
 DEPTHS = {f"depth{depth}": depth for depth in (10, 20, 50, 100)}
 SHORTCUTS = {f"shortcuts{depth}": depth for depth in (10, 50, 100)}
@@ -77,7 +76,7 @@ def get_config(variant: str = "depth50") -> ConfigDict:
         return random_search("digits", depth=DEPTHS[variant], batch_size=50, epochs=30)
     if variant in SHORTCUTS:
         config = random_search("digits", depth=SHORTCUTS[variant], batch_size=50, epochs=30)
-        config.networks = tuple(KINDS)
+        config.networks = tuple(WIDTHS)
         return config
     if variant == "depth1000":
         return very_deep("digits", batch_size=50, epochs=30)

@@ -1,18 +1,23 @@
 """What the random searches of Figure 1 (Section 3.1) have in common: every key of a search's config."""
 
+from collections.abc import Callable
+from typing import Any
+
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from experiments.configs.base import base
 
+# What the networks of a search may be, and the widths that give a layer about 5,100 parameters, all of them.
+WIDTHS = {"highway": 50, "plain": 71, "residual": 71, "fixed": 71, "lstm": 35}
 
-def random_search(dataset: str, depth: int, batch_size: int, epochs: int) -> ConfigDict:
+
+def random_search(dataset: str | Callable[[], Any], depth: int, batch_size: int, epochs: int) -> ConfigDict:
     """The paper's search at one depth; where the paper is silent, this project's choice."""
     config = base(dataset, num_runs=100, epochs=epochs, batch_size=batch_size)  # num_runs of each network
     config.networks = ("highway", "plain")  # "residual", "fixed", "lstm" too; highway_jax/stack/kinds.py explains them
     config.depth = depth  # the first plain layer and depth - 1 further ones
-    # About 5,100 parameters a layer, all of them.
-    config.width = ConfigDict({"highway": 50, "plain": 71, "residual": 71, "fixed": 71, "lstm": 35})
+    config.width = ConfigDict(WIDTHS)
     config.implementation = "auto"  # of the layers: "xla"; "fused", on a CPU with a C++ compiler; "auto", the faster
     config.remat = False  # compute layers again in the backward pass: less memory for very deep networks, more time
 

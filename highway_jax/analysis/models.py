@@ -160,7 +160,7 @@ class LinenNetwork(Network):
     def __init__(self, model: nn.Module, variables: Any, batch: Any, forward: Forward):
         if not isinstance(variables, Mapping):
             raise ValueError(f"variables is {variables!r}; a Linen module's must be given, or its params alone")
-        self._whole = "params" in variables
+        self._whole = "params" in variables  # Flax applies no module that has a part of this name
         self._model, self._forward = model, forward
         variables = variables if self._whole else {"params": variables}
         self.variables = {name: values for name, values in variables.items() if name not in TRANSIENT}

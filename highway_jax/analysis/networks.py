@@ -119,7 +119,8 @@ def gate_statistics(
     Args:
       model: a Linen or an NNX module. It is called in evaluation mode, and an NNX module stays as it is.
       variables: of Linen its `params` collection alone, or all variables, such as `{"params": ..., "batch_stats":
-        ...}`; of NNX nested dicts or an `nnx.State`, which may lack what the module has, or None for the module's own.
+        ...}` (a key `params` tells them apart: Flax applies no module that has a part of this name); of NNX nested
+        dicts or an `nnx.State`, which may lack what the module has, or None for the module's own.
         `population.fit(...).best.variables` are such.
       split: n samples, a dict of arrays with one leading axis: `x`, and whatever else `forward` wants. `y` are the
         classes if they are (n,) integers.
@@ -289,14 +290,15 @@ def effective_layers(damage: np.ndarray) -> float:
     return float(np.exp(-np.sum(share * np.log(np.where(share == 0, 1, share)))))
 
 
-def close_gates(model: Any, variables: Any, inputs: Any, closed: Array) -> Any:
+def close_gates(model: Any, variables: Any, inputs: Any, closed: Array, *, forward: Forward = call) -> Any:
     """Make highway layers the identity: T = 0 exactly, and C = 1 where the carry gate is independent (Eq. 4).
 
     A layer that changes its input's size still does, by zero-padding or sub-sampling alone.
 
     Args:
-      model, variables: as in `gate_statistics`.
-      inputs: a batch of the network's input, of which only shape and dtype matter.
+      model, variables, forward: as in `gate_statistics`.
+      inputs: a batch of the network's input, of which only shape and dtype matter; or a dict of arrays, if `forward`
+        wants more than `x`.
       closed: (layers,) bool, which layers; may be traced, so that lesions can be mapped.
 
     Returns:
@@ -308,7 +310,7 @@ def close_gates(model: Any, variables: Any, inputs: Any, closed: Array) -> Any:
       TypeError: if the model is no Flax module.
       ValueError: as in `gate_statistics`, or if a layer cannot be closed.
     """
-    found = network(model, variables, {"x": inputs}, call)
+    found = network(model, variables, inputs if isinstance(inputs, Mapping) else {"x": inputs}, forward)
     return found.as_given(found.closed(found.variables, closed))
 
 

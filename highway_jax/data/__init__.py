@@ -1,6 +1,6 @@
 """Datasets in memory, the batches of an epoch, and what happens to images on their way to a network."""
 
-from highway_jax.data.arrays import SUFFIX, load_npz
+from highway_jax.data.arrays import SUFFIX, from_arrays, load_npz
 from highway_jax.data.augmentation import random_crop, random_mirror
 from highway_jax.data.checks import checked
 from highway_jax.data.dataset import (
@@ -27,6 +27,7 @@ __all__ = [
     "checked",
     "data_folder",
     "digits",
+    "from_arrays",
     "global_contrast_normalize",
     "load",
     "load_npz",

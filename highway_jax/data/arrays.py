@@ -1,6 +1,8 @@
-"""Datasets from arrays of one's own, in a .npz file."""
+"""Datasets from arrays of one's own, in memory or in a .npz file."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,14 +18,8 @@ def load_npz(name: str, data_dir: str | None = None) -> Dataset:
     """Load a dataset from NAME in `data_dir`, by default the current directory, as `numpy.savez` writes it.
 
     Args:
-      name: a file name that ends in .npz, without a directory. Its arrays are `x`, (n, ...) numbers, and `y`, (n,)
-        integers from 0, and optionally `x_test` and `y_test`. Images of uint8 or uint16, (n, height, width, channels),
-        are treated as such; all else is taken as it is, in float32.
+      name: a file name that ends in .npz, without a directory. The file has the arrays of `from_arrays`.
       data_dir: where the file is.
-
-    Returns:
-      The dataset. Without a test set, a fifth of the examples is held out as one: the last in a random order, which is
-      always the same.
 
     Raises:
       DataError: naming what is wrong, in one line.
@@ -38,6 +34,27 @@ def load_npz(name: str, data_dir: str | None = None) -> Dataset:
         raise DataError(f"{path} does not exist; it must be a file with the arrays x and y") from error
     except Exception as error:  # zipfile and NumPy have many
         raise DataError(f"{path} cannot be read: {first_line(error)}") from error
+    return from_arrays(name, arrays, path)
+
+
+def from_arrays(name: str, arrays: Mapping[str, Any], path: str | Path | None = None) -> Dataset:
+    """Make a dataset of arrays.
+
+    Args:
+      name: its name.
+      arrays: `x`, (n, ...) numbers, and `y`, (n,) integers from 0, and optionally `x_test` and `y_test`. Images of
+        uint8 or uint16, (n, height, width, channels), are treated as such; all else is taken as it is, in float32.
+      path: the file that they are from, which errors name then.
+
+    Returns:
+      The dataset. Without a test set, a fifth of the examples is held out as one: the last in a random order, which is
+      always the same.
+
+    Raises:
+      DataError: naming what is wrong, in one line.
+    """
+    path = path or name
+    arrays = {key: np.asarray(array) for key, array in arrays.items()}
     expected = {"x", "y"} | ({"x_test", "y_test"} if {"x_test", "y_test"} & arrays.keys() else set())
     if arrays.keys() != expected:
         raise DataError(f"{path} has arrays {', '.join(sorted(arrays))}; they must be {', '.join(sorted(expected))}")
@@ -68,7 +85,7 @@ def _splits(arrays: dict[str, np.ndarray]) -> tuple[Split, Split]:
     return {name: arrays[name][rest] for name in "xy"}, {name: arrays[name][held_out] for name in "xy"}
 
 
-def _check(path: Path, key: str, array: np.ndarray, like: np.ndarray) -> None:
+def _check(path: str | Path, key: str, array: np.ndarray, like: np.ndarray) -> None:
     """Refuse what no network can be trained on."""
     if key.startswith("y"):
         fits = array.ndim == 1 and np.issubdtype(array.dtype, np.integer) and len(array) > 0

@@ -22,8 +22,8 @@ class MLP(nn.Module):
     Maps (batch, ...) to logits (batch, num_classes); images are flattened.
 
     Parameters: `input/h`, `output`, and `layers`, which holds all layers' weights stacked: `kernel`
-    (depth - 1, width, 2 * width) and `bias` (depth - 1, 2 * width) with H's columns before T's; 3 * width
-    with an independent carry gate, whose columns come last; in general width for each of the kind's affine maps.
+    (depth - 1, width, 2 * width) and `bias` (depth - 1, 2 * width) with H's columns before T's; in
+    general width for each of the kind's affine maps.
     `layer_params` hands them out layer by layer as `h`, `t` and `c`.
 
     Every layer's inner states are sown into the `intermediates` collection, each with a leading layer
@@ -37,12 +37,11 @@ class MLP(nn.Module):
       depth: layers as the paper counts them: depth 10 is the first plain layer and nine further ones.
       width: blocks (highway) or units (plain) per layer; the paper has 50 and 71, of about as many parameters.
       num_classes: size of the output.
-      kind: of the layers: "highway", "plain", "residual", "fixed", "lstm" (`highway_jax.stack.kinds` has their
-        equations), or a `Kind`.
+      kind: of the layers: "highway"; "independent", with carry gates that have weights of their own (Eq. 2); "plain",
+        "residual", "fixed", "lstm" (`highway_jax.stack.kinds` has their equations); or a `Kind`.
       activation: "relu", "tanh", a function, or a traced index into `highway_jax.functional.activations.ACTIVATIONS`.
       transform_bias: initial bias of the transform gates; may be traced. Other kinds make of it what they say, plain
         and residual ones nothing.
-      carry: "coupled" or "independent" carry gates, as in `HighwayDense`; of highway layers alone.
       dtype: of the computation; the inputs' and parameters' promoted dtype by default.
       param_dtype: of the parameters and the logits.
       remat: keep less for the backward pass and compute the layers again there: memory for activations grows with
@@ -52,7 +51,7 @@ class MLP(nn.Module):
         limits). It is for highway and plain networks of relu or tanh in float32; accelerators use XLA all the same.
 
     Raises:
-      ValueError: for a depth below 2, a width or class count below 1, an unknown kind, activation, carry or
+      ValueError: for a depth below 2, a width or class count below 1, an unknown kind, activation or
         implementation, and where "fused" cannot compute the network.
       fused.Unavailable: for the gradients of "fused" on a CPU that cannot build it.
     """
@@ -63,7 +62,6 @@ class MLP(nn.Module):
     kind: str | Kind = "highway"
     activation: Activation = "relu"
     transform_bias: float | jax.Array = -1.0
-    carry: str = "coupled"
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
     remat: bool = False
@@ -82,7 +80,6 @@ class MLP(nn.Module):
             self.kind,
             self.activation,
             self.transform_bias,
-            self.carry,
             self.remat,
             self.implementation,
             name="layers",
@@ -101,8 +98,9 @@ def layer_params(params: Any, names: Sequence[str] = "htc") -> dict[str, dict[st
       names: of the kind's affine maps, in order; those of highway and plain layers by default.
 
     Returns:
-      `{"h": {"kernel", "bias"}, "t": {...}}` (no `t` for a plain network, also `c` with independent carry
-      gates), each leaf with a leading layer axis; index it to get the parameters of one `HighwayDense` or `PlainDense`.
+      `{"h": {"kernel", "bias"}, "t": {...}}` (no `t` for a plain network, also `c` of the kind
+      "independent"), each leaf with a leading layer axis; index it to get the parameters of one `HighwayDense` or
+      `PlainDense`.
     """
     kernel, bias = params["layers"]["kernel"], params["layers"]["bias"]
     width = kernel.shape[-2]

@@ -10,20 +10,19 @@ from flax.typing import Dtype
 
 from highway_jax.functional.activations import Activation
 from highway_jax.functional.initializers import column_blocks, layerwise, normalized
-from highway_jax.linen.layers import CARRIES, CLOSED, Gated
+from highway_jax.linen.layers import CLOSED, Gated
 from highway_jax.stack import stack, states
-from highway_jax.stack.kinds import HIGHWAY, INDEPENDENT, Kind, named
+from highway_jax.stack.kinds import Kind, named
 
 
 class StackGates(Gated):
     """What `highway_jax.analysis` asks of a `HighwayStack`, of Linen or NNX.
 
     Attributes:
-      kind, carry: of the stack.
+      kind: of the stack.
     """
 
     kind: str | Kind
-    carry: str
 
     def gate_bias(self, params: Any) -> jax.Array | None:
         return self._biases(params).get("t")
@@ -36,7 +35,7 @@ class StackGates(Gated):
         return {"bias": jnp.concatenate(list(biases.values()), axis=-1)}
 
     def _biases(self, params: Any) -> dict[str, jax.Array]:
-        names = kind_of(self.kind, self.carry).biases(0.0)
+        names = named(self.kind).biases(0.0)
         return dict(zip(names, jnp.split(params["bias"], len(names), axis=-1), strict=True))
 
 
@@ -44,8 +43,8 @@ class HighwayStack(StackGates, nn.Module):
     """Highway layers, or layers of any other kind, one after another, as one scan with an explicit backward pass.
 
     Maps (..., width) to the same shape. Parameters: `kernel` (layers, width, parts * width) and `bias`
-    (layers, parts * width), the columns of the kind's affine maps side by side: H's, then T's, then those of an
-    independent carry gate. `layer_params` hands them out layer by layer.
+    (layers, parts * width), the columns of the kind's affine maps side by side: H's, then T's, then C's where
+    it is independent. `layer_params` hands them out layer by layer.
 
     It sows every layer's inner states into the `intermediates` collection, each with a leading layer axis:
     `transform_gate`, `carry_gate`, `block_state` and `block_output`; of another kind, all that its cell returns.
@@ -54,15 +53,14 @@ class HighwayStack(StackGates, nn.Module):
 
     Attributes:
       layers: how many.
-      kind: of layer: "highway", "plain", "residual", "fixed", "lstm" (`highway_jax.stack.kinds` has their equations),
-        or a `Kind`.
+      kind: of layer: "highway", "independent", "plain", "residual", "fixed", "lstm" (`highway_jax.stack.kinds` has
+        their equations), or a `Kind`.
       activation: "relu", "tanh", a function, or a traced index.
       transform_bias: initial bias of the transform gates (Section 2.2); negative values carry. May be traced.
-      carry: "coupled" or "independent" carry gates, as in `HighwayDense`; of highway layers alone.
       remat, implementation, dtype, param_dtype: as in `MLP`.
 
     Raises:
-      ValueError: for less than one layer, an unknown kind, activation, carry or implementation, and where "fused"
+      ValueError: for less than one layer, an unknown kind, activation or implementation, and where "fused"
         cannot compute it.
 
     Example:
@@ -74,7 +72,6 @@ class HighwayStack(StackGates, nn.Module):
     kind: str | Kind = "highway"
     activation: Activation = "relu"
     transform_bias: float | jax.Array = -1.0
-    carry: str = "coupled"
     remat: bool = False
     implementation: str = "xla"
     dtype: Dtype | None = None
@@ -82,9 +79,8 @@ class HighwayStack(StackGates, nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        kernel_init, bias_init, shapes = initial(
-            kind_of(self.kind, self.carry), self.layers, x.shape[-1], self.activation, self.transform_bias
-        )
+        kind = named(self.kind)
+        kernel_init, bias_init, shapes = initial(kind, self.layers, x.shape[-1], self.activation, self.transform_bias)
         kernel = self.param("kernel", kernel_init, shapes[0], self.param_dtype)
         bias = self.param("bias", bias_init, shapes[1], self.param_dtype)
         looked_into = self.is_mutable_collection("intermediates") and not self.is_initializing()
@@ -92,18 +88,6 @@ class HighwayStack(StackGates, nn.Module):
         for name, value in found.items():
             self.sow("intermediates", name, value)
         return y
-
-
-def kind_of(kind: str | Kind, carry: str) -> Kind:
-    """The kind that a stack's options say.
-
-    Raises:
-      ValueError: for an unknown kind or carry.
-    """
-    if carry not in CARRIES:
-        raise ValueError(f"carry is {carry!r}; it must be one of {', '.join(map(repr, CARRIES))}")
-    found = named(kind)
-    return INDEPENDENT if found is HIGHWAY and carry == "independent" else found
 
 
 def initial(kind: Kind, layers: int, width: int, activation: Activation, transform_bias: Any) -> tuple[Any, Any, Any]:
@@ -130,7 +114,7 @@ def applied(
       x, kernel, bias: see `highway_jax.stack.stack`.
       looked_into: whether to compute the states, from which the output is then taken.
     """
-    kind = kind_of(options.kind, options.carry)
+    kind = named(options.kind)
     x, kernel, bias = promote_dtype(x, kernel, bias, dtype=options.dtype)
     args = kind, x, kernel, bias, options.activation, options.transform_bias
     if looked_into:

@@ -26,8 +26,8 @@ from highway_jax.functional.convolution import conv, window
 from highway_jax.functional.initializers import constant, normalized
 from highway_jax.functional.ops import resize
 from highway_jax.linen.layers import CARRIES, Flagged, Gated, bias_of, branch, centered, drop, mixed, mixed_of
-from highway_jax.linen.stack import StackGates, applied, initial, kind_of
-from highway_jax.stack.kinds import Kind
+from highway_jax.linen.stack import StackGates, applied, initial
+from highway_jax.stack.kinds import Kind, named
 
 
 class _Plain(nnx.Module):
@@ -230,11 +230,11 @@ class HighwayStack(StackGates, nnx.Module):
     Args:
       features: size of the input's last axis.
       layers: how many.
-      kind, activation, transform_bias, carry, remat, implementation, dtype, param_dtype: as there.
+      kind, activation, transform_bias, remat, implementation, dtype, param_dtype: as there.
       rngs: the source of the initial weights' keys.
 
     Raises:
-      ValueError: for less than one layer, an unknown kind, activation or carry.
+      ValueError: for less than one layer, an unknown kind or activation.
     """
 
     def __init__(
@@ -245,17 +245,16 @@ class HighwayStack(StackGates, nnx.Module):
         kind: str | Kind = "highway",
         activation: Activation = "relu",
         transform_bias: float | jax.Array = -1.0,
-        carry: str = "coupled",
         remat: bool = False,
         implementation: str = "xla",
         dtype: Dtype | None = None,
         param_dtype: Dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        kernel_init, bias_init, shapes = initial(kind_of(kind, carry), layers, features, activation, transform_bias)
+        kernel_init, bias_init, shapes = initial(named(kind), layers, features, activation, transform_bias)
         self.kernel = nnx.Param(kernel_init(rngs.params(), shapes[0], param_dtype))
         self.bias = nnx.Param(bias_init(rngs.params(), shapes[1], param_dtype))
-        self.kind, self.carry, self.remat, self.implementation, self.dtype = kind, carry, remat, implementation, dtype
+        self.kind, self.remat, self.implementation, self.dtype = kind, remat, implementation, dtype
         self.activation, self.transform_bias = _attribute(activation), _attribute(transform_bias)
 
     def __call__(self, x: jax.Array) -> jax.Array:

@@ -99,7 +99,14 @@ gate is Gers et al.'s, ref. [30]). It starts by carrying, as ref. [30] proposes:
 is no input from outside but the first: y and c both start as the stack's input.
 """
 
-KINDS = {"highway": HIGHWAY, "plain": PLAIN, "residual": RESIDUAL, "fixed": FIXED, "lstm": LSTM}
+KINDS = {
+    "highway": HIGHWAY,
+    "independent": INDEPENDENT,
+    "plain": PLAIN,
+    "residual": RESIDUAL,
+    "fixed": FIXED,
+    "lstm": LSTM,
+}
 
 
 def named(kind: str | Kind) -> Kind:

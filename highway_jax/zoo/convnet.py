@@ -59,16 +59,22 @@ class ConvNet(nn.Module):
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
 
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        return self.layer_outputs(x, train)[-1]
+
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool = False, until: int | None = None) -> jax.Array:
-        """The logits or, with `until`, the output of the layer of that number."""
+    def layer_outputs(self, x: jax.Array, train: bool = False) -> list[jax.Array]:
+        """What each layer gives: `layer1` and so on, and at the end `output`, the logits.
+
+        Under `jax.jit` nothing is computed but what is used of them.
+        """
         if self.num_classes < 1:
             raise ValueError(f"num_classes is {self.num_classes}; it must be at least 1")
         if self.kind not in KINDS:
             raise ValueError(f"kind is {self.kind!r}; it must be one of {', '.join(map(repr, KINDS))}")
         stages = [stage if isinstance(stage, Stage) else parse(stage) for stage in self.stages]
         common: dict[str, Any] = {"kernel_init": self.kernel_init, "dtype": self.dtype, "param_dtype": self.param_dtype}
-        number = 0
+        outputs: list[jax.Array] = []
         for stage in stages:
             _check_input(stage, x)
             match stage:
@@ -80,19 +86,16 @@ class ConvNet(nn.Module):
                     x = avg_pool(x, window, stride or min(window))
                 case _:
                     for index in range(stage.count):
-                        number += 1
-                        layer = self._layer(stage, index, x.shape[-1], name=f"layer{number}", **common)
+                        name = f"layer{len(outputs) + 1}"
+                        layer = self._layer(stage, index, x.shape[-1], name=name, **common)
                         y = layer(_flat(x) if _is_dense(stage) else x)
                         if isinstance(stage, Highway) and self.kind == "residual":
                             y += resize(x, y.shape[-1], stage.stride if index == 0 else 1)
                         x = y
-                        if number == until:
-                            return x
-        if until is not None:
-            raise ValueError(f"until is {until}; it must be a layer of the stages, 1 to {number}")
+                        outputs.append(x)
         init = self.kernel_init if self.output_std is None else normal(self.output_std)
         x = nn.Dense(self.num_classes, name="output", **{**common, "kernel_init": init})(_flat(x))
-        return x.astype(self.param_dtype)
+        return [*outputs, x.astype(self.param_dtype)]
 
     def _layer(
         self, stage: Conv | Highway | Dense | Maxout, index: int, channels: int, **common: Any

@@ -65,8 +65,13 @@ class Teacher:
     hint_layer: int
 
     def hint(self, inputs: Array) -> jax.Array:
-        """What its hint layer has."""
-        return self.network.apply({"params": self.params}, inputs, until=self.hint_layer)  # type: ignore[return-value]
+        """What its hint layer has.
+
+        Raises:
+          ValueError: if there is no such layer.
+        """
+        outputs = self.network.apply({"params": self.params}, inputs, method="layer_outputs")
+        return _layer("hint_layer", self.hint_layer, outputs)
 
     def logits(self, inputs: Array) -> jax.Array:
         """Its outputs, (batch, classes)."""
@@ -126,7 +131,8 @@ class Student(nn.Module):
     @nn.compact
     def hint_loss(self, x: jax.Array) -> jax.Array:
         """The loss of the first stage, without dropout."""
-        hint, guided = self.teacher.hint(x), self.network(x, until=self.guided_layer)
+        hint = self.teacher.hint(x)
+        guided = _layer("guided_layer", self.guided_layer, self.network.layer_outputs(x))
         sizes = [y.shape[1:3] for y in (guided, hint) if y.ndim == 4]
         if len(sizes) < 2 or any(here < there for here, there in zip(*sizes, strict=True)):
             raise ValueError(
@@ -135,6 +141,13 @@ class Student(nn.Module):
             )
         window = [here - there + 1 for here, there in zip(*sizes, strict=True)]
         return hint_loss(Maxout(hint.shape[-1], window, padding="VALID", name="regressor")(guided), hint)
+
+
+def _layer(name: str, number: int, outputs: Any) -> jax.Array:
+    """What a layer before the output has, of `ConvNet.layer_outputs`."""
+    if not 1 <= number < len(outputs):
+        raise ValueError(f"{name} is {number}; it must be 1 to {len(outputs) - 1}, a layer before the output")
+    return outputs[number - 1]
 
 
 def taught(

@@ -1,5 +1,6 @@
 """The analysis of models of any kind: Linen with further collections, NNX, and scores of one's own."""
 
+import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -119,6 +120,22 @@ def test_linen_networks_are_analysed_with_all_their_variables_in_evaluation_mode
     same(analysis.gate_statistics(model, also, SPLIT), analysis.gate_statistics(model, variables, SPLIT))
 
 
+def test_no_linen_module_has_a_part_that_is_called_params():
+    """By this key the analysis tells all variables from parameters alone."""
+
+    class Named(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return HighwayDense(name="params")(x)
+
+    model = Named()
+    with pytest.raises(flax.errors.ApplyScopeInvalidVariablesStructureError):
+        model.apply(model.init(jax.random.key(0), VECTORS["x"]), VECTORS["x"])
+
+
+STACKED = {"coupled": "highway", "independent": "independent"}  # the kind of stack that has such carry gates
+
+
 class Linen(nn.Module):
     """Highway layers of every kind, named such that the alphabet is not the order of their calls."""
 
@@ -129,7 +146,7 @@ class Linen(nn.Module):
         x = nn.Conv(4, (3, 3), name="first")(x)
         x = HighwayConv((3, 3), carry=self.carry, name="z")(x)
         x = HighwayDense("tanh", features=6, carry=self.carry, name="y")(x.mean(axis=(1, 2)))
-        x = HighwayStack(3, carry=self.carry, name="x")(x)
+        x = HighwayStack(3, STACKED[self.carry], name="x")(x)
         x = Skippable(name="w")(x, nn.Dense(6, name="branch")(x))
         x = HighwayDense(carry=self.carry, name="layer2")(x)
         x = HighwayDense(carry=self.carry, name="layer10")(x)
@@ -145,7 +162,7 @@ class Twin(nnx.Module):
         self.layer10 = native.HighwayDense(6, carry=carry, rngs=rngs)
         self.layer2 = native.HighwayDense(6, carry=carry, rngs=rngs)
         self.w = native.Skippable()
-        self.x = native.HighwayStack(6, 3, carry=carry, rngs=rngs)
+        self.x = native.HighwayStack(6, 3, kind=STACKED[carry], rngs=rngs)
         self.y = native.HighwayDense(4, 6, activation="tanh", carry=carry, rngs=rngs)
         self.z = native.HighwayConv(4, carry=carry, rngs=rngs)
         self.first = nnx.Conv(1, 4, (3, 3), rngs=rngs)
@@ -317,6 +334,10 @@ def test_scores_and_forward_are_ones_own_whatever_the_batches():
         )  # fmt: skip
         outputs = model.apply({"params": params}, VECTORS["x"], gain)
         np.testing.assert_allclose((dropped.loss[0], dropped.error[0]), (outputs.mean(), (outputs > 0).mean()), 1e-5)
+    closed = analysis.close_gates(model, params, without, np.ones(len(whole.loss), bool), forward=forward)
+    expected = squared(model.apply({"params": closed}, VECTORS["x"], gain), split).mean()
+    every = analysis.drop_layers(model, params, split, range(3), loss=squared, forward=forward)
+    np.testing.assert_allclose(every.loss[-1], expected, rtol=1e-5)
     states = analysis.inner_states(model, params, {"x": split["x"][0], "gain": gain[0]}, forward=forward)
     gates = analysis.gate_statistics(
         model, params, {name: array[:1] for name, array in without.items()}, forward=forward

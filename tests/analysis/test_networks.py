@@ -79,9 +79,9 @@ def performance(model, params):
     return float(loss.mean()), float((outputs.argmax(-1) != SPLIT["y"]).mean())
 
 
-@pytest.mark.parametrize("carry", ["coupled", "independent"])
-def test_a_lesion_is_the_network_without_the_layer(carry):
-    model, shorter = mlp(carry=carry), mlp(carry=carry).clone(depth=6)
+@pytest.mark.parametrize("kind", ["highway", "independent"])
+def test_a_lesion_is_the_network_without_the_layer(kind):
+    model, shorter = mlp(kind=kind), mlp(kind=kind).clone(depth=6)
     params = initialized(model)
     lesions = analysis.lesion(model, params, SPLIT, preprocess=scale)
     np.testing.assert_allclose((lesions.intact_loss, lesions.intact_error), performance(model, params), rtol=1e-6)
@@ -173,7 +173,7 @@ def test_any_networks_layers_are_lesioned_in_the_order_of_application(model, nam
 
 
 def test_mapped_lesions_are_single_ones_whatever_the_batches_and_devices(two_devices):
-    model = mlp(carry="independent")
+    model = mlp(kind="independent")
     params = initialized(model)
     one = parallel.runs_mesh(jax.devices()[:1])
     for batch_size, mesh in (37, one), (10, None), (1000, None):

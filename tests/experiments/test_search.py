@@ -18,8 +18,8 @@ import pytest
 from tensorboard.backend.event_processing import event_accumulator
 
 from experiments import cli, report, results, search, workdir
+from experiments.configs.figure1 import WIDTHS
 from highway_jax import MLP, checkpoint, data, population
-from highway_jax.stack.kinds import KINDS
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["--config=digits_depth10", "--config.num_runs=3", "--config.epochs=2"]
@@ -197,7 +197,7 @@ def test_the_bias_is_told_of_networks_that_have_one(tmp_path):
         runs=np.arange(2), hyperparameters={"learning_rate": values, "transform_bias": values - 3},
         train_loss=np.ones((2, 1), np.float32), accuracy={}, best_params={}, params={}, seconds=0,
     )  # fmt: skip
-    workdir.write_tables(tmp_path, dict.fromkeys(KINDS, outcome), accuracy_curves=False)
+    workdir.write_tables(tmp_path, dict.fromkeys(WIDTHS, outcome), accuracy_curves=False)
     biases = {row["network"]: row["transform_bias"] for row in rows(tmp_path / "runs.csv")}
     assert biases == {"highway": "-3.0", "plain": "", "residual": "", "fixed": "-3.0", "lstm": "-3.0"}
 
@@ -307,7 +307,7 @@ HALVINGS = [
         *HALVINGS,
         ("c.depht = 3", "the config has a key 'depht'"),
         ("del c.depth", "the config has no key 'depth'"),
-        ("c.dataset = print", "a value that is no JSON"),
+        ("c.seed = print", "a value that is no JSON"),
         ("raise ValueError('one\\ntwo')", "cannot be loaded: ValueError: one"),
         ("raise SystemExit(7)", "cannot be loaded: SystemExit: 7"),
         ("c = 3", "must return a ConfigDict"),

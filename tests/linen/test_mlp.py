@@ -21,15 +21,16 @@ def layer(params, index):
 
 
 @pytest.mark.parametrize("activation", ["relu", "tanh", jax.nn.silu])
-@pytest.mark.parametrize(("block", "carry"), [("highway", "coupled"), ("highway", "independent"), ("plain", "coupled")])
-def test_the_scanned_network_is_its_layers_one_after_another(block, carry, activation):
-    model = MLP(6, 5, num_classes=3, kind=block, activation=activation, transform_bias=-0.5, carry=carry)
+@pytest.mark.parametrize("block", ["highway", "independent", "plain"])
+def test_the_scanned_network_is_its_layers_one_after_another(block, activation):
+    model = MLP(6, 5, num_classes=3, kind=block, activation=activation, transform_bias=-0.5)
+    carry = "independent" if block == "independent" else "coupled"
     params = model.init(KEY, X)["params"]
 
     def by_hand(params, x):
         x = PlainDense(5, activation).apply({"params": params["input"]}, x.reshape(3, -1))
         for index in range(5):
-            single = HighwayDense(activation, carry=carry) if block == "highway" else PlainDense(5, activation)
+            single = PlainDense(5, activation) if block == "plain" else HighwayDense(activation, carry=carry)
             stacked = layer_params(params)
             x = single.apply(layer(stacked, index), x)
         return x @ params["output"]["kernel"] + params["output"]["bias"]
@@ -42,13 +43,13 @@ def test_the_scanned_network_is_its_layers_one_after_another(block, carry, activ
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), ours, reference)
 
 
-@pytest.mark.parametrize("carry", ["coupled", "independent"])
-def test_every_layer_starts_with_weights_of_its_own_and_biased_to_carry(carry):
+@pytest.mark.parametrize("kind", ["highway", "independent"])
+def test_every_layer_starts_with_weights_of_its_own_and_biased_to_carry(kind):
     bias = jnp.float32(-4.0)
-    model = MLP(depth=4, width=300, activation="tanh", transform_bias=bias, carry=carry)
+    model = MLP(depth=4, width=300, activation="tanh", transform_bias=bias, kind=kind)
     gates = layer_params(model.init(KEY, X)["params"])
     assert {gate: float(p["bias"].mean()) for gate, p in gates.items()} == (
-        {"h": 0, "t": -4} if carry == "coupled" else {"h": 0, "t": -4, "c": 4}
+        {"h": 0, "t": -4} if kind == "highway" else {"h": 0, "t": -4, "c": 4}
     )
     kernels = np.concatenate([p["kernel"] for p in gates.values()])
     np.testing.assert_allclose(kernels.var(axis=(1, 2)), 2 / 600, rtol=0.03)  # Glorot
@@ -68,6 +69,7 @@ def by_hand(block, phi, sigmoid, bias, x, kernel, biases):
         y = {
             "plain": lambda: h,  # noqa: B023
             "highway": lambda: h * gates[0] + y * (1 - gates[0]),  # noqa: B023
+            "independent": lambda: h * gates[0] + y * gates[1],  # noqa: B023
             "residual": lambda: y + h,  # noqa: B023
             "fixed": lambda: h * sigmoid(bias) + y * (1 - sigmoid(bias)),  # noqa: B023
             "lstm": lambda: o * phi(c),  # noqa: B023
@@ -125,6 +127,7 @@ def test_rematerialization_needs_less_memory():
 def test_a_block_starts_with_the_biases_it_names():
     biases = {
         "highway": {"h": 0, "t": -3},
+        "independent": {"h": 0, "t": -3, "c": 3},
         "residual": {"h": 0},
         "fixed": {"h": 0},
         "lstm": {"h": 0, "i": -3, "f": 3, "o": 0},
@@ -248,8 +251,7 @@ def test_the_program_of_a_thousand_layers_is_no_longer_than_that_of_ten():
     [
         ({"depth": 1}, "depth is 1; it must be at least 2"),
         ({"width": 0}, "width is 0"),
-        ({"kind": "dense"}, "kind is 'dense'.*'highway', 'plain', 'residual', 'fixed', 'lstm', or a Kind"),
-        ({"carry": "open"}, "carry is 'open'.*'coupled', 'independent'"),
+        ({"kind": "dense"}, "kind is 'dense'.*'highway', 'independent', 'plain', .*'lstm', or a Kind"),
         ({"activation": "elu"}, "activation is 'elu'"),
     ],
 )

@@ -93,7 +93,7 @@ def test_inner_states_can_be_asked_for(carry):
 
 
 def test_a_searchs_network_goes_on_as_a_scan_of_native_layers():
-    model = MLP(depth=6, width=4, num_classes=3, carry="independent")
+    model = MLP(depth=6, width=4, num_classes=3, kind="independent")
     params = model.init(KEY, X)["params"]
 
     gates = layer_params(params)
@@ -150,7 +150,7 @@ def test_mistakes_are_explained(make, message):
         make()
 
 
-@pytest.mark.parametrize("options", [{}, {"kind": "lstm", "activation": "tanh"}, {"carry": "independent"}])
+@pytest.mark.parametrize("options", [{}, {"kind": "lstm", "activation": "tanh"}, {"kind": "independent"}])
 def test_a_stack_is_its_linen_twin(options):
     x = jax.random.normal(KEY, (4, 3))
     stack, twin = native.HighwayStack(3, 5, **options, rngs=nnx.Rngs(0)), linen.HighwayStack(5, **options)

@@ -185,7 +185,7 @@ def test_the_platform_that_it_is_lowered_for_decides(tmp_path):
     "options",
     [
         {"kind": "lstm"},
-        {"carry": "independent"},
+        {"kind": "independent"},
         {"activation": jax.nn.silu},
         {"activation": jnp.zeros(4, jnp.int32)},
         {"dtype": jnp.bfloat16},

@@ -247,16 +247,16 @@ def test_maxout_is_the_largest_of_its_pieces():
     np.testing.assert_allclose(one.apply(variables, x), x @ np.asarray(kernel), rtol=1e-4, atol=1e-5)
 
 
-def test_a_layers_output_can_be_asked_for_and_must_exist():
+def test_every_layers_output_can_be_asked_for():
     x = jax.random.normal(KEY, (2, 8, 8, 1))
     net = ConvNet(TINY)
     variables = net.init(KEY, x)
     _, captured = net.apply(variables, x, mutable="intermediates")
-    for number in 1, 3:
-        expected = captured["intermediates"][f"layer{number}"]["block_output"][0]
-        np.testing.assert_array_equal(net.apply(variables, x, until=number), expected)
-    with pytest.raises(ValueError, match="until is 5; it must be a layer of the stages, 1 to 4"):
-        net.apply(variables, x, until=5)
+    *layers, logits = net.apply(variables, x, method="layer_outputs")
+    assert len(layers) == 4
+    for number, found in enumerate(layers, start=1):
+        np.testing.assert_array_equal(found, captured["intermediates"][f"layer{number}"]["block_output"][0])
+    np.testing.assert_array_equal(logits, net.apply(variables, x))
 
 
 @pytest.mark.parametrize("n", [4, 7])

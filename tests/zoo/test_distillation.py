@@ -93,6 +93,8 @@ def test_the_loss_is_each_stages_own_and_the_weight_of_the_teachers_falls():
     ("guided", "hint", "message"),
     [
         (3, 1, r"guided_layer 3 has outputs of shape \(4, 4, 4\), the teacher's hint_layer 1 has \(6, 6, 6\)"),
+        (4, 1, "guided_layer is 4; it must be 1 to 3, a layer before the output"),
+        (1, 0, "hint_layer is 0; it must be 1 to 3, a layer before the output"),
         (1, 2, r"guided_layer 1 has outputs of shape \(8, 8, 4\), the teacher's hint_layer 2 has \(5,\)"),
     ],
 )
