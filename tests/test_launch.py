@@ -53,7 +53,7 @@ def check_program(words, monkeypatch, num_runs=None):
 
     start = words.index("-m")
     assert words[start + 1] == "experiments.search"
-    monkeypatch.setattr(search.data, "load", stop)
+    monkeypatch.setattr(search.datasets, "load", stop)
     monkeypatch.setattr(search.cli, "override", override := Recorder(search.cli.override))
     with pytest.raises(ReadsDataError):
         search.main(words[start + 2 :])
