@@ -48,7 +48,7 @@ def check_program(words, monkeypatch, num_runs=None):
     class ReadsDataError(Exception):
         """It has come to that."""
 
-    def stop(name, data_dir):
+    def stop(name, data_dir, function):
         raise ReadsDataError
 
     start = words.index("-m")
