@@ -13,6 +13,7 @@ is NaN. Images are given as stored; `preprocess` turns them into the network's i
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,7 +21,8 @@ from jax import lax
 from jax.sharding import Mesh
 
 from highway_jax import parallel
-from highway_jax.analysis.models import Network, network
+from highway_jax.analysis.linen_models import LinenNetwork
+from highway_jax.analysis.models import Network
 from highway_jax.data import Array
 from highway_jax.forward import Forward, call
 from highway_jax.functional.classification import cross_entropy
@@ -135,7 +137,7 @@ def gate_statistics(
         differ in length.
     """
     split = _arrays(split)
-    found = network(model, variables, _one(split, preprocess), forward)
+    found = _network(model, variables, _one(split, preprocess), forward)
     labels = _labels(split)
     classes = np.zeros(len(split["x"]), np.int32) if labels is None else labels
     num_classes = int(classes.max()) + 1
@@ -193,7 +195,7 @@ def inner_states(
     """
     sample = image if isinstance(image, Mapping) else {"x": image}
     split = _arrays({name: np.asarray(value)[None] for name, value in sample.items()})
-    found = network(model, variables, _one(split, preprocess), forward)
+    found = _network(model, variables, _one(split, preprocess), forward)
     states = jax.jit(lambda variables, batch: found.states(variables, _prepared(batch, preprocess)))(
         found.variables, split
     )
@@ -236,7 +238,7 @@ def lesion(
         loss is cross entropy but the outputs are not logits or `y` are not labels.
     """
     split = _arrays(split)
-    found = network(model, variables, _one(split, preprocess), forward)
+    found = _network(model, variables, _one(split, preprocess), forward)
     closed = np.eye(found.count + 1, found.count, dtype=bool)  # the last row is the whole network
     losses, errors = _evaluate(found, split, closed, loss, error, preprocess, batch_size, mesh)
     return Lesions(losses[:-1], errors[:-1], float(losses[-1]), float(errors[-1]))
@@ -266,7 +268,7 @@ def drop_layers(
       TypeError, ValueError: as in `lesion`, or if `order` is not a permutation of the layers.
     """
     split = _arrays(split)
-    found = network(model, variables, _one(split, preprocess), forward)
+    found = _network(model, variables, _one(split, preprocess), forward)
     order = np.asarray(order)
     if sorted(order.tolist()) != list(range(found.count)):
         raise ValueError(f"order is {order.tolist()}; it must hold each of the layers 0 to {found.count - 1} once")
@@ -310,7 +312,7 @@ def close_gates(model: Any, variables: Any, inputs: Any, closed: Array, *, forwa
       TypeError: if the model is no Flax module.
       ValueError: as in `gate_statistics`, or if a layer cannot be closed.
     """
-    found = network(model, variables, inputs if isinstance(inputs, Mapping) else {"x": inputs}, forward)
+    found = _network(model, variables, inputs if isinstance(inputs, Mapping) else {"x": inputs}, forward)
     return found.as_given(found.closed(found.variables, closed))
 
 
@@ -433,3 +435,27 @@ def _table(rows: Sequence[Array]) -> np.ndarray:
     for line, row in zip(table, rows, strict=True):
         line[: len(row)] = row
     return table
+
+
+def _network(model: Any, variables: Any, batch: Any, forward: Forward) -> Network:
+    """The network that a model is with some variables.
+
+    Args:
+      model: a Linen or an NNX module.
+      variables: its own; see `gate_statistics`.
+      batch: one example, of which only shapes and dtypes matter.
+      forward: `forward(model, batch, train)`, what the model is called with.
+
+    Raises:
+      TypeError: if it is no Flax module.
+      ValueError: if it has no highway layers, or is not of these variables.
+    """
+    if isinstance(model, nn.Module):
+        return LinenNetwork(model, variables, batch, forward)
+    from flax import nnx  # which Linen's users need not wait for
+
+    from highway_jax.analysis.nnx_models import NNXNetwork
+
+    if isinstance(model, nnx.Module):
+        return NNXNetwork(model, variables, batch, forward)
+    raise TypeError(f"model is {model!r}; it must be a Linen or an NNX module")

@@ -1,0 +1,64 @@
+"""A Flax Linen module that is analysed."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from highway_jax.analysis.models import Layers, Network, Path, Sown, gates_of, holders
+from highway_jax.forward import TRANSIENT, Forward
+
+
+class LinenNetwork(Network):
+    """A Linen module with its variables, or its parameters alone."""
+
+    params = ("params",)
+
+    def __init__(self, model: nn.Module, variables: Any, batch: Any, forward: Forward):
+        if not isinstance(variables, Mapping):
+            raise ValueError(f"variables is {variables!r}; a Linen module's must be given, or its params alone")
+        self._whole = "params" in variables  # Flax applies no module that has a part of this name
+        self._model, self._forward = model, forward
+        variables = variables if self._whole else {"params": variables}
+        self.variables = {name: values for name, values in variables.items() if name not in TRANSIENT}
+        self.layers = self._find(batch)
+
+    def outputs(self, variables: Any, batch: Any) -> Any:
+        return self._applied(variables, batch, False)
+
+    def sown(self, variables: Any, batch: Any) -> Sown:
+        return flatten_dict(self._applied(variables, batch, "intermediates")[1].get("intermediates", {}))
+
+    def as_given(self, variables: Any) -> Any:
+        return variables if self._whole else variables["params"]
+
+    def _applied(self, variables: Any, batch: Any, mutable: Any) -> Any:
+        return nn.apply(lambda module: self._forward(module, batch, False), self._model, mutable=mutable)(variables)
+
+    def _find(self, batch: Any) -> list[Layers]:
+        order: dict[Path, int] = {}
+        called: dict[Path, tuple[nn.Module, int]] = {}
+
+        def note(call, args, kwargs, context):
+            path = context.module.path
+            order.setdefault(path, len(order))
+            y = call(*args, **kwargs)
+            arrays = [leaf for leaf in jax.tree.leaves(y) if isinstance(leaf, jax.Array)]
+            if arrays and (path not in called or context.method_name == "__call__"):
+                called[path] = context.module, arrays[0].ndim  # less than what is sown has, if that is of a scan
+            return y
+
+        def trace(variables, batch):
+            with nn.intercept_methods(note):
+                return unflatten_dict(self.sown(variables, batch))
+
+        sown = flatten_dict(jax.eval_shape(trace, self.variables, batch))
+        found = []
+        # A traced function's dicts come back with sorted keys, "layer10" before "layer2"; its calls are in order.
+        for path in sorted(holders(sown, self._model), key=order.__getitem__):
+            module, ndim = called[path]
+            shape = sown[(*path, "transform_gate")][0].shape
+            found.append(Layers(path, gates_of(module), shape[: len(shape) - ndim], shape[-1]))
+        return found
