@@ -28,6 +28,7 @@ SPACE = {
 }  # fmt: skip
 
 
+unread = pytest.mark.filterwarnings("ignore:space has .* which the task never reads")
 DEVICES = st.integers(1, min(2, jax.device_count()))
 
 
@@ -97,6 +98,7 @@ def test_a_run_is_the_same_in_any_population(first, count, devices, in_memory, l
         assert_same_runs(result, result.search.runs.tolist())
 
 
+@unread
 def test_a_run_follows_from_its_configuration_and_seed():
     paired = fit(num_runs=12, seeds=4)
     assert paired.search.configurations.tolist() == [0] * 4 + [1] * 4 + [2] * 4
@@ -112,6 +114,7 @@ def test_a_run_follows_from_its_configuration_and_seed():
     np.testing.assert_array_equal(alike.curves["valid_loss"][:4], alike.curves["valid_loss"][4:])
 
 
+@unread
 def test_the_points_of_a_grid_start_from_one_key_and_share_their_draws():
     space = {"rate": log_uniform(1e-3, 0.3), "noise": 0.1, "absolute": grid(False, True), "size": 3}
     space["unused"] = grid("a", "b", "c", static=True)
@@ -363,6 +366,7 @@ def test_the_table_has_what_the_curves_say():
     assert result.table(by="rate")["rate"].tolist() == sorted(table["rate"])
 
 
+@unread
 def test_functions_among_options_are_shown_by_their_names():
     space = {"body": grid(jnp.sin, lambda x: x, lambda x: 2 * x, None, static=True), "fixed": 2}
     task = scripted(np.arange(8).reshape(4, 2))

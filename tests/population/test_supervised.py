@@ -71,6 +71,7 @@ def key_of(seed, run):
     return jax.random.split(jax.random.fold_in(jax.random.split(jax.random.key(seed, impl="threefry2x32"))[0], run))[1]
 
 
+@pytest.mark.filterwarnings("ignore:space has .activation., .width., which")
 def test_the_contract_runs_as_written(tmp_path):
     from highway_jax.population import choice, log_uniform, uniform
 
@@ -120,6 +121,7 @@ def mean_loss(params, model, rest, rows, streams):
     return squared(outputs, {"y": Y[rows]}).mean(), updated
 
 
+@pytest.mark.filterwarnings("ignore:space has .dropout., which")
 def test_linen_trains_as_a_loop_written_by_hand():
     task = population.supervised(
         lambda hp: Net(activation=hp["activation"]), squared, lambda hp: optax.adamw(hp["lr"]),
