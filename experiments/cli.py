@@ -198,6 +198,11 @@ def load_config(name: str | None) -> tuple[str, ConfigDict, DataFunction | None]
     try:
         config = ConfigDict(config)
         function = _take_function(config, Path(path).stem)
+        if not isinstance(given := config.get("dataset", ""), str):
+            raise UserError(
+                f"config.dataset is an object of type {type(given).__name__}; it must be a name, or a function of no "
+                "arguments that returns arrays (the function itself, not what it returns)"
+            )
         config.to_json()  # it is written to the workdir
     except (TypeError, ValueError) as error:
         raise UserError(f"--config is {name!r}, which has a value that is no JSON: {first_line(error)}") from error

@@ -85,7 +85,7 @@ class Outcome:
             hyperparameters={name: values[:runs] for name, values in result.hyperparameters.items()},
             train_loss=curves[result.search.rank_by],
             accuracy={name: curve for name, curve in curves.items() if name in ACCURACIES},
-            best_params=result.best.params,
+            best_params=next(iter(result.outcome.best.values())).params,  # also where all runs have diverged
             params={run: result.run(run).params for run in numbers.tolist() if result.search.keep == "all"},
             seconds=result.seconds,
         )

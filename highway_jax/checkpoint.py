@@ -18,6 +18,7 @@ from highway_jax import parallel
 from highway_jax.files import check_path, write_whole
 
 SUMS = "SHA256SUMS"
+NAME = re.compile(r"\d{6,}(\.orbax-checkpoint-tmp.*)?")  # of a checkpoint, complete or not
 
 
 def save_params(path: str | os.PathLike, params: Any) -> None:
@@ -48,8 +49,8 @@ def restore_params(path: str | os.PathLike) -> Any:
 class Checkpoints:
     """The checkpoints of a long piece of work: written in the background, whole or not at all, the last few kept.
 
-    `directory/STEP` is an Orbax checkpoint, complete once it holds the checksums of its files. What a
-    killed process left half-written is removed when the next one opens the directory.
+    `directory/STEP` is an Orbax checkpoint, complete once it holds the checksums of its files. What a killed process
+    left half-written is removed when the next one opens the directory, which must be of checkpoints alone.
 
     Where there are several processes, all of them must make it, `save` and `restore`, on a file system that they
     share. Each writes the shards that it holds; the first does the rest.
@@ -72,7 +73,7 @@ class Checkpoints:
         if self._first:
             self.directory.mkdir(parents=True, exist_ok=True)
             for entry in self.directory.iterdir():
-                if re.fullmatch(r"\d{6,}(\.orbax-checkpoint-tmp.*)?", entry.name) and not (entry / SUMS).is_file():
+                if NAME.fullmatch(entry.name) and not (entry / SUMS).is_file():
                     shutil.rmtree(entry)
         parallel.agree()
         # Weights do not compress; without trying, writing is four times as fast.
@@ -83,8 +84,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """The steps of complete checkpoints, ascending."""
-        names = (entry.parent.name for entry in self.directory.glob(f"*/{SUMS}"))
-        return sorted(int(name) for name in names if re.fullmatch(r"\d{6,}", name))  # not copies under other names
+        return steps_in(self.directory)
 
     def save(self, step: int, tree: Any, notes: Mapping[str, Any]) -> None:
         """Begin to write a tree of arrays and JSON-able notes; waits for the save before it, raising its error.
@@ -184,6 +184,12 @@ def _named(tree: Any) -> dict[str, Any]:
     """A tree's leaves by their paths, whatever its containers are."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def steps_in(directory: Path) -> list[int]:
+    """The steps of complete checkpoints in a directory, ascending."""
+    names = (entry.parent.name for entry in directory.glob(f"*/{SUMS}"))
+    return sorted(int(name) for name in names if re.fullmatch(r"\d{6,}", name))  # not copies under other names
 
 
 def write_sums(directory: Path, files: Iterable[Path]) -> None:

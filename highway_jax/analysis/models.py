@@ -136,7 +136,7 @@ def holders(sown: Mapping[Path, Sequence[Any]], model: Any) -> list[Path]:
     gates = {(*path, name) for path in found for name in CLOSED}
     found = [path for path in found if not any(path[:depth] in gates for depth in range(len(path) + 1))]
     if not found:
-        raise ValueError(f"this {type(model).__name__} has no highway layers, so there are no gates to look at")
+        raise ValueError(f"this {type(model).__name__} has no highway layers and no Skippable branches to look at")
     for path in found:
         if len(sown[(*path, "transform_gate")]) > 1:
             raise ValueError(f"layer {name_of(path)!r} is applied more than once, so it has no place in the order")

@@ -17,7 +17,7 @@ from matplotlib.image import AxesImage
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator, PercentFormatter
 
 from highway_jax.analysis import Dropped, GateStatistics, InnerStates, Lesions, effective_layers
-from highway_jax.plotting import COLORS, plain, style
+from highway_jax.plotting import COLORS, number, plain, style
 
 DIVERGING = "RdBu_r"
 GATES = "magma"
@@ -100,18 +100,24 @@ def figure3(
 
 
 def figure4(lesions: Mapping[str, Lesions]) -> Figure:
-    """Error of the network without one layer, for every layer; a panel per network (Figure 4)."""
+    """Error of the network without one layer, for every layer; a panel per network (Figure 4).
+
+    The loss, where a network's error is not known.
+    """
     figure = Figure(figsize=(5.6 * len(lesions), 3.9), layout="constrained")
     (panels,) = figure.subplots(1, len(lesions), squeeze=False)
     for axes, (network, lesion) in zip(panels, lesions.items(), strict=True):
-        layers = np.arange(1, len(lesion.error) + 1)
-        axes.plot(layers, lesion.error, color=COLORS["highway"], linewidth=1.5, marker="o", markersize=3.5)
-        intact = f"no lesion: {percent(lesion.intact_error)}"
-        axes.axhline(lesion.intact_error, color="0.35", linestyle=DASHED, linewidth=1.2, label=intact)
+        of_error = np.isfinite(lesion.intact_error)
+        values, intact = (lesion.error, lesion.intact_error) if of_error else (lesion.loss, lesion.intact_loss)
+        layers = np.arange(1, len(values) + 1)
+        axes.plot(layers, values, color=COLORS["highway"], linewidth=1.5, marker="o", markersize=3.5)
+        label = f"no lesion: {percent(intact) if of_error else number(intact)}"
+        axes.axhline(intact, color="0.35", linestyle=DASHED, linewidth=1.2, label=label)
         axes.legend(frameon=False, fontsize=9)
         style(axes, f"{network}: {effective_layers(lesion.damage):.1f} effective layers", "lesioned layer")
-        _errors(axes, np.append(lesion.error, lesion.intact_error))
-    panels[0].set_ylabel("error with the layer's gates closed")
+        axes.set_ylabel(f"{'error' if of_error else 'loss'} with the layer's gates closed")
+        if of_error:
+            _errors(axes, np.append(values, intact))
     return figure
 
 

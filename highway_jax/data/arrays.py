@@ -70,6 +70,8 @@ def from_arrays(name: str, arrays: Mapping[str, Any], path: str | Path | None = 
     if not len(test["y"]):
         raise DataError(f"{path} has {len(train['y'])} examples; without a test set there must be at least 5")
     num_classes = 1 + max(int(split["y"].max()) for split in (train, test))
+    if num_classes < 2:
+        raise DataError(f"{path}: y has only 0; there must be two classes or more")
     dtype = arrays["x"].dtype
     if dtype in IMAGE_DTYPES and arrays["x"].ndim == 4:
         return checked(Dataset(name, train, test, num_classes, int(np.iinfo(dtype).max)))
@@ -93,8 +95,10 @@ def _check(path: str | Path, key: str, array: np.ndarray, like: np.ndarray) -> N
         allowed = "(n,) integers from 0, the classes"
     else:
         fits = array.ndim > 1 and array.dtype.kind in "biuf" and 0 not in array.shape
-        fits = fits and bool(np.isfinite(array).all())
+        with np.errstate(over="ignore"):
+            if fits and (count := np.count_nonzero(~np.isfinite(array.astype(np.float32)))):
+                raise DataError(f"{path}: {key} has {count} numbers that are NaN, infinite or too large for float32")
         fits = fits and (array.dtype, array.shape[1:]) == (like.dtype, like.shape[1:])
-        allowed = f"(n, {', '.join(map(str, like.shape[1:])) or '...'}) finite numbers of {like.dtype}"
+        allowed = f"(n, {', '.join(map(str, like.shape[1:])) or '...'}) numbers of {like.dtype}"
     if not fits:
         raise DataError(f"{path}: {key} is {array.dtype} of shape {array.shape}; it must be {allowed}")

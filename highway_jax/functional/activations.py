@@ -14,7 +14,54 @@ ACTIVATIONS = ("relu", "tanh")
 RELU, TANH = range(len(ACTIVATIONS))
 
 Function = Callable[[jax.Array], jax.Array]
-Activation = str | int | jax.Array | Function
+
+
+@jax.tree_util.register_pytree_node_class
+class TracedActivation:
+    """One of `ACTIVATIONS`, by an index that may be traced: a function, and an activation for every layer here.
+
+    It is what a task gets of `population.choice("relu", "tanh")`. Which of the two it is decides no branch of Python.
+
+    Attributes:
+      index: an integer scalar.
+
+    Example:
+
+        x = hp["activation"](nn.Dense(50)(x))
+    """
+
+    def __init__(self, index: int | jax.Array):
+        self.index = index
+
+    def __call__(self, z: jax.Array) -> jax.Array:
+        return activate(z, self.index)
+
+    def __jax_array__(self) -> jax.Array:
+        return jnp.asarray(self.index)
+
+    def __eq__(self, other: Any) -> Any:
+        """Whether the index equals another.
+
+        Raises:
+          TypeError: for text, which an index never equals.
+        """
+        if isinstance(other, str):
+            raise TypeError(f"a traced activation is an index, which cannot be compared with {other!r}")
+        return self.index == getattr(other, "index", other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def tree_flatten(self) -> tuple[tuple[Any], None]:
+        """The index."""
+        return (self.index,), None
+
+    @classmethod
+    def tree_unflatten(cls, structure: None, children: tuple[Any]) -> "TracedActivation":
+        """The inverse."""
+        return cls(*children)
+
+
+Activation = str | int | jax.Array | TracedActivation | Function
 
 
 def canonical(activation: Activation) -> Any:
@@ -22,6 +69,8 @@ def canonical(activation: Activation) -> Any:
 
     Raises ValueError for an unknown name and for an index outside `ACTIVATIONS`, unless that is an array.
     """
+    if isinstance(activation, TracedActivation):
+        return activation.index
     if isinstance(activation, str):
         if activation not in ACTIVATIONS:
             raise ValueError(
@@ -40,8 +89,7 @@ def activate(z: jax.Array, activation: Activation) -> jax.Array:
 
     Args:
       z: any array.
-      activation: "relu", "tanh", a function, or an index into `ACTIVATIONS`, which may be traced: what a task gets of
-        `population.choice("relu", "tanh")`.
+      activation: "relu", "tanh", a function, or an index into `ACTIVATIONS`, which may be traced.
 
     Raises:
       ValueError: for an unknown name or index.

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.typing import Dtype, Initializer, PaddingLike
 
-from highway_jax.functional.activations import Activation, activate
+from highway_jax.functional.activations import Activation, TracedActivation, activate
 from highway_jax.functional.convolution import conv, window
 from highway_jax.functional.initializers import constant, normalized
 from highway_jax.functional.ops import resize
@@ -365,6 +365,7 @@ def _options(activation: Activation, kernel_init: Initializer | None, dtype: Any
 
 def _attribute(value: Any) -> Any:
     # Flax takes a traced value for a constant unless it is told.
+    value = value.index if isinstance(value, TracedActivation) else value
     return nnx.data(value) if isinstance(value, jax.Array) else value
 
 

@@ -5,6 +5,20 @@ from typing import Any
 import jax
 from flax import nnx
 
+from highway_jax.functional.activations import TracedActivation
+
+# A model of a user's may have one among its attributes, where NNX would refuse to update another type's.
+nnx.register_data_type(TracedActivation)
+nnx.graph.register_graph_node_type(
+    TracedActivation,
+    flatten=lambda node: ([("index", node.index)], None),
+    set_key=lambda node, key, value: setattr(node, str(key), value),
+    pop_key=lambda node, key: vars(node).pop(str(key)),
+    create_empty=lambda _: TracedActivation(0),
+    clear=lambda node: None,
+    init=lambda node, items: vars(node).update({str(key): value for key, value in items}),
+)
+
 
 def plain(state: Any) -> Any:
     """A state, or nested dicts of arrays, as nested dicts of ordinary arrays."""

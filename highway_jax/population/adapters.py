@@ -1,5 +1,6 @@
 """Flax models as pure functions: how a model of Linen or NNX is made, and what it gives for a batch."""
 
+import contextlib
 import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -9,6 +10,7 @@ import jax
 from flax.core import DenyList
 
 from highway_jax.forward import TRANSIENT, Forward, call
+from highway_jax.population.arguments import shown
 
 
 class Adapter(NamedTuple):
@@ -32,13 +34,17 @@ def adapter(model: Callable[..., Any], forward: Forward | None) -> Adapter:
     Raises:
       TypeError: for a `model` that takes neither.
     """
-    for make, arguments in (_linen, (None,)), (_nnx, (None, None)):
-        try:
-            inspect.signature(model).bind(*arguments)
-        except TypeError:
-            continue
-        return make(model, forward or _call)
-    raise TypeError("model must take (hp) and return a Linen module, or (hp, rngs) and return an NNX module")
+    signature = inspect.signature(model) if callable(model) and not isinstance(model, nn.Module) else None
+    if signature is not None and next(iter(signature.parameters), None) != "rngs":
+        for make, arguments in (_linen, ("hp",)), (_nnx, ("hp", "rngs")):
+            with contextlib.suppress(TypeError):
+                signature.bind(*arguments)
+                return make(model, forward or _call)
+    takes = f"is {shown(model)}" if signature is None else f"takes {signature}"
+    raise TypeError(
+        f"model {takes}; it must be a function of (hp) that returns a Linen module, or of (hp, rngs) that returns an "
+        "NNX module"
+    )
 
 
 def _call(model: Any, batch: Any, train: bool) -> Any:
@@ -57,8 +63,7 @@ def _linen(model: Callable[[Any], nn.Module], forward: Forward) -> Adapter:
     def built(hp: Any) -> nn.Module:
         module = model(hp)
         if not isinstance(module, nn.Module):
-            given = type(module).__name__
-            raise TypeError(f"model(hp) gives {given}; it must give a Linen module, or take (hp, rngs) for NNX")
+            raise TypeError(f"model(hp) gives {shown(module)}; it must give a Linen module, or take (hp, rngs) for NNX")
         return module
 
     def init(hp: Any, key: jax.Array, batch: Any) -> tuple[Any, Any]:
@@ -92,7 +97,9 @@ def _nnx(model: Callable[..., Any], forward: Forward) -> Adapter:
     def built(hp: Any, key: jax.Array) -> Any:
         module = model(hp, nnx.Rngs(key))
         if not isinstance(module, nnx.Module):
-            raise TypeError(f"model(hp, rngs) gives {type(module).__name__}; it must give an NNX module")
+            raise TypeError(
+                f"model(hp, rngs) gives {shown(module)}; it must give an NNX module, or take (hp) for Linen"
+            )
         return module
 
     def collections_of(module: Any) -> Any:

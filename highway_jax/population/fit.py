@@ -2,6 +2,10 @@
 
 import contextlib
 import dataclasses
+import inspect
+import json
+import numbers
+import os
 import signal
 import threading
 import time
@@ -15,10 +19,11 @@ from jax.sharding import Mesh
 
 from highway_jax import parallel
 from highway_jax.files import check_path
+from highway_jax.population.arguments import check_function, check_integer, check_is
 from highway_jax.population.policies import Policy
 from highway_jax.population.progress import Bar, Progress
 from highway_jax.population.result import Result
-from highway_jax.population.search import Sampler, Search, check_integer
+from highway_jax.population.search import Sampler, Search
 from highway_jax.population.space import Space
 from highway_jax.population.storage import Storage
 from highway_jax.population.task import Task
@@ -104,15 +109,15 @@ def fit(
       KeyboardInterrupt: after Ctrl-C, once the checkpoint is there.
       parallel.ProcessLost: if another process of several has ended.
     """
-    if mode is None:
-        if not str(rank_by).endswith("_loss"):
-            raise ValueError(f"mode is None, and rank_by is {rank_by!r}, which is no loss; mode must be 'min' or 'max'")
-        mode = "min"
     search = Search(
-        task=task, space=Space(space), train=train, evaluate=dict(evaluate or {}), num_runs=num_runs, epochs=epochs,
-        batch_size=batch_size, seeds=seeds, seed=seed, first_run=first_run, rank_by=rank_by, mode=mode, policy=policy,
+        task=task, space=Space(space), train=train, evaluate={} if evaluate is None else evaluate, num_runs=num_runs,
+        epochs=epochs, batch_size=batch_size, seeds=seeds, seed=seed, first_run=first_run, rank_by=rank_by,
+        mode="min" if mode is None else mode, policy=policy,
         sampler=sampler, evaluate_every=evaluate_every, evaluate_batch_size=evaluate_batch_size, keep=keep,
     )  # fmt: skip
+    splits = tuple(f"{name}_" for name in ("train", *search.evaluate))
+    if mode is None and rank_by.startswith(splits) and not rank_by.endswith("_loss"):
+        raise ValueError(f"mode is None, and rank_by is {rank_by!r}, which is no loss; mode must be 'min' or 'max'")
     if num_runs % seeds:
         raise ValueError(f"num_runs is {num_runs}; it must be a multiple of seeds, {seeds}")
     if num_runs % (seeds * search.space.points):
@@ -140,11 +145,29 @@ def _fit(
     for name, value in options.items():
         if value is not None:
             check_integer(name, value, 1)
+    if mesh is not None:
+        check_is("mesh", mesh, Mesh, "a mesh, such as parallel.runs_mesh gives")
+    if stop is not None:
+        check_function("stop", stop)
+    if not isinstance(progress, bool):
+        check_function("progress", progress, "progress")
+    if workdir is not None:
+        check_is("workdir", workdir, str | os.PathLike, "a path")
+    if identity is not None:
+        check_is("identity", identity, Mapping, "a mapping from names to what JSON can say")
+        try:
+            json.dumps(dict(identity))
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"identity must be what JSON can say: {error}") from error
     mesh = parallel.choose_mesh(search.num_runs, search.batch_size) if mesh is None else mesh
     trainer = Trainer(search, mesh, runs_in_memory, runs_per_batch)
     if search.columns is None and (strange := search.not_finite()):
         told = ", ".join(f"{count} in {name}" for name, count in strange.items())
         warnings.warn(f"the data have numbers that are NaN or infinite: {told}", stacklevel=3)
+    for difference in search.other_dtypes():
+        warnings.warn(difference, stacklevel=3)
+    if search.policy is not None and not any(map(search.stops_runs, range(1, search.epochs))):
+        warnings.warn(f"policy is {search.policy}, which stops no run within {search.epochs} epochs", stacklevel=3)
     unread = [name for name in search.space.names if name not in trainer.read]
     if unread and search.sampler is None and search.columns is None:  # not where further groups may come, or were
         warnings.warn(f"space has {', '.join(map(repr, unread))}, which the task never reads", stacklevel=3)
@@ -221,14 +244,24 @@ def replay(result: Result, run: int, epochs: int | None = None, **options: Any) 
       otherwise to rounding.
 
     Raises:
-      ValueError: for a run that the population does not have.
+      ValueError, TypeError: for a run that the population does not have, or an option that would make it another.
     """
+    check_is("result", result, Result, "what fit returned")
     search = result.search
-    if run not in search.runs:
-        raise ValueError(f"run is {run}; it must be {search.runs[0]} to {search.runs[-1]}")
+    if not isinstance(run, numbers.Integral) or run not in search.runs:
+        raise ValueError(f"run is {run!r}; it must be {search.runs[0]} to {search.runs[-1]}")
+    allowed = tuple(inspect.signature(_fit).parameters)[1:]
+    if strange := [name for name in options if name not in allowed]:
+        raise TypeError(f"replay takes no {strange[0]!r}; beside epochs it takes {', '.join(allowed)}")
     own = {name: values[[run - search.first_run]] for name, values in result.outcome.columns.items()}
     alone = dataclasses.replace(
-        search, num_runs=1, first_run=run, epochs=epochs or search.epochs, policy=None, sampler=None, columns=own
+        search,
+        num_runs=1,
+        first_run=run,
+        epochs=search.epochs if epochs is None else epochs,
+        policy=None,
+        sampler=None,
+        columns=own,
     )
     return _fit(alone, **{"mesh": result.mesh, **options})
 

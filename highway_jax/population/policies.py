@@ -3,7 +3,7 @@
 import math
 import numbers
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from highway_jax.population.ranking import Ranking
 from highway_jax.population.space import is_number
 
 
+@runtime_checkable
 class Policy(Protocol):
     """Decides between epochs which of the runs that are trained side by side go on."""
 

@@ -21,6 +21,8 @@ from highway_jax.population.space import Columns
 from highway_jax.population.task import Metrics, Task
 from highway_jax.population.tracing import REMEMBERED, Traced
 
+VALUE_NEEDED = (jax.errors.ConcretizationTypeError, TypeError)  # what Python raises of a traced value
+
 
 class Group:
     """Runs that are compiled together: those whose static hyperparameters have the same values.
@@ -45,13 +47,13 @@ class Group:
     def __init__(self, search: Search, static: Mapping[str, Any], mesh: Mesh):
         self.search, self.mesh = search, mesh
         self.batch = _batch(search.train, search.batch_size)
-        task = search.task.with_static(static)
+        task = search.task.with_static(static, search.space.activations)
         traced = search.space.traced({name: values[:1] for name, values in search.drawn.items()})
         hp = {name: jax.ShapeDtypeStruct(values.shape[1:], values.dtype) for name, values in traced.items()}
         try:
             self.traced, self.numbers = self._trace(task, hp)
-        except (jax.errors.ConcretizationTypeError, TypeError) as error:
-            raise self._explained(error, task, hp) from error
+        except VALUE_NEEDED as error:
+            raise self._explained(error, static, hp) from error
         self.task = self.traced.task
         self.shapes = jax.eval_shape(functools.partial(run.start, self.task), hp, _key(), self.batch)
         self.programs = _compiled(self.traced, mesh, search.evaluate_batch_size)
@@ -79,19 +81,24 @@ class Group:
             names += [f"{split}_{name}" for name in evaluate[-1].shapes]
         return TracedTask(init, step, tuple(evaluate)), tuple(names)
 
-    def _explained(self, error: Exception, task: Task, hp: Mapping[str, Any]) -> Exception:
+    def _explained(self, error: Exception, static: Mapping[str, Any], hp: Mapping[str, Any]) -> Exception:
         """An error that comes of a traced hyperparameter, in words that name it; any other error as it is."""
+        space = self.search.space
+        first = {name: values[0] for name, values in space.readable(self.search.drawn, 1).items()}
         for name in hp:
-            value = jax.tree.map(lambda leaf: leaf.item(), self.search.space.traced(self.search.drawn)[name][0])
+            value = first[name].item() if isinstance(first[name], np.generic) else first[name]
             others = {other: hp[other] for other in hp if other != name}
             try:
-                self._trace(task.with_static({name: value}), others)
-            except (jax.errors.ConcretizationTypeError, TypeError):
+                task = self.search.task.with_static({**static, name: value}, space.activations - {name})
+                self._trace(task, others)
+            except VALUE_NEEDED:
                 continue
+            takes = "highway_jax.Dropout (for NNX, highway_jax.nnx.Dropout), population.schedules"
+            if name in space.activations:
+                takes = f"hp[{name!r}](x), and this library's layers"
             return TypeError(
                 f"the hyperparameter {name!r} is traced, but the task needs its value ({type(error).__name__}); make "
-                "it choice(..., static=True), or use what takes traced values: highway_jax.Dropout (for NNX, "
-                "highway_jax.nnx.Dropout), population.schedules"
+                f"it choice(..., static=True), or use what takes traced values: {takes}"
             )
         return error
 

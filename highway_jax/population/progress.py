@@ -1,6 +1,7 @@
 """How far a search is, for a bar or a function of one's own."""
 
 import time
+from math import isfinite
 from typing import NamedTuple, Self
 
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -57,7 +58,8 @@ class Bar:
         self._begun, status = True, "compiling"
         if step:
             ranking, search = result.ranking, result.search
-            status = f"best {search.rank_by} {ranking.best[ranking.order[0]]:.3g}"
+            best = ranking.best[ranking.order[0]]
+            status = f"best {search.rank_by} {best:.3g}" if isfinite(best) else f"no finite {search.rank_by} yet"
             if ranking.diverged.any():
                 status += f", {ranking.diverged.sum()} diverged"
         if self._is_live:

@@ -19,7 +19,8 @@ class Ranking:
       final: (runs,) the value after its last epoch, NaN where it was not measured then.
       diverged: (runs,) whether a number of its training stopped being finite.
       epochs: (runs,) how many it was trained for.
-      order: (runs,) run indices, the best first; runs that have diverged come after all others.
+      order: (runs,) run indices, the best first. Runs that have diverged come after all others, and those that never
+        had a finite value come last.
     """
 
     best: np.ndarray
@@ -63,5 +64,5 @@ def rank(curves: Mapping[str, np.ndarray] | np.ndarray, rank_by: str = "train_lo
         final=curves[rank_by][np.arange(len(values)), np.maximum(epochs, 1) - 1],
         diverged=diverged,
         epochs=epochs,
-        order=np.lexsort((best, diverged)),
+        order=np.lexsort((best, diverged, np.isinf(best))),
     )

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Trained:
     """A trained run.
 
@@ -32,6 +32,9 @@ class Trained:
     epoch: int
     hyperparameters: dict[str, Any]
     state: Any
+
+    def __repr__(self) -> str:
+        return f"Trained(run {self.run} after {self.epoch} epochs, {self.hyperparameters})"
 
     @property
     def params(self) -> Any:
@@ -67,10 +70,13 @@ class Result:
     def __repr__(self) -> str:
         search, ranking = self.search, self.ranking
         best = int(ranking.order[0])
+        leader = f"best {search.rank_by} {ranking.best[best]:.4g} of run {search.runs[best]}"
+        if not np.isfinite(ranking.best[best]):
+            leader = f"no run had a finite {search.rank_by}"
         state = "finished" if self.finished else f"stopped after {ranking.epochs.max()} epochs"
         return (
-            f"Result({search.num_runs} runs of {search.epochs} epochs, {state} in {self.seconds:.1f} s; best "
-            f"{search.rank_by} {ranking.best[best]:.4g} of run {search.runs[best]}, {ranking.diverged.sum()} diverged)"
+            f"Result({search.num_runs} runs of {search.epochs} epochs, {state} in {self.seconds:.1f} s; {leader}, "
+            f"{ranking.diverged.sum()} diverged)"
         )
 
     @property
@@ -93,11 +99,14 @@ class Result:
         """The best run, as it was after its best epoch; where the search was stopped, the best that is at hand.
 
         Raises:
-          ValueError: before anything was trained.
+          ValueError: where no run has had a finite number to be ranked by.
         """
         index, epoch = map(int, self.outcome.best_at)
-        if index < 0:
-            raise ValueError("nothing has been trained yet")
+        if index < 0 or not np.isfinite(self.ranking.best[index]):
+            raise ValueError(
+                f"no run has had a finite {self.search.rank_by}, so none is the best; {self.ranking.diverged.sum()} of "
+                f"{self.search.num_runs} have diverged"
+            )
         (state,) = self.outcome.best.values()
         return Trained(int(self.search.runs[index]), epoch, self._of(index), state)
 
@@ -113,7 +122,7 @@ class Result:
                 state = jax.tree.map(lambda leaf, place=place: leaf[place], self.outcome.states[group])
                 return Trained(number, int(self.ranking.epochs[index]), self._of(index), state)
         if number not in self.search.runs:
-            raise ValueError(f"run is {number}; it must be {self.search.runs[0]} to {self.search.runs[-1]}")
+            raise ValueError(f"run is {number!r}; it must be {self.search.runs[0]} to {self.search.runs[-1]}")
         raise ValueError(f"the state of run {number} was not kept; fit keeps those of all runs with keep='all'")
 
     def _of(self, index: int) -> dict[str, Any]:

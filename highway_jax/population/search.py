@@ -1,8 +1,6 @@
 """What a search is, from its arguments: which runs there are, what each is given, and when what happens to them."""
 
 import functools
-import numbers
-import reprlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -11,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from highway_jax.population.arguments import check_function, check_integer, check_is, shown
 from highway_jax.population.policies import Policy
 from highway_jax.population.run import PRNG, length
 from highway_jax.population.space import Columns, Space
@@ -67,6 +66,13 @@ class Search:
     columns: Columns | None = None  # the runs' hyperparameters, if they are not drawn
 
     def __post_init__(self) -> None:
+        check_is("task", self.task, Task, "a Task, such as population.supervised gives")
+        check_is("evaluate", self.evaluate, Mapping, "a mapping from names to splits")
+        check_is("rank_by", self.rank_by, str, "the name of a number")
+        if self.policy is not None:
+            check_is("policy", self.policy, Policy, "a policy, such as Halving(every=10)")
+        if self.sampler is not None:
+            check_function("sampler", self.sampler, "runs", "result")
         for name in "num_runs", "epochs", "batch_size", "seeds":
             check_integer(name, getattr(self, name), 1)
         for name in "seed", "first_run":
@@ -112,6 +118,18 @@ class Search:
             for path in sorted(form.keys() | forms["train"].keys())
             if form.get(path) != forms["train"].get(path)
         ]
+
+    def other_dtypes(self) -> list[str]:
+        """Which arrays of a split are of another dtype than those of `train`, in words."""
+        there = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(self.train)}
+        found = []
+        for name, split in self.evaluate.items():
+            for path, leaf in jax.tree_util.tree_leaves_with_path(split):
+                key = jax.tree_util.keystr(path)
+                dtypes = [jax.dtypes.canonicalize_dtype(array.dtype) for array in (leaf, there.get(key, leaf))]
+                if dtypes[0] != dtypes[1]:
+                    found.append(f"{name}{key} is of {dtypes[0]} and train{key} of {dtypes[1]}")
+        return found
 
     @property
     def runs(self) -> np.ndarray:
@@ -183,20 +201,15 @@ def keys(seed: int) -> jax.Array:
     return jax.random.split(jax.random.key(seed, impl=PRNG))
 
 
-def check_integer(name: str, value: Any, least: int) -> None:
-    """Refuse an argument that is no integer from `least` on."""
-    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or not least <= int(value) < 2**31:
-        raise ValueError(f"{name} is {value!r}; it must be an integer of at least {least}")
-
-
 def _check_arrays(name: str, split: Any) -> None:
     leaves = jax.tree_util.tree_leaves_with_path(split)
     lengths = {}
     for path, leaf in leaves:
         if not isinstance(leaf, np.ndarray | jax.Array) or leaf.ndim == 0:
+            hint = "; its to_numpy() is one" if hasattr(leaf, "to_numpy") else ""
             raise TypeError(
-                f"{name}{jax.tree_util.keystr(path)} is {reprlib.repr(leaf)}; it must be an array with an axis of "
-                "examples"
+                f"{name}{jax.tree_util.keystr(path)} is {shown(leaf)}; it must be a NumPy or JAX array with an axis of "
+                f"examples{hint}"
             )
         if not (jnp.issubdtype(leaf.dtype, jnp.number) or leaf.dtype == bool):
             raise TypeError(f"{name}{jax.tree_util.keystr(path)} is of {leaf.dtype}; it must be of numbers")

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from highway_jax.functional.activations import ACTIVATIONS
+from highway_jax.functional.activations import ACTIVATIONS, TracedActivation
 from highway_jax.population.tracing import REMEMBERED, Traced, described
 
 LARGEST = float(np.finfo(np.float32).max)
@@ -54,13 +54,18 @@ class Choice:
 
     @functools.cached_property
     def numbers(self) -> np.ndarray:
-        """What a traced function gets for each position: the number, or the index of an activation."""
+        """What is traced of each position: the number, or the index of an activation."""
         if all(map(_is_bool, self.options)):
             return np.array(self.options)
         if all(map(is_number, self.options)):
             whole = all(isinstance(option, numbers.Integral) for option in self.options)
             return np.array(self.options, np.int32 if whole else np.float32)
         return np.array([ACTIVATIONS.index(option) for option in self.options], np.int32)
+
+    @functools.cached_property
+    def of_activations(self) -> bool:
+        """Whether the task gets a `TracedActivation`."""
+        return not self.static and all(map(_is_activation, self.options))
 
     @functools.cached_property
     def table(self) -> np.ndarray:
@@ -108,8 +113,8 @@ def choice(*options: Any, static: bool = False) -> Choice:
     """One of the options.
 
     Args:
-      options: all numbers, which the task gets as numbers; all True and False; or all names of activations, which it
-        gets as indices that the layers here take for an activation. With `static=True`, anything.
+      options: all numbers, which the task gets as numbers; all True and False; or all names of activations, each of
+        which it gets as a function, and the layers here take as an activation. With `static=True`, anything.
       static: give the task the option itself. Runs are then grouped by it, and each group is a program of its own; so
         it may decide shapes, structure, or a branch of Python.
 
@@ -225,6 +230,11 @@ class Space:
         }
         return {name: list(map(described, options)) for name, options in fixed.items()}
 
+    @functools.cached_property
+    def activations(self) -> frozenset[str]:
+        """The names of the choices of activations, whose traced values are indices."""
+        return frozenset(name for name, e in self.entries.items() if isinstance(e, Choice) and e.of_activations)
+
     def positions(self, values: Mapping[str, Any]) -> Columns:
         """The columns of values as a table has them: those of a `Choice` become positions.
 
@@ -244,7 +254,7 @@ class Space:
         return columns
 
     def traced(self, columns: Columns) -> Columns:
-        """What the task gets of each configuration as traced values."""
+        """What is traced of each configuration: numbers, and indices of activations."""
         values = {}
         for name, column in columns.items():
             entry = self.entries[name]
@@ -342,7 +352,8 @@ class Hyperparameters(dict):
 
     def tree_flatten(self) -> tuple[list[Any], Any]:
         """What is traced, and the rest."""
-        traced = {name: value for name, value in self.items() if isinstance(value, jax.Array | np.ndarray | np.generic)}
+        arrays = jax.Array | np.ndarray | np.generic | TracedActivation
+        traced = {name: value for name, value in self.items() if isinstance(value, arrays)}
         rest = tuple((name, self[name]) for name in self if name not in traced)
         return list(traced.values()), (tuple(self), rest)
 

@@ -1,6 +1,7 @@
 """A search's checkpoints: whose they are, when they are written, and how they are read back."""
 
 import contextlib
+import re
 import shutil
 import time
 import warnings
@@ -11,11 +12,12 @@ from typing import Any
 import filelock
 
 from highway_jax import parallel
-from highway_jax.checkpoint import Checkpoints
-from highway_jax.files import first_line
+from highway_jax.checkpoint import NAME, Checkpoints, steps_in
+from highway_jax.files import PARTIAL, first_line
 from highway_jax.population.memory import num_bytes
 
 LOCK = ".lock"
+DIGEST = re.compile("[0-9a-f]{32}")
 
 
 class WorkdirError(Exception):
@@ -36,7 +38,7 @@ class Storage:
 
     Raises:
       ValueError: for a path that cannot be stored under (`files.check_path`).
-      WorkdirError: where nothing can be written, or another search is at work.
+      WorkdirError: for a directory of something else, where nothing can be written, or another search is at work.
     """
 
     share = 0.01
@@ -51,6 +53,7 @@ class Storage:
 
     def _take(self) -> None:
         with self._writing():
+            self._check_own()
             self.directory.mkdir(parents=True, exist_ok=True)
             try:
                 self._lock.acquire()
@@ -58,6 +61,18 @@ class Storage:
                 raise WorkdirError(
                     f"{self.directory}: another search is at work in it; choose another workdir"
                 ) from None
+
+    def _check_own(self) -> None:
+        """Refuse a directory of something else: what is incomplete among checkpoints is removed."""
+        if not self.directory.is_dir() or steps_in(self.directory):
+            return
+        locked = (self.directory / LOCK).exists()  # a search was here, maybe killed in its first checkpoint
+        for path in sorted(self.directory.iterdir()):
+            if not (path.name == LOCK or path.match(PARTIAL) or (locked and NAME.fullmatch(path.name))):
+                raise WorkdirError(
+                    f"{self.directory}: it holds {path.name!r} and no checkpoint, so it is no workdir of a search; "
+                    "choose another one, or an empty directory"
+                )
 
     def newest(self) -> tuple[int, dict[str, Any]]:
         """The step and notes of the newest intact checkpoint, 0 and nothing if there is none; damaged ones are removed.
@@ -78,13 +93,11 @@ class Storage:
             notes = self.checkpoints.notes(step)
             there = notes.get("identity", {})
             for name in sorted(self.identity.keys() | there.keys()):
-                if (before := there.get(name)) != (now := self.identity.get(name)):
-                    differs = f"is {before!r}, here it is {now!r}"
-                    if name == "task":  # known by digests
-                        differs = "computes something else: another model, loss, metric or optimizer"
+                if there.get(name) != self.identity.get(name):
+                    differs = _difference(name, there.get(name), self.identity.get(name))
                     raise WorkdirError(
-                        f"{self.directory}: checkpoint {step} is of another search: its {name} {differs}; choose "
-                        "another workdir"
+                        f"{self.directory}: checkpoint {step} is of another search: its {differs}; choose another "
+                        "workdir"
                     )
             if notes.get("step") != step:
                 raise WorkdirError(
@@ -141,6 +154,18 @@ class Storage:
 
     def _writing(self) -> contextlib.AbstractContextManager[None]:
         return writing(self.directory, "a checkpoint")
+
+
+def _difference(name: str, before: Any, now: Any) -> str:
+    """What differs in an entry of an identity, in words: a digest would tell a reader nothing."""
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        key = min(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+        return _difference(f"{name}[{key!r}]", before.get(key), now.get(key))
+    if name == "task":
+        return "task computes something else: another model, loss, metric or optimizer"
+    if not any(isinstance(value, str) and DIGEST.fullmatch(value) for value in (before, now)):
+        return f"{name} is {before!r}, here it is {now!r}"
+    return f"{name} is {'missing' if before is None else 'not here' if now is None else 'another'}"
 
 
 @contextlib.contextmanager

@@ -1,8 +1,7 @@
 """Tasks: what a training run is, as three pure functions of hyperparameters, state and data."""
 
 import functools
-import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +10,9 @@ import optax
 from flax import struct
 
 from highway_jax.forward import Forward
+from highway_jax.functional.activations import TracedActivation
 from highway_jax.population.adapters import adapter
+from highway_jax.population.arguments import check_function, check_is, shown, takes_hp
 from highway_jax.population.space import Hyperparameters
 
 Metrics = dict[str, jax.Array]
@@ -42,10 +43,19 @@ class Task(NamedTuple):
     step: Callable[[Any, Any, Any, jax.Array], tuple[Any, Metrics]]
     evaluate: Callable[[Any, Any, Any], Metrics]
 
-    def with_static(self, static: Mapping[str, Any]) -> "Task":
-        """The task of traced hyperparameters alone; the others have these values."""
+    def with_static(self, static: Mapping[str, Any], activations: Collection[str] = ()) -> "Task":
+        """The task of traced hyperparameters alone; the others have these values.
 
-        return self._given(lambda hp: Hyperparameters({**static, **hp}))
+        Args:
+          static: values by name.
+          activations: which of the traced ones are indices of activations; `TracedActivation` for the task.
+        """
+
+        def given(hp: Mapping[str, Any]) -> Hyperparameters:
+            traced = {name: TracedActivation(hp[name]) if name in activations else hp[name] for name in hp}
+            return Hyperparameters({**static, **traced})
+
+        return self._given(given)
 
     def noting(self, read: set[str]) -> "Task":
         """The same task, which adds the names of the hyperparameters that it reads to a set."""
@@ -119,19 +129,33 @@ def supervised(
             optimizer=lambda hp: optax.adamw(hp["lr"], weight_decay=hp["wd"]),
         )
     """
+    check_function("loss", loss, "outputs", "batch")
+    check_function("optimizer", optimizer, "hp")
+    check_function("preprocess", preprocess, "batch")
+    check_function("augment", augment, "key", "batch")
+    if forward is not None:
+        check_function("forward", forward, "model", "batch", "train")
+    check_is("metrics", metrics or {}, Mapping, "a mapping from names to functions")
+    for name, function in (metrics or {}).items():
+        check_function(f"metrics[{name!r}]", function, "outputs", "batch")
     adapted = adapter(model, forward)
     reported = {"loss": loss, **(metrics or {})}
     if metrics and "loss" in metrics:
         raise ValueError("metrics has 'loss', which is the loss's own name; choose another")
 
+    def made(hp: Any) -> optax.GradientTransformation:
+        tool = optimizer(hp)
+        if not (hasattr(tool, "init") and hasattr(tool, "update")):
+            raise TypeError(f"optimizer(hp) gives {shown(tool)}; it must give an optimizer of Optax")
+        return tool
+
     def init(hp: Any, key: jax.Array, batch: Any) -> TrainState:
         one = jax.tree.map(lambda leaf: leaf[:1], _of(hp, preprocess)(batch))  # enough to learn the shapes
         params, collections = adapted.init(hp, key, one)
-        return TrainState(params, collections, optimizer(hp).init(params), adapted.variables)
+        return TrainState(params, collections, made(hp).init(params), adapted.variables)
 
     def measured(hp: Any, outputs: Any, batch: Any) -> Metrics:
-        size = len(jax.tree.leaves(batch)[0])
-        return {name: _checked(name, _of(hp, function)(outputs, batch), size) for name, function in reported.items()}
+        return {name: _measured(name, _of(hp, function), outputs, batch) for name, function in reported.items()}
 
     def step(hp: Any, state: TrainState, batch: Any, key: jax.Array) -> tuple[TrainState, Metrics]:
         augmentation, streams = jax.random.split(key)
@@ -143,7 +167,7 @@ def supervised(
             return found["loss"], (found, collections)
 
         (value, (found, collections)), gradients = jax.value_and_grad(objective, has_aux=True)(state.params)
-        tool = optax.with_extra_args_support(optimizer(hp))  # some want the loss
+        tool = optax.with_extra_args_support(made(hp))  # some want the loss
         updates, opt_state = tool.update(gradients, state.opt_state, state.params, value=value)
         params = optax.apply_updates(state.params, updates)
         return state.replace(params=params, collections=collections, opt_state=opt_state), found  # type: ignore[attr-defined]
@@ -160,21 +184,22 @@ def supervised(
 
 def _of(hp: Any, function: Callable[..., Any]) -> Callable[..., Any]:
     """A function, which is given the hyperparameters if it takes them."""
-    try:
-        takes = inspect.signature(function).parameters
-    except ValueError:  # some that are written in C do not tell
-        return function
-    named = "hp" in takes and takes["hp"].kind is not inspect.Parameter.POSITIONAL_ONLY
-    return functools.partial(function, hp=hp) if named else function
+    return functools.partial(function, hp=hp) if takes_hp(function) else function
 
 
-def _checked(name: str, values: Any, size: int) -> jax.Array:
+def _measured(name: str, function: Loss, outputs: Any, batch: Any) -> jax.Array:
     """A loss or metric in float32 at least.
 
     Raises:
       ValueError: if it is neither a number nor one per example.
     """
-    values = jnp.asarray(values)
+    size = len(jax.tree.leaves(batch)[0])
+    try:
+        values = jnp.asarray(function(outputs, batch))
+    except Exception as error:
+        forms = (jax.tree.map(lambda leaf: jax.typeof(leaf).str_short(), tree) for tree in (outputs, batch))
+        error.add_note("This is of {}(outputs, batch); outputs are {}, and a batch is {}.".format(name, *forms))
+        raise
     if values.shape not in ((), (size,)):
         raise ValueError(
             f"{name} is of shape {values.shape} for a batch of {size}; it must be () or ({size},), a number or one "

@@ -235,7 +235,7 @@ class Trainer:
 
     def identity(self) -> dict[str, Any]:
         """What decides the search's numbers, by name, JSON-able."""
-        search = self.search
+        search, traced = self.search, self.search.space.traced(self.search.drawn)
         plain = (
             *("num_runs", "epochs", "batch_size", "seeds", "seed", "first_run", "rank_by", "mode"),
             *("evaluate_every", "evaluate_batch_size", "keep"),
@@ -244,7 +244,8 @@ class Trainer:
             **{name: getattr(search, name) for name in plain},
             "policy": repr(search.policy),
             "sampler": search.sampler is not None,
-            "space": _md5((search.drawn, search.space.traced(search.drawn), search.own_seeds)),
+            "space": {name: _md5((values, traced.get(name))) for name, values in search.drawn.items()},
+            "grid_points": search.space.points,
             "options": search.space.described(),
             "data": {name: _md5(split) for name, split in {"train": search.train, **search.evaluate}.items()},
             "task": [digest for group in self._groups.values() for digest in group.traced.digest()],

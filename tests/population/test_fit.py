@@ -7,6 +7,7 @@ import signal
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -212,9 +213,10 @@ def test_ctrl_c_keeps_what_there_is(tmp_path):
     [
         ({"epochs": 4}, "epochs is 3, here it is 4"),
         ({"seed": 1}, "seed is 0"),
-        ({"train": {**TRAIN, "y": TRAIN["y"] + 1}}, "data"),
-        ({"space": {**SPACE, "noise": uniform(0, 0.2)}}, "space"),
-        ({"space": {**SPACE, "size": choice(3, 6, static=True)}}, "options"),
+        ({"train": {**TRAIN, "y": TRAIN["y"] + 1}}, r"data\['train'\] is another"),
+        ({"evaluate": {}}, r"data\['valid'\] is not here"),
+        ({"space": {**SPACE, "noise": uniform(0, 0.2)}}, r"space\['noise'\] is another"),
+        ({"space": {**SPACE, "size": choice(3, 6, static=True)}}, r"options\['size'\] is .*'5'.*, here it is .*'6'"),
         ({"policy": Halving(every=2)}, "policy"),
         ({"task": TASK._replace(evaluate=lambda hp, state, batch: {"loss": 2 * losses(hp, state, batch)})}, "task"),
     ],
@@ -225,6 +227,30 @@ def test_a_workdir_of_another_search_is_refused(change, named, tmp_path):
     with pytest.raises(WorkdirError, match=f"is of another search: its {named}"):
         fit(**change, workdir=tmp_path)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def tree(directory):
+    return {path: path.is_file() and path.read_bytes() for path in directory.rglob("*")}
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "20261127/data.npy", "000001/_CHECKPOINT_METADATA"])
+def test_a_directory_of_something_else_is_refused_and_stays_as_it_is(name, tmp_path):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("precious")
+    before = tree(tmp_path)
+    with pytest.raises(WorkdirError, match=f"it holds '{name.split('/')[0]}' and no checkpoint, so it is no workdir"):
+        fit(workdir=tmp_path)
+    assert tree(tmp_path) == before
+
+
+def test_a_workdir_may_hold_more_once_there_is_a_checkpoint_and_what_a_killed_search_left_before(tmp_path):
+    (tmp_path / ".lock").touch()
+    (tmp_path / "000001").mkdir()
+    (tmp_path / "000002.orbax-checkpoint-tmp").mkdir()
+    fit(workdir=tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "000003"]
+    (tmp_path / "figure.png").touch()
+    assert fit(workdir=tmp_path).finished
 
 
 def test_a_workdir_in_which_another_search_is_at_work_is_refused(tmp_path):
@@ -270,6 +296,17 @@ def test_the_best_run_is_the_best_that_does_not_diverge_and_has_the_state_of_its
     np.testing.assert_array_equal(result.curves["train_loss"][0], [5, 1, inf, inf])
     # Run 0 led when run 1 was at its best, so that run was trained again.
     assert (result.best.run, result.best.epoch, result.best.state["epoch"]) == (1, 2, 2)
+
+
+def test_where_no_number_was_finite_there_is_no_best_run():
+    result = fit(evaluate={"valid": {**VALID, "y": VALID["y"] * np.nan}}, rank_by="valid_loss")
+    assert repr(result).endswith("no run had a finite valid_loss, 0 diverged)")
+    with pytest.raises(
+        ValueError, match="no run has had a finite valid_loss, so none is the best; 0 of 6 have diverged"
+    ):
+        result.best  # noqa: B018
+    result.plot()
+    assert result.table()["best_epoch"].tolist() == [0] * 6
 
 
 def test_a_diverged_run_disturbs_no_other():
@@ -318,6 +355,22 @@ def test_a_replayed_run_is_the_run_alone_and_goes_on():
     assert_same_runs(population.replay(fit(num_runs=6, seeds=3), run=4, progress=False), [4], fit(num_runs=6, seeds=3))
     with pytest.raises(ValueError, match="run is 12; it must be 0 to 11"):
         population.replay(reference(), run=12)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"run": 9}, "run is 9; it must be 0 to 5"),
+        ({"run": "1"}, "run is '1'; it must be 0 to 5"),
+        ({"run": 1, "epochs": 0}, "epochs is 0; it must be an integer of at least 1"),
+        ({"run": 1, "batch_size": 4}, "replay takes no 'batch_size'; beside epochs it takes workdir,"),
+    ],
+)
+def test_a_replay_of_another_run_is_refused(arguments, message):
+    result = fit()
+    assert repr(result.best).startswith(f"Trained(run {result.best.run} after {result.best.epoch} epochs, {{'rate': ")
+    with pytest.raises((ValueError, TypeError), match=message):
+        population.replay(result, **arguments)
 
 
 def test_a_sampler_sees_what_came_before_it_and_its_choices_are_kept(tmp_path):
@@ -445,7 +498,20 @@ def test_a_bar_becomes_lines_where_there_is_no_terminal(tmp_path, capsys, monkey
         ({"rank_by": "valid_largest"}, "rank_by is 'valid_largest', which is no loss; mode must be 'min' or 'max'"),
         ({"rank_by": "valid_accuracy", "mode": "max"}, "'valid_accuracy'; it must be one of train_loss, valid_"),
         ({"train": {**TRAIN, "y": TRAIN["y"][:5]}}, r"train has arrays of unequal length: 33 in \['x'\], 5 in \['y'\]"),
-        ({"train": {**TRAIN, "y": list(range(33))}}, r"train\['y'\]\[0\] is 0; it must be an array"),
+        ({"train": {**TRAIN, "y": list(range(33))}}, r"train\['y'\]\[0\] is 0; it must be a NumPy or JAX array"),
+        ({"train": pandas.DataFrame(X)}, "train is an object of type DataFrame; .*; its to_numpy"),
+        ({"task": None}, "task is None; it must be a Task"),
+        ({"evaluate": [VALID]}, "evaluate is an object of type list; it must be a mapping from names to splits"),
+        ({"rank_by": ["valid_loss"]}, "rank_by is an object of type list; it must be the name of a number"),
+        ({"rank_by": "loss"}, "rank_by is 'loss'; it must be one of train_loss, valid_"),
+        ({"policy": "halving"}, "policy is 'halving'; it must be a policy"),
+        ({"policy": Halving}, "policy is <class .*; it must be a policy"),
+        ({"sampler": "tpe"}, r"sampler is 'tpe'; it must be a function of \(runs, result\)"),
+        ({"mesh": 4}, "mesh is 4; it must be a mesh"),
+        ({"progress": "bar"}, "progress is 'bar'; it must be a function"),
+        ({"stop": lambda progress: 0}, r"stop takes \(progress\); it must be a function of \(\)"),
+        ({"workdir": 3}, "workdir is 3; it must be a path"),
+        ({"identity": {"data": X}}, "identity must be what JSON can say: .*ndarray"),
         ({"train": {**TRAIN, "y": np.array(["a"] * 33)}}, r"train\['y'\] is of <U1; it must be of numbers"),
         ({"evaluate": {"valid": {"x": X[:0]}}}, "valid has no examples"),
         ({"evaluate": {"train": VALID}}, "a split 'train'"),
@@ -489,9 +555,12 @@ def test_numbers_that_are_not_finite_and_what_no_group_of_a_task_reads_are_warne
     with pytest.warns(UserWarning) as caught:
         result = fit(space, TASK._replace(step=step), train=train, evaluate={}, epochs=1)
         population.replay(result, run=0, progress=False)  # nor is it said again of a run alone
+        fit(evaluate={"valid": {**VALID, "y": VALID["y"].astype(int)}}, policy=Halving(every=3))
     assert [str(warning.message) for warning in caught] == [
         "the data have numbers that are NaN or infinite: 33 in train['of_jax'], 3 in train['y']",
         "space has 'absolute', 'constant', which the task never reads",
+        "valid['y'] is of int32 and train['y'] of float32",
+        "policy is Halving(every=3, keep=0.5, at_least=1), which stops no run within 3 epochs",
     ]
     assert {warning.filename for warning in caught} == {__file__}
 

@@ -35,7 +35,8 @@ def test_ranking(curves, rank_by, mode):
         assert ranking.epochs[run] == len(trained)
         assert not len(trained) or np.array_equal(ranking.final[run], curve[len(trained) - 1], equal_nan=True)
     sign = 1 if mode == "min" else -1
-    expected = sorted(range(len(ranking.best)), key=lambda run: (ranking.diverged[run], sign * ranking.best[run], run))
+    keys = zip(np.isinf(ranking.best), ranking.diverged, sign * ranking.best, range(len(ranking.best)), strict=True)
+    expected = [run for *_, run in sorted(keys)]
     assert ranking.order.tolist() == expected
     np.testing.assert_allclose(ranking.mean_of_best(3), ranking.best[expected[:3]].mean(), rtol=1e-6)
 

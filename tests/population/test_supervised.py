@@ -12,7 +12,7 @@ from flax.training import train_state
 import highway_jax.nnx
 from highway_jax import Dropout, population
 from highway_jax.functional.activations import activate
-from highway_jax.population import choice, log_uniform, schedules, uniform
+from highway_jax.population import choice, grid, log_uniform, schedules, uniform
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(70, 5)).astype(np.float32)
@@ -47,13 +47,14 @@ class Net(nn.Module):
 class NNXNet(nnx.Module):
     def __init__(self, dropout, activation, rngs):
         self.hidden = nnx.Linear(5, 8, rngs=rngs)
+        self.activation = activation
         self.layers = nnx.List([highway_jax.nnx.HighwayDense(8, activation=activation, rngs=rngs) for _ in range(2)])
         self.norm = nnx.BatchNorm(8, momentum=0.9, rngs=rngs)
         self.dropout = highway_jax.nnx.Dropout(dropout, rngs=rngs)
         self.output = nnx.Linear(8, 1, rngs=rngs)
 
     def __call__(self, x):
-        x = nnx.relu(self.hidden(x))
+        x = activate(self.hidden(x), self.activation)
         for layer in self.layers:
             x = layer(x)
         return self.output(self.dropout(self.norm(x)))[:, 0]
@@ -295,9 +296,19 @@ class Static(nn.Module):
         ({"loss": lambda outputs, batch: outputs[:, None] - batch["y"]}, r"loss is of shape \(10, 10\) for a batch"),
         ({"metrics": {"m": lambda outputs, batch: outputs[:3]}}, r"m is of shape \(3,\)"),
         ({"metrics": {"loss": squared}}, "metrics has 'loss'"),
-        ({"model": lambda hp: 3}, r"model\(hp\) gives int"),
-        ({"model": lambda: Static()}, r"model must take \(hp\).* or \(hp, rngs\)"),
-        ({"model": lambda hp, rngs: Static()}, r"model\(hp, rngs\) gives Static"),
+        ({"model": lambda hp: 3}, r"model\(hp\) gives 3; it must give a Linen module"),
+        ({"model": lambda: Static()}, r"model takes \(\); it must be a function of \(hp\) .* or of \(hp, rngs\)"),
+        ({"model": lambda rngs, hp: Static()}, r"model takes \(rngs, hp\); it must be a function of \(hp\)"),
+        ({"model": Static()}, "model is an object of type Static; it must be a function"),
+        ({"model": lambda hp, rngs: Static()}, r"model\(hp, rngs\) gives an object of type Static"),
+        ({"optimizer": optax.sgd(0.1)}, r"optimizer is an object of type Gr\w+; it must be a function of \(hp\)"),
+        ({"optimizer": lambda hp: 0.1}, r"optimizer\(hp\) gives 0.1; it must give an optimizer of Optax"),
+        ({"loss": "mse"}, r"loss is 'mse'; it must be a function of \(outputs, batch\)"),
+        ({"loss": lambda outputs, y, mask: y}, r"loss takes \(outputs, y, mask\); it must be a function of"),
+        ({"metrics": [squared]}, "metrics is an object of type list; it must be a mapping from names to functions"),
+        ({"metrics": {"m": 1}}, r"metrics\['m'\] is 1; it must be a function of \(outputs, batch\)"),
+        ({"forward": lambda m: m}, r"forward takes \(m\); it must be a function of \(model, batch, train\)"),
+        ({"augment": lambda batch: batch}, r"augment takes \(batch\); it must be a function of \(key, batch\)"),
         ({"model": lambda hp: Late()}, "collection 'late' in training that it did not have"),
         ({"model": lambda hp: Late(grows=True)}, r"a step changes the state's .*losses"),
         ({"model": lambda hp: Static(rate=hp["dropout"])}, "'dropout' is traced, but the task needs its value"),
@@ -310,6 +321,70 @@ def test_what_cannot_work_is_said_before_anything_is_trained(change, message):
     parts = {"model": lambda hp: Static(), "loss": squared, "optimizer": lambda hp: optax.sgd(hp["lr"])}
     with pytest.raises((ValueError, TypeError, KeyError), match=message):
         population.fit(population.supervised(**(parts | change)), {**SPACE, "width": choice(4, 8)}, **SEARCH)
+
+
+def test_a_loss_that_fails_is_told_what_it_was_given():
+    task = population.supervised(lambda hp: Static(), lambda outputs, y: outputs - y, lambda hp: optax.sgd(0.1))
+    with pytest.raises(TypeError, match="unsupported operand") as caught:
+        population.fit(task, {}, **SEARCH)
+    batch = {"x": "float32[10,5]", "y": "float32[10]"}
+    told = f"This is of loss(outputs, batch); outputs are float32[10], and a batch is {batch}."
+    assert told in caught.value.__notes__
+
+
+BRANCHES = {
+    "compares": lambda x, activation: jnp.tanh(x) if activation == "tanh" else nn.relu(x),
+    "looks among": lambda x, activation: jnp.tanh(x) if activation in ("tanh", "sigmoid") else nn.relu(x),
+    "looks up": lambda x, activation: {"tanh": jnp.tanh, "relu": nn.relu}[activation](x),
+    "gets an attribute": lambda x, activation: getattr(nn, activation)(x),
+    "asks for the index": lambda x, activation: jnp.tanh(x) if activation == 1 else nn.relu(x),
+}
+
+
+class Activated(nn.Module):
+    function: object
+    activation: object
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(1)(self.function(nn.Dense(4)(x), self.activation))[:, 0]
+
+
+class NNXActivated(nnx.Module):
+    def __init__(self, function, activation, rngs):
+        self.hidden, self.output = nnx.Linear(5, 4, rngs=rngs), nnx.Linear(4, 1, rngs=rngs)
+        self.function, self.activation = function, activation
+
+    def __call__(self, x):
+        return self.output(self.function(self.hidden(x), self.activation))[:, 0]
+
+
+def activated(library, function):
+    model = {
+        "linen": lambda hp: Activated(function, hp["activation"]),
+        "nnx": lambda hp, rngs: NNXActivated(function, hp["activation"], rngs),
+    }[library]
+    return population.supervised(model, squared, lambda hp: optax.sgd(0.1))
+
+
+@pytest.mark.parametrize("function", BRANCHES.values(), ids=BRANCHES)
+@pytest.mark.parametrize("library", ["linen", "nnx"])
+def test_a_branch_of_python_on_a_traced_activation_is_refused(library, function):
+    with pytest.raises(TypeError, match=r"'activation' is traced, .*static=True\), or .*: hp\['activation'\]\(x\)"):
+        population.fit(activated(library, function), {"activation": choice("relu", "tanh")}, **SEARCH)
+
+
+@pytest.mark.parametrize("library", ["linen", "nnx"])
+def test_a_traced_activation_is_a_function(library):
+    search = {**SEARCH, "num_runs": 4, "epochs": 1}
+    traced = population.fit(
+        activated(library, lambda x, activation: activation(x)), {"activation": grid("relu", "tanh")}, **search
+    )
+    static = population.fit(
+        activated(library, lambda x, activation: getattr(nn, activation)(x)),
+        {"activation": grid("relu", "tanh", static=True)}, **search,
+    )  # fmt: skip
+    np.testing.assert_allclose(traced.curves["valid_loss"], static.curves["valid_loss"], rtol=1e-5)
 
 
 @pytest.mark.parametrize("data", [(X, Y), X, {"inputs": X, "y": Y}], ids=["tuple", "array", "names"])

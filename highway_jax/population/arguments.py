@@ -1,0 +1,50 @@
+"""Refuse arguments of another kind than a function takes, in one line that names the argument."""
+
+import inspect
+import numbers
+import reprlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+
+def check_integer(name: str, value: Any, least: int) -> None:
+    """Refuse an argument that is no integer from `least` on."""
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or not least <= int(value) < 2**31:
+        raise ValueError(f"{name} is {value!r}; it must be an integer of at least {least}")
+
+
+def check_is(name: str, value: Any, kind: Any, allowed: str) -> None:
+    """Refuse an argument that is not of a kind (as `isinstance` has it), which `allowed` says in words."""
+    if not isinstance(value, kind) or isinstance(value, type):
+        raise TypeError(f"{name} is {shown(value)}; it must be {allowed}")
+
+
+def check_function(name: str, value: Any, *arguments: str) -> None:
+    """Refuse what is no function of these arguments; it may have one more named `hp`."""
+    wanted = f"a function of ({', '.join(arguments)})"
+    if not callable(value):
+        raise TypeError(f"{name} is {shown(value)}; it must be {wanted}")
+    try:
+        signature = inspect.signature(value)
+    except ValueError:  # some that are written in C do not tell
+        return
+    try:
+        signature.bind(*arguments, **{"hp": None} if takes_hp(value) and "hp" not in arguments else {})
+    except TypeError:
+        raise TypeError(f"{name} takes {signature}; it must be {wanted}") from None
+
+
+def takes_hp(function: Callable[..., Any]) -> bool:
+    """Whether a function has an argument that can be given as `hp=`."""
+    try:
+        takes: Mapping[str, inspect.Parameter] = inspect.signature(function).parameters
+    except ValueError:
+        return False
+    return "hp" in takes and takes["hp"].kind is not inspect.Parameter.POSITIONAL_ONLY
+
+
+def shown(value: Any) -> str:
+    """A value in one short line: anything but plain values by its type."""
+    if isinstance(value, str | bytes | bool | numbers.Number | type | None):
+        return reprlib.repr(value)
+    return f"an object of type {type(value).__name__}"
