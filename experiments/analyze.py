@@ -95,7 +95,7 @@ def main(argv: list[str]) -> None:
     started = time.monotonic()
     cli.say(
         f"{dataset.name}, depth {found.depth}, {network.kind} run {network.run} (rank {network.rank}) "
-        f"after epoch {network.epoch}: {len(dataset.train['y'])} training images"
+        f"after epoch {network.epoch}: {len(dataset.train['y'])} training examples"
     )
     analyzed = analyze(model, params, dataset.train, preprocess)
     title = (values.title or dataset.name).encode(errors="replace").decode()  # a command line's bytes may be no text

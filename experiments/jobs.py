@@ -293,7 +293,7 @@ def hold_out(config: ConfigDict, dataset: data.Dataset) -> tuple[Split, dict[str
     if count < 1:
         raise UserError(
             f"config.validation is {held_out}; it must be below {len(dataset.train['y'])}, "
-            f"the number of training images"
+            f"the number of training examples"
         )
     train, validation = (
         {name: array[part] for name, array in dataset.train.items()} for part in (slice(count), slice(count, None))
@@ -310,7 +310,7 @@ def steps_per_epoch(config: ConfigDict, train: Split) -> int:
     count = len(train["y"])
     if config.batch_size > count:
         raise UserError(
-            f"config.batch_size is {config.batch_size}; it must be at most {count}, the number of training images"
+            f"config.batch_size is {config.batch_size}; it must be at most {count}, the number of training examples"
         )
     return count // config.batch_size
 

@@ -54,7 +54,7 @@ def do(job: Job, directory: Path, console: Output) -> dict[str, Any]:
         if done:  # by another process, while this one got ready
             return done
         console.print(
-            f"{job.title}: {count} training images, {_count(config.num_runs, 'run')} "
+            f"{job.title}: {count} training examples, {_count(config.num_runs, 'run')} "
             f"of each network ({', '.join(job.networks)}), {_count(config.epochs, 'epoch')}, "
             f"on {_devices(mesh)}{', fused layers' * ('fused' in job.implementations.values())}"
         )

@@ -113,8 +113,15 @@ def applied(
       options: has the attributes of a `HighwayStack`, of Linen or NNX.
       x, kernel, bias: see `highway_jax.stack.stack`.
       looked_into: whether to compute the states, from which the output is then taken.
+
+    Raises:
+      ValueError: for an x of another width.
     """
     kind = named(options.kind)
+    if x.shape[-1] != kernel.shape[1]:
+        raise ValueError(
+            f"x is of shape {x.shape}; the stack, whose kernel is {kernel.shape}, is {kernel.shape[1]} wide"
+        )
     x, kernel, bias = promote_dtype(x, kernel, bias, dtype=options.dtype)
     args = kind, x, kernel, bias, options.activation, options.transform_bias
     if looked_into:

@@ -228,13 +228,13 @@ class HighwayStack(StackGates, nnx.Module):
     Maps (..., features) to the same shape. Parameters `kernel` and `bias` as there.
 
     Args:
-      features: size of the input's last axis.
+      features: size of the input's last axis, first, as in all layers of NNX.
       layers: how many.
       kind, activation, transform_bias, remat, implementation, dtype, param_dtype: as there.
       rngs: the source of the initial weights' keys.
 
     Raises:
-      ValueError: for less than one layer, an unknown kind or activation.
+      ValueError: for less than one layer, an unknown kind or activation, and an x of another width.
     """
 
     def __init__(

@@ -77,7 +77,7 @@ def test_a_program_takes_a_path_and_a_workdir_none(tmp_path, monkeypatch, capsys
     np.savez(tmp_path / "mine.npz", x=X, y=Y)
     work = tmp_path / "work"
     search.main([*SMALL, f"--config.dataset={tmp_path}/mine.npz", f"--workdir={work}"])
-    assert "mine.npz, depth 3: 48 training images" in capsys.readouterr().out
+    assert "mine.npz, depth 3: 48 training examples" in capsys.readouterr().out
     assert results.load(work).config.dataset == "mine.npz"
     train.main(
         [

@@ -58,7 +58,7 @@ def test_what_a_search_found_is_analyzed_and_shown(analyzed, searched):
     assert (process.returncode, process.stderr) == (0, "")
     best = int(json.loads((workdir / "summary.json").read_text())["highway"]["best_run"])
     first, *_, last, shown = process.stdout.splitlines()
-    assert first.startswith(f"digits, depth 10, highway run {best} (rank 1) after epoch 2: 1500 training images")
+    assert first.startswith(f"digits, depth 10, highway run {best} (rank 1) after epoch 2: 1500 training examples")
     assert re.fullmatch(rf"analysis: {workdir}/analysis\.json, \d+ s", last)
     assert shown == f"report: {workdir}/report.html"
     page, captions = Page(workdir / "report.html"), read(workdir)["captions"]

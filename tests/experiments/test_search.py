@@ -392,7 +392,7 @@ def test_a_users_own_config_file_and_a_fixed_hyperparameter(tmp_path, monkeypatc
     args = [f"--config={tmp_path}/mine.py", "--config.num_runs=2", "--config.networks=plain"]
     args += ["--config.search.momentum=0.5", f"--workdir={tmp_path}/work"]
     search.main(args)
-    assert "digits, depth 3: 1500 training images, 2 runs" in capsys.readouterr().out
+    assert "digits, depth 3: 1500 training examples, 2 runs" in capsys.readouterr().out
     assert [run["momentum"] for run in rows(tmp_path / "work/runs.csv")] == ["0.5", "0.5"]
 
 

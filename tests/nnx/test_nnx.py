@@ -162,6 +162,8 @@ def test_a_stack_is_its_linen_twin(options):
     y, found = nnx.capture(stack, nnx.Intermediate)(x)
     np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-6)
     assert pure(found).keys() == sown["intermediates"].keys()
+    with pytest.raises(ValueError, match=r"x is of shape \(2, 16\); the stack, .*, is 5 wide"):
+        native.HighwayStack(5, 16, rngs=nnx.Rngs(0))(jnp.ones((2, 16)))
     with pytest.raises(ValueError, match="layers is 0; it must be at least 1"):
         native.HighwayStack(3, 0, rngs=nnx.Rngs(0))
 
