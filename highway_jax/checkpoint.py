@@ -28,9 +28,10 @@ def save_params(path: str | os.PathLike, params: Any) -> None:
     can be read on a machine with other devices, and by the calling process alone.
 
     Raises:
-      ValueError: for a path that cannot be stored under (`files.check_path`).
+      ValueError: for a path that cannot be stored under (`files.check_path`), or arrays that cannot (`check_names`).
     """
     check_path(path)
+    check_names(params)
     path = Path(path).absolute()
     for unfinished in path.parent.glob(f"{path.name}.orbax-checkpoint-tmp*"):
         shutil.rmtree(unfinished)
@@ -73,7 +74,7 @@ class Checkpoints:
         if self._first:
             self.directory.mkdir(parents=True, exist_ok=True)
             for entry in self.directory.iterdir():
-                if NAME.fullmatch(entry.name) and not (entry / SUMS).is_file():
+                if _is_incomplete(entry):
                     shutil.rmtree(entry)
         parallel.agree()
         # Weights do not compress; without trying, writing is four times as fast.
@@ -91,6 +92,7 @@ class Checkpoints:
 
         The arrays may be donated afterwards.
         """
+        check_names(tree)
         self.wait()
         started = time.monotonic()
         path = self._path(step)
@@ -184,6 +186,29 @@ def _named(tree: Any) -> dict[str, Any]:
     """A tree's leaves by their paths, whatever its containers are."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def check_names(tree: Any) -> None:
+    """Refuse a tree of arrays that Orbax does not give back as it is.
+
+    Raises:
+      ValueError: if two arrays have one name, as `{"a": {"b": 1}, "a.b": 2}` has "a.b" twice, or one has no elements.
+    """
+    names = set()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        if name in names:
+            raise ValueError(f"two arrays would be stored as {name!r}; give their keys names without dots")
+        if 0 in np.shape(leaf):
+            raise ValueError(f"{name!r} is of shape {np.shape(leaf)}; an array without elements cannot be stored")
+        names.add(name)
+
+
+def _is_incomplete(entry: Path) -> bool:
+    """Whether this is what a killed process left of a checkpoint, and nobody else's folder."""
+    if not NAME.fullmatch(entry.name) or (entry / SUMS).is_file():
+        return False
+    return not entry.name.isdigit() or (entry / "_CHECKPOINT_METADATA").is_file()
 
 
 def steps_in(directory: Path) -> list[int]:

@@ -109,11 +109,31 @@ def test_a_checkpoint_of_too_few_rows_is_refused(checkpoints):
 
 
 def test_what_a_killed_process_left_is_removed(tmp_path):
-    (tmp_path / "checkpoints/000007").mkdir(parents=True)
-    (tmp_path / "checkpoints/000008.orbax-checkpoint-tmp").mkdir()
-    with contextlib.closing(checkpoint.Checkpoints(tmp_path / "checkpoints")) as checkpoints:
+    with contextlib.closing(checkpoint.Checkpoints(tmp_path)) as checkpoints:
+        checkpoints.save(7, tree(2), {})
+        checkpoints.wait()
+    (tmp_path / "000007" / checkpoint.SUMS).unlink()  # written last
+    (tmp_path / "000008.orbax-checkpoint-tmp").mkdir()
+    (tmp_path / "20261127").mkdir()  # somebody else's
+    with contextlib.closing(checkpoint.Checkpoints(tmp_path)) as checkpoints:
         assert checkpoints.steps() == []
-    assert list((tmp_path / "checkpoints").iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["20261127"]
+
+
+@pytest.mark.parametrize(
+    ("strange", "message"),
+    [
+        ({"a": {"b": np.ones(2)}, "a.b": np.zeros(2)}, "two arrays would be stored as 'a.b'"),
+        ({"a": [np.ones(2)], "a.0": np.zeros(2)}, "two arrays would be stored as 'a.0'"),
+        ({"a": np.ones((3, 0))}, r"'a' is of shape \(3, 0\); an array without elements cannot be stored"),
+    ],
+)
+def test_what_would_not_come_back_as_it_is_is_refused(strange, message, checkpoints, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        checkpoints.save(1, strange, {})
+    with pytest.raises(ValueError, match=message):
+        checkpoint.save_params(tmp_path / "params", strange)
+    assert checkpoints.steps() == [] and not (tmp_path / "params").exists()
 
 
 def test_a_save_that_fails_says_so(checkpoints):

@@ -54,6 +54,9 @@ def from_arrays(name: str, arrays: Mapping[str, Any], path: str | Path | None = 
       DataError: naming what is wrong, in one line.
     """
     path = path or name
+    for key, array in arrays.items():
+        if isinstance(array, np.ma.MaskedArray):
+            raise DataError(f"{path}: {key} is a masked array; filled(...) makes an ordinary one")
     arrays = {key: np.asarray(array) for key, array in arrays.items()}
     expected = {"x", "y"} | ({"x_test", "y_test"} if {"x_test", "y_test"} & arrays.keys() else set())
     if arrays.keys() != expected:
@@ -99,6 +102,8 @@ def _check(path: str | Path, key: str, array: np.ndarray, like: np.ndarray) -> N
             if fits and (count := np.count_nonzero(~np.isfinite(array.astype(np.float32)))):
                 raise DataError(f"{path}: {key} has {count} numbers that are NaN, infinite or too large for float32")
         fits = fits and (array.dtype, array.shape[1:]) == (like.dtype, like.shape[1:])
-        allowed = f"(n, {', '.join(map(str, like.shape[1:])) or '...'}) numbers of {like.dtype}"
+        allowed = "(n, ...) integers, floating-point numbers or truth values of NumPy's own"
+        if array is not like:
+            allowed = f"(n, {', '.join(map(str, like.shape[1:]))}) numbers of {like.dtype}, as x"
     if not fits:
         raise DataError(f"{path}: {key} is {array.dtype} of shape {array.shape}; it must be {allowed}")

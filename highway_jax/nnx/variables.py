@@ -2,9 +2,9 @@
 
 from typing import Any
 
-import jax
 from flax import nnx
 
+from highway_jax import keys
 from highway_jax.functional.activations import TracedActivation
 
 # A model of a user's may have one among its attributes, where NNX would refuse to update another type's.
@@ -22,25 +22,11 @@ nnx.graph.register_graph_node_type(
 
 def plain(state: Any) -> Any:
     """A state, or nested dicts of arrays, as nested dicts of ordinary arrays."""
-    state = nnx.to_pure_dict(state) if isinstance(state, nnx.State) else state
-    return jax.tree.map(lambda leaf: jax.random.key_data(leaf) if _is_key(leaf) else leaf, state)
+    return keys.to_data(nnx.to_pure_dict(state) if isinstance(state, nnx.State) else state)
 
 
 def update(module: nnx.Module, variables: Any) -> None:
     """Give a module all of its state, as `plain(nnx.state(module))` has it."""
     state = nnx.state(module)
-    nnx.replace_by_pure_dict(state, _with_keys(nnx.to_pure_dict(state), variables))
+    nnx.replace_by_pure_dict(state, keys.from_data(keys.implementations(nnx.to_pure_dict(state)), variables))
     nnx.update(module, state)
-
-
-def _with_keys(like: Any, variables: Any) -> Any:
-    """Nested dicts of ordinary arrays, with random keys where another such tree has some."""
-
-    def keyed(old: Any, leaf: Any) -> Any:
-        return jax.random.wrap_key_data(leaf, impl=jax.random.key_impl(old)) if _is_key(old) else leaf
-
-    return jax.tree.map(keyed, like, variables)
-
-
-def _is_key(leaf: Any) -> bool:
-    return isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)

@@ -6,11 +6,27 @@ import reprlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
+import numpy as np
 
-def check_integer(name: str, value: Any, least: int) -> None:
-    """Refuse an argument that is no integer from `least` on."""
+
+def checked_integer(name: str, value: Any, least: int) -> int:
+    """An argument that must be an integer from `least` on, as one of Python's."""
     if not isinstance(value, numbers.Integral) or isinstance(value, bool) or not least <= int(value) < 2**31:
         raise ValueError(f"{name} is {value!r}; it must be an integer of at least {least}")
+    return int(value)
+
+
+def check_fits(name: str, value: Any) -> None:
+    """Refuse an array that JAX would silently change: masked, or of integers that its 32 bits do not hold."""
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{name} is a masked array, whose mask JAX does not know; filled(...) makes an ordinary one")
+    dtype = jax.dtypes.canonicalize_dtype(value.dtype)
+    if dtype == value.dtype or not np.issubdtype(dtype, np.integer) or not value.size:
+        return
+    least, most = np.iinfo(dtype).min, np.iinfo(dtype).max
+    for strange in (number for number in (value.min(), value.max()) if not least <= number <= most):
+        raise ValueError(f"{name} has {strange}, which is no {dtype}")
 
 
 def check_is(name: str, value: Any, kind: Any, allowed: str) -> None:

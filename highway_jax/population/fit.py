@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 
 from highway_jax import parallel
 from highway_jax.files import check_path
-from highway_jax.population.arguments import check_function, check_integer, check_is
+from highway_jax.population.arguments import check_function, check_is, checked_integer
 from highway_jax.population.policies import Policy
 from highway_jax.population.progress import Bar, Progress
 from highway_jax.population.result import Result
@@ -142,9 +142,9 @@ def _fit(
     runs_per_batch: int | None = None,
 ) -> Result:
     options = {"checkpoint_every": checkpoint_every, "runs_in_memory": runs_in_memory, "runs_per_batch": runs_per_batch}
-    for name, value in options.items():
-        if value is not None:
-            check_integer(name, value, 1)
+    checkpoint_every, runs_in_memory, runs_per_batch = (
+        None if value is None else checked_integer(name, value, 1) for name, value in options.items()
+    )
     if mesh is not None:
         check_is("mesh", mesh, Mesh, "a mesh, such as parallel.runs_mesh gives")
     if stop is not None:
@@ -175,6 +175,7 @@ def _fit(
         storage = None
         if workdir is not None:
             check_path(workdir)
+            trainer.check_storable()
             storage = Storage(Path(workdir), identity or trainer.identity(), checkpoint_every)
             stack.callback(storage.close)
         show = stack.enter_context(Bar()) if progress is True else progress or (lambda progress: None)

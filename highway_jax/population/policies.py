@@ -1,19 +1,22 @@
 """Policies: which runs go on."""
 
 import math
-import numbers
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from highway_jax.population.arguments import checked_integer
 from highway_jax.population.ranking import Ranking
 from highway_jax.population.space import is_number
 
 
 @runtime_checkable
 class Policy(Protocol):
-    """Decides between epochs which of the runs that are trained side by side go on."""
+    """Decides between epochs which of the runs that are trained side by side go on.
+
+    Its `repr` says what it does: a checkpoint goes on under one of the same `repr` alone.
+    """
 
     def due(self, epoch: int) -> bool:
         """Whether runs stop after this epoch (from 1)."""
@@ -45,8 +48,7 @@ class Halving:
     def __post_init__(self) -> None:
         for name in "every", "at_least":
             value = getattr(self, name)
-            if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name} is {value!r}; it must be an integer of at least 1")
+            object.__setattr__(self, name, checked_integer(name, value, 1))
         if not is_number(self.keep) or not 0 < self.keep < 1:
             raise ValueError(f"keep is {self.keep!r}; it must be between 0 and 1")
 

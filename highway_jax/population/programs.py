@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from highway_jax import parallel
 from highway_jax.data import shuffled_batches
+from highway_jax.keys import from_data, implementations, to_data
 from highway_jax.population import memory, run
 from highway_jax.population.ranking import TRAIN
 from highway_jax.population.run import Run
@@ -59,9 +60,9 @@ class Group:
         self.programs = _compiled(self.traced, mesh, search.evaluate_batch_size)
 
     def _trace(self, task: Task, hp: Mapping[str, Any]) -> tuple["TracedTask", tuple[str, ...]]:
-        key = _key()
+        task, key = _storable(task), _key()
         with _tracing("init"):
-            init = Traced(lambda *arguments: jax.tree.map(jnp.asarray, task.init(*arguments)), hp, key, self.batch)
+            init = Traced(task.init, hp, key, self.batch)
         with _tracing("step"):
             step = Traced(task.step, hp, init.shapes, self.batch, key)
         if not isinstance(step.shapes, tuple) or len(step.shapes) != 2:
@@ -228,6 +229,24 @@ def take_rows(mesh: Mesh, population: Run, rows: Any) -> Run:
     """Rows of a population, as another one, split over the mesh."""
     some = jax.tree.map(lambda leaf: leaf[rows], population)
     return lax.with_sharding_constraint(some, parallel.over_runs(mesh))
+
+
+def _storable(task: Task) -> Task:
+    """The same task with a state of ordinary arrays: typed random keys as their data. `init` is to be traced first."""
+    found: list[Any] = []
+
+    def init(hp: Any, key: jax.Array, batch: Any) -> Any:
+        state = jax.tree.map(jnp.asarray, task.init(hp, key, batch))
+        found[:] = implementations(state)
+        return to_data(state)
+
+    def step(hp: Any, state: Any, batch: Any, key: jax.Array) -> Any:
+        return to_data(task.step(hp, from_data(found, state), batch, key))
+
+    def evaluate(hp: Any, state: Any, batch: Any) -> Metrics:
+        return task.evaluate(hp, from_data(found, state), batch)
+
+    return Task(init, step, evaluate)
 
 
 def _key() -> Any:

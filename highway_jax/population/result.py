@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from highway_jax.population.ranking import Ranking
-from highway_jax.population.search import Search
+from highway_jax.population.search import MOMENTS, Search
 from highway_jax.population.state import Outcome
 
 if TYPE_CHECKING:
@@ -153,9 +153,9 @@ class Result:
         rank_of = np.empty(search.num_runs, int)
         rank_of[ranking.order] = every + 1
         numbers = {}
-        for moment, epoch in ("best", ranking.best_epoch), ("final", ranking.epochs):
+        for moment, epoch in zip(MOMENTS, (ranking.best_epoch, ranking.epochs), strict=True):
             for name, curve in self.curves.items():
-                numbers[f"{moment}_{name}"] = np.where(epoch > 0, curve[every, np.maximum(epoch, 1) - 1], np.nan)
+                numbers[f"{moment}{name}"] = np.where(epoch > 0, curve[every, np.maximum(epoch, 1) - 1], np.nan)
         table = pandas.DataFrame(
             {
                 "run": search.runs,

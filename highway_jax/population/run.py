@@ -59,7 +59,7 @@ def train_epoch(task: Task, run: Run, batches: Any) -> tuple[Run, Metrics]:
     def step(state: Any, numbered: tuple[jax.Array, Any]) -> tuple[Any, Metrics]:
         number, batch = numbered
         state, metrics = task.step(run.hp, state, batch, jax.random.fold_in(key, number))
-        return state, jax.tree.map(jnp.mean, metrics)
+        return state, jax.tree.map(_mean, metrics)
 
     numbers = jnp.arange(length(batches), dtype=jnp.int32)
     state, metrics = lax.scan(step, run.state, (numbers, batches))
@@ -73,13 +73,19 @@ def evaluate(task: Task, run: Run, split: Any, batch_size: int) -> Metrics:
     steps, over = divmod(count, size)
 
     def sums(batch: Any) -> Metrics:
-        return jax.tree.map(lambda m: jnp.mean(m) * length(batch), task.evaluate(run.hp, run.state, batch))
+        return jax.tree.map(lambda m: _mean(m) * length(batch), task.evaluate(run.hp, run.state, batch))
 
     whole = jax.tree.map(lambda leaf: leaf[: steps * size].reshape(steps, size, *leaf.shape[1:]), split)
     total = jax.tree.map(lambda m: m.sum(axis=0), lax.map(sums, whole))
     if over:
         total = jax.tree.map(jnp.add, total, sums(jax.tree.map(lambda leaf: leaf[steps * size :], split)))
     return jax.tree.map(lambda m: m / count, total)
+
+
+def _mean(values: Any) -> jax.Array:
+    """Of what a batch reports, in float32 at least: sums over thousands of examples are not for 16 bits."""
+    values = jnp.asarray(values)
+    return jnp.mean(values, dtype=jnp.promote_types(values.dtype, jnp.float32))
 
 
 def length(tree: Any) -> int:

@@ -1,7 +1,7 @@
 """What a search is, from its arguments: which runs there are, what each is given, and when what happens to them."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from highway_jax.population.arguments import check_function, check_integer, check_is, shown
+from highway_jax.population.arguments import check_fits, check_function, check_is, checked_integer, shown
 from highway_jax.population.policies import Policy
+from highway_jax.population.ranking import TRAIN
 from highway_jax.population.run import PRNG, length
 from highway_jax.population.space import Columns, Space
 from highway_jax.population.task import Task
@@ -21,6 +22,7 @@ Sampler = Callable[[np.ndarray, Any], Mapping[str, Any]]
 
 
 # What tables say of a run besides its hyperparameters.
+MOMENTS = ("best_", "final_")  # begin the names of columns of numbers
 COLUMNS = ("run", "configuration", "seed", "seeds", "runs", "rank", "best_epoch", "epochs", "diverged")
 
 
@@ -74,12 +76,12 @@ class Search:
         if self.sampler is not None:
             check_function("sampler", self.sampler, "runs", "result")
         for name in "num_runs", "epochs", "batch_size", "seeds":
-            check_integer(name, getattr(self, name), 1)
+            self._set_integer(name, 1)
         for name in "seed", "first_run":
-            check_integer(name, getattr(self, name), 0)
+            self._set_integer(name, 0)
         for name in "evaluate_every", "evaluate_batch_size":
             if getattr(self, name) is not None:
-                check_integer(name, getattr(self, name), 1)
+                self._set_integer(name, 1)
         for name, allowed in {"mode": ("min", "max"), "keep": ("best", "all")}.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be {' or '.join(map(repr, allowed))}")
@@ -99,12 +101,36 @@ class Search:
                 f"batch_size is {self.batch_size}; it must be at most {length(self.train)}, the number of examples"
             )
 
+    def _set_integer(self, name: str, least: int) -> None:
+        object.__setattr__(self, name, checked_integer(name, getattr(self, name), least))
+
+    def check_numbers(self, numbers: Collection[str]) -> None:
+        """Refuse what does not go with the numbers that the task reports.
+
+        Raises:
+          ValueError: naming the argument.
+        """
+        if self.rank_by not in numbers:
+            raise ValueError(f"rank_by is {self.rank_by!r}; it must be one of {', '.join(numbers)}")
+        columns = {moment + number + of for moment in MOMENTS for number in numbers for of in ("", "_mean", "_std")}
+        if clash := columns & set(self.space.names):
+            raise ValueError(f"space has {min(clash)!r}, but the table has a column {min(clash)!r} of its own")
+        if self.policy is not None and not self.rank_by.startswith(TRAIN):
+            stops = next(filter(self.stops_runs, range(1, self.epochs)), self.epochs)
+            if not any(map(self.evaluates, range(1, stops + 1))):
+                raise ValueError(
+                    f"evaluate_every is {self.evaluate_every}; policy stops runs after epoch {stops}, before which "
+                    f"{self.rank_by} must be measured"
+                )
+
     def not_finite(self) -> dict[str, int]:
-        """How many numbers are NaN or infinite, by the array's name; without arrays that have none."""
+        """How many numbers are NaN or infinite on a device, by the array's name; without arrays that have none."""
         counts = {}
         for name, split in {"train": self.train, **self.evaluate}.items():
             for path, leaf in jax.tree_util.tree_leaves_with_path(split):
                 if jnp.issubdtype(leaf.dtype, jnp.inexact):
+                    with np.errstate(over="ignore"):
+                        leaf = leaf.astype(jax.dtypes.canonicalize_dtype(leaf.dtype))
                     finite = (np if isinstance(leaf, np.ndarray) else jnp).isfinite(leaf)
                     counts[name + jax.tree_util.keystr(path)] = int(finite.size - finite.sum())
         return {name: count for name, count in counts.items() if count}
@@ -213,6 +239,7 @@ def _check_arrays(name: str, split: Any) -> None:
             )
         if not (jnp.issubdtype(leaf.dtype, jnp.number) or leaf.dtype == bool):
             raise TypeError(f"{name}{jax.tree_util.keystr(path)} is of {leaf.dtype}; it must be of numbers")
+        check_fits(f"{name}{jax.tree_util.keystr(path)}", leaf)
         lengths[jax.tree_util.keystr(path)] = len(leaf)
     if not lengths or 0 in lengths.values():
         raise ValueError(f"{name} has no examples")

@@ -13,6 +13,7 @@ import numpy as np
 from jax import lax
 
 from highway_jax.functional.activations import ACTIVATIONS, TracedActivation
+from highway_jax.population.arguments import check_fits
 from highway_jax.population.tracing import REMEMBERED, Traced, described
 
 LARGEST = float(np.finfo(np.float32).max)
@@ -171,6 +172,8 @@ class Space:
                     f"space[{name!r}] is a list; choice(*{entry!r}) draws one of its values, numpy.array gives "
                     "every configuration its own, and a tuple is a constant"
                 )
+            if isinstance(entry, np.generic) and is_number(entry):
+                _canonical(f"space[{name!r}]", entry)
         self.entries = dict(entries)
         self.names = tuple(self.entries)
         self.points = math.prod(len(entry.options) for entry in self.entries.values() if isinstance(entry, Grid))
@@ -198,7 +201,7 @@ class Space:
         def one(key: jax.Array, configuration: jax.Array) -> dict[str, jax.Array]:
             own = jax.random.split(jax.random.fold_in(key, configuration))[0]
             own = jax.random.split(own, len(self.names))
-            return {name: jnp.asarray(entry(own[i])) for i, (name, entry) in zip(keys, drawn.items(), strict=True)}
+            return {name: _drawn(name, entry, own[i]) for i, (name, entry) in zip(keys, drawn.items(), strict=True)}
 
         numbered = np.asarray(configurations, np.int32)
         traced = Traced(one, key, jax.ShapeDtypeStruct((), jnp.int32))
@@ -218,7 +221,7 @@ class Space:
                     )
                 if np.asarray(array).dtype.kind not in "biuf":
                     raise TypeError(f"space[{name!r}] is an array of {array.dtype}; it must be of numbers")
-                columns[name] = np.asarray(array, jax.dtypes.canonicalize_dtype(array.dtype))[numbered]
+                columns[name] = _canonical(f"space[{name!r}]", array)[numbered]
         return {name: columns[name] for name in self.names if name in columns}
 
     def described(self) -> dict[str, list[str]]:
@@ -249,8 +252,7 @@ class Space:
             if isinstance(entry, Choice):
                 columns[name] = np.array([_position(name, entry, value) for value in column], np.int32)
             elif callable(entry) or isinstance(entry, np.ndarray | jax.Array):
-                column = np.asarray(column)
-                columns[name] = np.asarray(column, jax.dtypes.canonicalize_dtype(column.dtype))
+                columns[name] = _canonical(name, np.asarray(column))
         return columns
 
     def traced(self, columns: Columns) -> Columns:
@@ -302,6 +304,17 @@ class Space:
         return values
 
 
+def _drawn(name: str, distribution: Callable[[jax.Array], Any], key: jax.Array) -> jax.Array:
+    try:
+        return jnp.asarray(distribution(key))
+    except Exception as error:
+        error.add_note(
+            f"This is of space[{name!r}], which is called with a random key, as a distribution; "
+            "choice(..., static=True) gives the task a function itself."
+        )
+        raise
+
+
 @functools.lru_cache(maxsize=REMEMBERED)
 def _mapped(traced: Traced) -> Callable[..., Any]:
     return jax.jit(lambda key, configurations: lax.map(functools.partial(traced, key), configurations))
@@ -329,6 +342,15 @@ class Hyperparameters(dict):
     def __iter__(self) -> Iterator[str]:
         """As of a dict; with it, `**hp` and `hp | {...}` read by `__getitem__`."""
         return super().__iter__()
+
+    def __contains__(self, name: object) -> bool:
+        self.read.add(str(name))
+        return super().__contains__(name)
+
+    def setdefault(self, name: str, default: Any = None) -> Any:
+        """As of a dict."""
+        self.read.add(name)
+        return super().setdefault(name, default)
 
     def get(self, name: str, default: Any = None) -> Any:
         """As of a dict."""
@@ -407,6 +429,16 @@ def _check_ends(name: str, low: Any, high: Any) -> None:
         raise ValueError(f"{name}({low!r}, {high!r}): both ends must be numbers, finite in float32")
     if low > high:
         raise ValueError(f"{name}({low!r}, {high!r}) is inverted; low must not be above high")
+
+
+def _canonical(name: str, values: Any) -> np.ndarray:
+    """An array in the dtype that JAX gives it; refuses numbers that this does not hold."""
+    check_fits(name, values)
+    with np.errstate(over="ignore"):
+        canonical = np.asarray(values, jax.dtypes.canonicalize_dtype(values.dtype))
+    if (strange := np.isfinite(values) & ~np.isfinite(canonical)).any():
+        raise ValueError(f"{name} has {np.asarray(values)[strange][0]}, which is no {canonical.dtype}")
+    return canonical
 
 
 def _equal(a: Any, b: Any) -> bool:

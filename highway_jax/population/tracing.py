@@ -10,6 +10,8 @@ import jax
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 
+from highway_jax.keys import is_key
+
 REMEMBERED = 16  # compiled functions of a kind: a process that traces the same again compiles nothing
 # Whose parameters are for differentiation, which is over where a function has been traced.
 RULES = ("custom_jvp_call", "custom_vjp_call")
@@ -119,7 +121,7 @@ def described(value: Any) -> str:
 
 def _exact(part: Any) -> Any:
     """An array by its contents, a plain value as it is written, anything else as an object."""
-    if isinstance(part, jax.Array) and jax.dtypes.issubdtype(part.dtype, jax.dtypes.prng_key):
+    if is_key(part):
         return str(part.dtype), *_exact(jax.random.key_data(part))
     if isinstance(part, np.ndarray | np.generic | jax.Array):
         array = np.asarray(part)

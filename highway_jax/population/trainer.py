@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from highway_jax import parallel
+from highway_jax.checkpoint import check_names
 from highway_jax.population import memory
 from highway_jax.population.programs import Group, gather_batches, take_rows, take_run
 from highway_jax.population.ranking import TRAIN, rank
@@ -52,18 +53,34 @@ class Trainer:
         self._data: dict[str, Any] = {}
         for number in np.unique(search.space.groups(search.drawn, np.arange(search.num_runs))):
             self._group(str(number))
-        self._numbers = next(iter(self._groups.values())).numbers
-        if search.rank_by not in self._numbers:
-            raise ValueError(f"rank_by is {search.rank_by!r}; it must be one of {', '.join(self._numbers)}")
-        if search.policy is not None and search.evaluate_every is None and not search.rank_by.startswith(TRAIN):
-            raise ValueError(f"evaluate_every is None; policy needs {search.rank_by} before the last epoch")
+        search.check_numbers(self._numbers)
         self.runs_in_memory = runs_in_memory or self._choose_runs_in_memory()
 
     def _group(self, name: str) -> Group:
         if name not in self._groups:
+            static = self.search.space.static(int(name))
             with _with_hints(self.search):
-                self._groups[name] = Group(self._noted, self.search.space.static(int(name)), self.mesh)
+                group = Group(self._noted, static, self.mesh)
+            if self._groups and set(group.numbers) != set(self._numbers):
+                odd = min(set(group.numbers) ^ set(self._numbers))
+                there = "only" if odd in group.numbers else "not"
+                raise ValueError(f"{odd} is {there} reported where hp is {static}; all runs must report the same")
+            self._groups[name] = group
         return self._groups[name]
+
+    @property
+    def _numbers(self) -> tuple[str, ...]:
+        """The names of what is reported, the same in all groups."""
+        return next(iter(self._groups.values())).numbers
+
+    def check_storable(self) -> None:
+        """Refuse a state that cannot be read back from a checkpoint.
+
+        Raises:
+          ValueError: naming what it has.
+        """
+        for group in self._groups.values():
+            check_names(group.shapes)
 
     def _choose_runs_in_memory(self) -> int:
         search = self.search
@@ -242,7 +259,7 @@ class Trainer:
         )
         return {
             **{name: getattr(search, name) for name in plain},
-            "policy": repr(search.policy),
+            "policy": described(search.policy),
             "sampler": search.sampler is not None,
             "space": {name: _md5((values, traced.get(name))) for name, values in search.drawn.items()},
             "grid_points": search.space.points,

@@ -245,12 +245,12 @@ def test_a_directory_of_something_else_is_refused_and_stays_as_it_is(name, tmp_p
 
 def test_a_workdir_may_hold_more_once_there_is_a_checkpoint_and_what_a_killed_search_left_before(tmp_path):
     (tmp_path / ".lock").touch()
-    (tmp_path / "000001").mkdir()
     (tmp_path / "000002.orbax-checkpoint-tmp").mkdir()
     fit(workdir=tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "000003"]
-    (tmp_path / "figure.png").touch()
+    (tmp_path / "20261127").mkdir()
     assert fit(workdir=tmp_path).finished
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "000003", "20261127"]
 
 
 def test_a_workdir_in_which_another_search_is_at_work_is_refused(tmp_path):
@@ -520,7 +520,22 @@ def test_a_bar_becomes_lines_where_there_is_no_terminal(tmp_path, capsys, monkey
         ({"task": TASK._replace(step=lambda hp, s, b, k: s)}, r"returns a dict; it must return \(state, metrics\)"),
         ({"space": {**SPACE, "run": uniform(0, 1)}}, "the table has a column 'run' of its own"),
         ({"space": {}}, "there is no hyperparameter 'size'"),
-        ({"policy": Halving(every=1), "rank_by": "valid_loss", "evaluate_every": None}, "policy needs valid_loss"),
+        (
+            {"policy": Halving(every=1), "rank_by": "valid_loss", "evaluate_every": None},
+            "evaluate_every is None; policy stops runs after epoch 1, before which valid_loss must be measured",
+        ),
+        (
+            {"policy": Halving(every=2), "rank_by": "valid_loss", "evaluate_every": 3, "epochs": 6},
+            "evaluate_every is 3; policy stops runs after epoch 2, before",
+        ),
+        ({"space": {**SPACE, "best_train_loss": 1}}, "the table has a column 'best_train_loss' of its own"),
+        ({"space": {**SPACE, "final_valid_loss_std": 1}}, "the table has a column 'final_valid_loss_std' of its own"),
+        ({"train": {**TRAIN, "n": np.full(33, -(2**40))}}, r"train\['n'\] has -1099511627776, which is no int32"),
+        ({"train": {**TRAIN, "n": np.ma.masked_less(X[:33], 0)}}, r"train\['n'\] is a masked array"),
+        (
+            {"task": TASK._replace(evaluate=lambda hp, s, b: dict.fromkeys(("loss", "more")[: hp["size"] // 2], 0.0))},
+            "valid_more is (only|not) reported where hp is {'size': [35]}; all",
+        ),
         ({"task": TASK._replace(step=lambda hp, s, b, k: ({"w": s["w"]}, {"loss": 0.0}))}, "changes the state's"),
         ({"task": TASK._replace(step=lambda hp, s, b, k: (s, {}))}, "must report numbers by name"),
         ({"task": TASK._replace(evaluate=lambda hp, s, b: {"e": jnp.ones((9, 9))})}, r"'e' of float32\[9, 9\]"),
@@ -563,6 +578,82 @@ def test_numbers_that_are_not_finite_and_what_no_group_of_a_task_reads_are_warne
         "policy is Halving(every=3, keep=0.5, at_least=1), which stops no run within 3 epochs",
     ]
     assert {warning.filename for warning in caught} == {__file__}
+
+
+@pytest.mark.parametrize("keep", ["best", "all"])
+def test_random_keys_in_a_state_are_stored_and_come_back(keep, tmp_path):
+    """Typed keys, of any implementation, which a step may use and replace."""
+
+    def init(hp, key, batch):
+        return {"w": jnp.zeros(3), "keys": jax.random.split(jax.random.key(5, impl="rbg"), 2), "old": key}
+
+    def step(hp, state, batch, key):
+        new, now = state["keys"][0], jax.random.split(state["keys"][1])[0]
+        w = state["w"] + hp["rate"] * jax.random.normal(now, (3,))
+        return {"w": w, "keys": jnp.stack([new, now]), "old": state["old"]}, {"loss": (w**2).mean()}
+
+    def evaluate(hp, state, batch):
+        return {"loss": jax.random.uniform(state["old"])}
+
+    options = {"space": {"rate": uniform(0.1, 1)}, "task": Task(init, step, evaluate), "keep": keep}
+    whole = fit(**options)
+    fit(**options, workdir=tmp_path, stop=Stop(1))
+    resumed = fit(**options, workdir=tmp_path)
+    for found in resumed, fit(**options, workdir=tmp_path):
+        assert_same_runs(found, list(range(6)), whole)
+    assert whole.best.state["keys"].dtype == np.uint32
+    jax.tree.map(np.testing.assert_array_equal, whole.best.state, resumed.best.state)
+    assert_same_runs(population.replay(whole, 2, progress=False), [2], whole)
+
+
+def test_what_cannot_be_stored_is_refused_before_it_is_trained(tmp_path):
+    strange = TASK._replace(
+        init=lambda hp, key, batch: {"a": {"b": jnp.ones(())}, "a.b": jnp.zeros(())},
+        step=lambda hp, state, batch, key: (state, {"loss": state["a.b"]}),
+        evaluate=lambda hp, state, batch: {"loss": state["a.b"]},
+    )
+    assert fit({}, strange).curves["train_loss"].max() == 0
+    with pytest.raises(ValueError, match=r"two arrays would be stored as 'state.a.b'"):
+        fit({}, strange, workdir=tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_numbers_of_16_bits_are_averaged_in_32(dtype):
+    values = np.full(2000, 100.0)
+    values[:50] = 7
+    there = {"x": values[:, None].astype(np.float32)}
+
+    def numbers(batch):
+        return {"loss": batch["x"][:, 0].astype(dtype)}
+
+    task = Task(
+        lambda hp, key, batch: jnp.zeros(()), lambda hp, state, batch, key: (state, numbers(batch)),
+        lambda hp, state, batch: numbers(batch),
+    )  # fmt: skip
+    result = fit({}, task, train=there, evaluate={"valid": there}, num_runs=1, epochs=1, batch_size=1000)
+    np.testing.assert_allclose([curve[0, 0] for curve in result.curves.values()], values.mean(), rtol=1e-6)
+
+
+def test_integers_of_numpy_are_integers(tmp_path):
+    options = {"num_runs": np.prod([2, 3]), "seed": np.int8(0), "policy": Halving(every=np.int64(2))}
+    fit(**options, runs_in_memory=np.int64(6), workdir=tmp_path, stop=Stop(1))
+    plain = fit(policy=Halving(every=2), runs_in_memory=6, workdir=tmp_path)
+    np.testing.assert_array_equal(plain.curves["train_loss"], fit(policy=Halving(every=2)).curves["train_loss"])
+
+
+def test_a_policy_goes_on_whatever_address_it_has(tmp_path):
+    class Last:
+        def due(self, epoch):
+            return epoch == 1
+
+        def num_kept(self, num_runs):
+            return 1
+
+        def kept(self, ranking):
+            return ranking.order[-1:]
+
+    fit(policy=Last(), workdir=tmp_path, stop=Stop(1))
+    assert (fit(policy=Last(), workdir=tmp_path).ranking.epochs == 3).sum() == 1
 
 
 def test_a_search_waits_with_an_ear_for_signals():

@@ -118,7 +118,8 @@ def test_a_task_gets_numbers_indices_or_the_options_themselves():
     [
         (lambda hp: hp["a"], {"a"}),
         (lambda hp: [hp.get("a"), hp.pop("b")], {"a", "b"}),
-        (lambda hp: "a" in hp, set()),
+        (lambda hp: "a" in hp, {"a"}),
+        (lambda hp: hp.setdefault("b", 3), {"b"}),
         *((use, {"a", "b"}) for use in (lambda hp: dict(**hp), lambda hp: hp | {"c": 1}, dict, dict.copy)),
         *((use, {"a", "b"}) for use in (lambda hp: hp.items(), lambda hp: hp.values(), jax.tree.leaves)),
     ],
@@ -127,6 +128,12 @@ def test_hyperparameters_note_what_is_read(use, read):
     hp = Hyperparameters({"a": 1.0, "b": "text"})
     use(hp)
     assert hp.read == read
+
+
+def test_a_function_that_is_no_distribution_is_told_by_its_name():
+    with pytest.raises(TypeError, match="key<fry>") as caught:
+        Space({"f": jax.nn.relu}).draw(KEY, RUNS)
+    assert "This is of space['f'], which is called with a random key" in caught.value.__notes__[0]
 
 
 @pytest.mark.parametrize(
@@ -148,6 +155,14 @@ def test_hyperparameters_note_what_is_read(use, read):
         (lambda: Space([("lr", uniform(0, 1))]), "must be a mapping"),
         (lambda: Space({"lr": np.ones(3)}).draw(KEY, RUNS), r"shape \(3,\); it must have a value for each of 50"),
         (lambda: Space({"lr": np.array(["a"] * 50)}).draw(KEY, RUNS), "must be of numbers"),
+        (
+            lambda: Space({"n": np.full(50, 3 * 10**9)}).draw(KEY, RUNS),
+            r"space\['n'\] has 3000000000, which is no int32",
+        ),
+        (lambda: Space({"n": np.full(50, 1e300)}).draw(KEY, RUNS), r"space\['n'\] has 1e\+300, which is no float32"),
+        (lambda: Space({"n": np.ma.masked_less(np.arange(50), 9)}).draw(KEY, RUNS), r"space\['n'\] is a masked array"),
+        (lambda: Space({"n": np.int64(2**40)}), r"space\['n'\] has 1099511627776, which is no int32"),
+        (lambda: Space({"n": uniform(0, 1)}).positions({"n": [2**31]}), "n has 2147483648, which is no int32"),
         (lambda: Space({"lr": lambda key: jax.random.normal(key, (3,))}).draw(KEY, RUNS), "it must draw a scalar"),
         (lambda: choice("adam", "relu"), r"'adam', 'relu' .* names of activations \('relu', 'tanh'\); static=True"),
         (lambda: grid(jax.nn.gelu, jax.nn.silu), "grid: the options .*gelu.* finite numbers, True and False, or names"),
