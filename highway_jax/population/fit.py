@@ -2,10 +2,7 @@
 
 import contextlib
 import dataclasses
-import inspect
-import json
 import numbers
-import os
 import signal
 import threading
 import time
@@ -18,8 +15,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from highway_jax import parallel
-from highway_jax.files import check_path
-from highway_jax.population.arguments import check_function, check_is, checked_integer
+from highway_jax.population.arguments import check_is
+from highway_jax.population.execution import Execution
 from highway_jax.population.policies import Policy
 from highway_jax.population.progress import Bar, Progress
 from highway_jax.population.result import Result
@@ -125,65 +122,46 @@ def fit(
             f"num_runs is {num_runs}; it must be a multiple of {seeds * search.space.points}: the space's grids have "
             f"{search.space.points} points" + (f", with {seeds} seeds each" if seeds > 1 else "")
         )
-    return _fit(
-        search, workdir, identity, checkpoint_every, progress, stop, mesh, runs_in_memory, runs_per_batch
+    how = Execution(
+        workdir=workdir, identity=identity, checkpoint_every=checkpoint_every, progress=progress, stop=stop, mesh=mesh,
+        runs_in_memory=runs_in_memory, runs_per_batch=runs_per_batch,
     )  # fmt: skip
+    return _fit(search, how)
 
 
-def _fit(
-    search: Search,
-    workdir: str | Path | None = None,
-    identity: Mapping[str, Any] | None = None,
-    checkpoint_every: int | None = None,
-    progress: bool | Callable[[Progress], None] = True,
-    stop: Callable[[], int] | None = None,
-    mesh: Mesh | None = None,
-    runs_in_memory: int | None = None,
-    runs_per_batch: int | None = None,
-) -> Result:
-    options = {"checkpoint_every": checkpoint_every, "runs_in_memory": runs_in_memory, "runs_per_batch": runs_per_batch}
-    checkpoint_every, runs_in_memory, runs_per_batch = (
-        None if value is None else checked_integer(name, value, 1) for name, value in options.items()
-    )
-    if mesh is not None:
-        check_is("mesh", mesh, Mesh, "a mesh, such as parallel.runs_mesh gives")
-    if stop is not None:
-        check_function("stop", stop)
-    if not isinstance(progress, bool):
-        check_function("progress", progress, "progress")
-    if workdir is not None:
-        check_is("workdir", workdir, str | os.PathLike, "a path")
-    if identity is not None:
-        check_is("identity", identity, Mapping, "a mapping from names to what JSON can say")
-        try:
-            json.dumps(dict(identity))
-        except (TypeError, ValueError) as error:
-            raise TypeError(f"identity must be what JSON can say: {error}") from error
-    mesh = parallel.choose_mesh(search.num_runs, search.batch_size) if mesh is None else mesh
-    trainer = Trainer(search, mesh, runs_in_memory, runs_per_batch)
-    if search.columns is None and (strange := search.not_finite()):
-        told = ", ".join(f"{count} in {name}" for name, count in strange.items())
-        warnings.warn(f"the data have numbers that are NaN or infinite: {told}", stacklevel=3)
-    for difference in search.other_dtypes():
-        warnings.warn(difference, stacklevel=3)
-    if search.policy is not None and not any(map(search.stops_runs, range(1, search.epochs))):
-        warnings.warn(f"policy is {search.policy}, which stops no run within {search.epochs} epochs", stacklevel=3)
-    unread = [name for name in search.space.names if name not in trainer.read]
-    if unread and search.sampler is None and search.columns is None:  # not where further groups may come, or were
-        warnings.warn(f"space has {', '.join(map(repr, unread))}, which the task never reads", stacklevel=3)
+def _fit(search: Search, how: Execution) -> Result:
+    mesh = parallel.choose_mesh(search.num_runs, search.batch_size) if how.mesh is None else how.mesh
+    trainer = Trainer(search, mesh, how.runs_in_memory, how.runs_per_batch)
+    for doubt in _doubts(trainer):
+        warnings.warn(doubt, stacklevel=3)
     with contextlib.ExitStack() as stack:
         storage = None
-        if workdir is not None:
-            check_path(workdir)
+        if how.workdir is not None:
             trainer.check_storable()
-            storage = Storage(Path(workdir), identity or trainer.identity(), checkpoint_every)
+            storage = Storage(Path(how.workdir), how.identity or trainer.identity(), how.checkpoint_every)
             stack.callback(storage.close)
-        show = stack.enter_context(Bar()) if progress is True else progress or (lambda progress: None)
-        asked = stack.enter_context(_interrupts(storage is not None)) if stop is None else stop
+        show = stack.enter_context(Bar()) if how.progress is True else how.progress or (lambda progress: None)
+        asked = stack.enter_context(_interrupts(storage is not None)) if how.stop is None else how.stop
         result = _train(trainer, storage, show, asked)
-    if stop is None and result.stopped:
+    if how.stop is None and result.stopped:
         raise KeyboardInterrupt
     return result
+
+
+def _doubts(trainer: Trainer) -> Iterator[str]:
+    """What is allowed, but may be a mistake."""
+    search = trainer.search
+    if search.columns is not None:  # said of the population before
+        return
+    if strange := search.not_finite():
+        told = ", ".join(f"{count} in {name}" for name, count in strange.items())
+        yield f"the data have numbers that are NaN or infinite: {told}"
+    yield from search.other_dtypes()
+    if search.policy is not None and not any(map(search.stops_runs, range(1, search.epochs))):
+        yield f"policy is {search.policy}, which stops no run within {search.epochs} epochs"
+    unread = [name for name in search.space.names if name not in trainer.read]
+    if unread and search.sampler is None:  # from which further groups may come
+        yield f"space has {', '.join(map(repr, unread))}, which the task never reads"
 
 
 def _train(
@@ -251,7 +229,7 @@ def replay(result: Result, run: int, epochs: int | None = None, **options: Any) 
     search = result.search
     if not isinstance(run, numbers.Integral) or run not in search.runs:
         raise ValueError(f"run is {run!r}; it must be {search.runs[0]} to {search.runs[-1]}")
-    allowed = tuple(inspect.signature(_fit).parameters)[1:]
+    allowed = [field.name for field in dataclasses.fields(Execution)]
     if strange := [name for name in options if name not in allowed]:
         raise TypeError(f"replay takes no {strange[0]!r}; beside epochs it takes {', '.join(allowed)}")
     own = {name: values[[run - search.first_run]] for name, values in result.outcome.columns.items()}
@@ -264,7 +242,7 @@ def replay(result: Result, run: int, epochs: int | None = None, **options: Any) 
         sampler=None,
         columns=own,
     )
-    return _fit(alone, **{"mesh": result.mesh, **options})
+    return _fit(alone, Execution(**{"mesh": result.mesh, **options}))
 
 
 @contextlib.contextmanager

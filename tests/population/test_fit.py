@@ -298,6 +298,7 @@ def test_the_best_run_is_the_best_that_does_not_diverge_and_has_the_state_of_its
     assert (result.best.run, result.best.epoch, result.best.state["epoch"]) == (1, 2, 2)
 
 
+@pytest.mark.filterwarnings("ignore:the data have numbers that are NaN")
 def test_where_no_number_was_finite_there_is_no_best_run():
     result = fit(evaluate={"valid": {**VALID, "y": VALID["y"] * np.nan}}, rank_by="valid_loss")
     assert repr(result).endswith("no run had a finite valid_loss, 0 diverged)")

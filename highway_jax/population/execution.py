@@ -1,0 +1,51 @@
+"""How a search is run: the arguments of `fit` that do not decide what comes out."""
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from jax.sharding import Mesh
+
+from highway_jax.files import check_path
+from highway_jax.population.arguments import check_function, check_is, checked_integer
+from highway_jax.population.progress import Progress
+
+
+@dataclass(frozen=True, kw_only=True)
+class Execution:
+    """Those arguments, checked; `fit` explains them.
+
+    Raises:
+      ValueError, TypeError: naming the argument that is wrong.
+    """
+
+    workdir: str | os.PathLike | None = None
+    identity: Mapping[str, Any] | None = None
+    checkpoint_every: int | None = None
+    progress: bool | Callable[[Progress], None] = True
+    stop: Callable[[], int] | None = None
+    mesh: Mesh | None = None
+    runs_in_memory: int | None = None
+    runs_per_batch: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in "checkpoint_every", "runs_in_memory", "runs_per_batch":
+            if (value := getattr(self, name)) is not None:
+                object.__setattr__(self, name, checked_integer(name, value, 1))
+        if self.mesh is not None:
+            check_is("mesh", self.mesh, Mesh, "a mesh, such as parallel.runs_mesh gives")
+        if self.stop is not None:
+            check_function("stop", self.stop)
+        if not isinstance(self.progress, bool):
+            check_function("progress", self.progress, "progress")
+        if self.workdir is not None:
+            check_is("workdir", self.workdir, str | os.PathLike, "a path")
+            check_path(self.workdir)
+        if self.identity is not None:
+            check_is("identity", self.identity, Mapping, "a mapping from names to what JSON can say")
+            try:
+                json.dumps(dict(self.identity))
+            except (TypeError, ValueError) as error:
+                raise TypeError(f"identity must be what JSON can say: {error}") from error
