@@ -1,8 +1,11 @@
+import functools
 import re
 
 import nbformat
 import pytest
+from jupyter_client.manager import KernelManager
 
+from notebooks import execute as program
 from notebooks.execute import NOTEBOOKS, execute
 
 COLAB = "https://colab.research.google.com"
@@ -37,9 +40,21 @@ def pictures(notebook):
     return sum("image/png" in output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", []))
 
 
+@pytest.fixture(scope="module")
+def kernel():
+    """One for all notebooks: to start it and to import everything takes as long as a notebook's own work."""
+    manager = KernelManager(kernel_name="python3")
+    yield manager
+    if manager.has_kernel:
+        manager.shutdown_kernel(now=True)
+
+
 @each_notebook
-def test_a_notebook_runs_from_top_to_bottom(path):
-    assert pictures(execute(path, SHORTER)) == pictures(nbformat.read(path, as_version=4)) >= 2
+def test_a_notebook_runs_from_top_to_bottom(path, kernel, monkeypatch):
+    monkeypatch.setattr(program, "NotebookClient", functools.partial(program.NotebookClient, km=kernel))
+    first = "import importlib.util"
+    fresh = {first: f"%reset -f\n{first}"}  # of the notebook before, no name is left
+    assert pictures(execute(path, SHORTER | fresh)) == pictures(nbformat.read(path, as_version=4)) >= 2
 
 
 @each_notebook
