@@ -1,11 +1,12 @@
 import importlib.util
-import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from experiments import cli, prepare_data
 
 ROOT = Path(__file__).parents[2]
 without_tensorflow = pytest.mark.skipif(
@@ -27,15 +28,18 @@ without_tensorflow = pytest.mark.skipif(
         ),
     ],
 )
-def test_a_mistake_is_one_line_and_status_2(args, message, tmp_path):
+def test_a_mistake_is_one_line_and_status_2(args, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", ["prepare_data", *args])
+    with pytest.raises(SystemExit) as stop:
+        cli.run(prepare_data.main, prepare_data.__doc__)
+    errors = capsys.readouterr().err
+    assert (stop.value.code, errors.count("\n")) == (2, 1), errors
+    assert re.search(message, errors)
+
+
+def test_a_mistake_in_a_real_process_leaves_no_traceback():
     process = subprocess.run(
-        [sys.executable, "-m", "experiments.prepare_data", *args],
-        cwd=ROOT,
-        env={**os.environ, "TFDS_DATA_DIR": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        timeout=60,
+        [sys.executable, "-m", "experiments.prepare_data"], cwd=ROOT, capture_output=True, text=True, timeout=60
     )
-    assert process.returncode == 2
-    assert process.stderr.count("\n") == 1
-    assert re.search(message, process.stderr)
+    assert (process.returncode, process.stdout, process.stderr.count("\n")) == (2, "", 1)
