@@ -55,13 +55,13 @@ def results(workdir: Path) -> dict[str, bytes]:
     return found
 
 
-def kill(workdir: Path, choice: random.Random, longest: float, while_writing: bool) -> str:
+def kill(workdir: Path, choice: random.Random, longest: float, while_writing: bool, *args: str) -> str:
     """Begin or go on, and kill the process after a random time, or when it is writing a checkpoint.
 
     Returns:
       Where that was: the newest checkpoint at that moment, "writing" if another was on its way, "finished".
     """
-    process = start(workdir)
+    process = start(workdir, *args)
     deadline = time.monotonic() + choice.uniform(0, longest)
     after = choice.randrange(4)  # so many checkpoints have been seen in the making
     seen: set[str] = set()

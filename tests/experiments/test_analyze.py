@@ -1,12 +1,12 @@
 """Looking inside the networks that real searches found."""
 
+import contextlib
 import functools
+import io
 import json
 import re
 import shutil
-import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -18,8 +18,8 @@ from highway_jax import MLP, analysis, checkpoint, data
 from tests.experiments.test_report import Page
 from tests.tfds_files import CIFAR100, write_tfds
 
-ROOT = Path(__file__).parents[2]
 FIGURES = ("figure2.png", "figure3.png", "figure4.png", "depth_in_use.png")
+DRAWN = True
 SEARCH = "--config=digits_depth10", "--config.num_runs=3", "--config.epochs=2", "--config.batch_size=150"
 
 
@@ -33,11 +33,13 @@ def searched(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def analyzed(searched, tmp_path_factory):
-    """A copy of it, analyzed by a process, and that process."""
+    """A copy of it, analyzed, and what the program said."""
     workdir = tmp_path_factory.mktemp("analysis") / "work"
     shutil.copytree(searched, workdir)
-    command = [sys.executable, "-m", "experiments.analyze", f"--workdir={workdir}"]
-    return workdir, subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    output, errors = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+        analyze.main([f"--workdir={workdir}"])
+    return workdir, output.getvalue(), errors.getvalue()
 
 
 @pytest.fixture
@@ -54,10 +56,10 @@ def read(workdir):
 
 
 def test_what_a_search_found_is_analyzed_and_shown(analyzed, searched):
-    workdir, process = analyzed
-    assert (process.returncode, process.stderr) == (0, "")
+    workdir, output, errors = analyzed
+    assert errors == ""
     best = int(json.loads((workdir / "summary.json").read_text())["highway"]["best_run"])
-    first, *_, last, shown = process.stdout.splitlines()
+    first, *_, last, shown = output.splitlines()
     assert first.startswith(f"digits, depth 10, highway run {best} (rank 1) after epoch 2: 1500 training examples")
     assert re.fullmatch(rf"analysis: {workdir}/analysis\.json, \d+ s", last)
     assert shown == f"report: {workdir}/report.html"
@@ -71,7 +73,7 @@ def test_what_a_search_found_is_analyzed_and_shown(analyzed, searched):
 
 
 def test_the_numbers_are_the_librarys(analyzed):
-    workdir, _ = analyzed
+    workdir, *_ = analyzed
     found, digits = read(workdir), data.load("digits")
     highway = results.load(workdir).networks["highway"]
     activation = highway.hyperparameters["activation"][highway.order[0]]
@@ -113,22 +115,13 @@ def test_the_numbers_are_the_librarys(analyzed):
 
 
 @pytest.mark.usefixtures("unreported")
-def test_a_second_analysis_and_that_of_the_run_trained_again_say_the_same(analyzed, searched, tmp_path):
-    workdir, _ = analyzed
-    written = {name: (workdir / name).read_bytes() for name in ("analysis.json", *FIGURES)}
-    arguments = "--network=highway", "--rank=1"
-    again = shutil.copytree(searched, tmp_path / "again")
-    trained = tmp_path / "trained"
-    train.main([f"--from_search={searched}", *arguments, f"--workdir={trained}"])
-    for directory in again, trained:
-        analyze.main([f"--workdir={directory}", *arguments])
-    assert {name: (again / name).read_bytes() for name in written} == {
-        name: (trained / name).read_bytes() for name in written
-    }
-    ours, theirs = (jax.tree.leaves(read(directory)) for directory in (again, workdir))  # of as many devices, perhaps
-    assert len(ours) == len(theirs)
-    for here, there in zip(ours, theirs, strict=True):
-        assert here == there or np.isclose(here, there, rtol=1e-4, atol=1e-6)
+def test_a_second_analysis_of_the_run_trained_again_says_the_same(analyzed, searched, tmp_path):
+    workdir, *_ = analyzed
+    arguments = "--network=highway", "--rank=1", f"--workdir={tmp_path}/trained"
+    train.main([f"--from_search={searched}", *arguments])
+    analyze.main([*arguments])
+    for name in ("analysis.json", *FIGURES):
+        assert (tmp_path / "trained" / name).read_bytes() == (workdir / name).read_bytes(), name
 
 
 @pytest.mark.usefixtures("unreported")

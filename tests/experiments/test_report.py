@@ -86,6 +86,7 @@ def write_report(*args):
     return page
 
 
+DRAWN = True
 pytestmark = pytest.mark.filterwarnings("error")
 
 

@@ -56,13 +56,13 @@ def refused(workdir, monkeypatch, capsys, *args):
     return errors
 
 
-def test_a_killed_search_ends_as_if_undisturbed(tmp_path, capsys):
+def test_a_killed_search_ends_as_if_undisturbed(undisturbed, tmp_path, capsys):
+    """`make stress` kills searches of two networks."""
     choice = random.Random(7)
-    faults.kill(tmp_path / "work", choice, longest=0, while_writing=True)
-    faults.kill(tmp_path / "work", choice, longest=10, while_writing=False)
-    for name in "work", "undisturbed":
-        assert finish(tmp_path / name, capsys).err == ""
-    assert faults.results(tmp_path / "work") == faults.results(tmp_path / "undisturbed")
+    faults.kill(tmp_path / "work", choice, 0, True, ONE)
+    faults.kill(tmp_path / "work", choice, 10, False, ONE)
+    assert finish(tmp_path / "work", capsys, ONE).err == ""
+    assert faults.results(tmp_path / "work") == faults.results(undisturbed)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

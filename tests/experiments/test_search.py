@@ -132,12 +132,11 @@ def test_a_finished_workdir_is_printed_again_and_left_alone(finished):
     assert {path: path.stat().st_mtime_ns for path in directory.rglob("*")} == before
 
 
-def test_a_workdir_of_another_config_is_refused(finished):
+def test_a_workdir_of_another_config_is_refused(finished, monkeypatch, capsys):
     directory, _ = finished
-    process = command(*SMALL, "--config.seed=5", f"--workdir={directory}")
-    assert process.returncode == 2
-    assert process.stderr.startswith("error: --workdir")
-    assert process.stderr.endswith("another config: seed (0 there, 5 now); choose another --workdir\n")
+    errors = refused([*SMALL, "--config.seed=5", f"--workdir={directory}"], monkeypatch, capsys)
+    assert errors.startswith("error: --workdir")
+    assert errors.endswith("another config: seed (0 there, 5 now); choose another --workdir\n")
 
 
 def test_the_tables_load_with_the_right_types(finished):
@@ -154,9 +153,15 @@ def test_the_tables_load_with_the_right_types(finished):
             pandas.testing.assert_series_equal(table[column], parquet[column], check_dtype=False, rtol=1e-6)
 
 
-def test_networks_that_all_diverge_have_their_columns_too(tmp_path):
-    args = [*SMALL, "--config.evaluate_every=1", "--config.search.learning_rate=1e38", f"--workdir={tmp_path}/work"]
-    search.main(args)
+def test_runs_that_all_diverge_are_reported_as_such(tmp_path, capsys):
+    more = "networks=highway", "evaluate_every=1", "search.learning_rate=1e38"
+    search.main([*SMALL, *(f"--config.{change}" for change in more), f"--workdir={tmp_path}/work"])
+    assert "3 of 3" in capsys.readouterr().out
+    summary = json.loads((tmp_path / "work/summary.json").read_text())
+    assert summary["highway"]["best_loss"] is None
+    assert [run["best_loss"] for run in rows(tmp_path / "work/runs.csv")] == ["inf"] * 3
+    assert jax.tree.leaves(checkpoint.restore_params(tmp_path / "work/best/highway"))
+    # The columns of what is measured are there too.
     assert {len(row) for row in rows(tmp_path / "work/curves.csv")} == {5}
     assert {row["test_accuracy"] for row in rows(tmp_path / "work/curves.csv")} == {"nan"}
 
@@ -202,10 +207,12 @@ def test_the_bias_is_told_of_networks_that_have_one(tmp_path):
     assert biases == {"highway": "-3.0", "plain": "", "residual": "", "fixed": "-3.0", "lstm": "-3.0"}
 
 
-def test_help_is_the_programs_docstring():
-    process = command("--help")
-    assert process.returncode == 0
-    assert "--config=NAME" in process.stdout
+def test_help_is_the_programs_docstring(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["search", "--help"])
+    with pytest.raises(SystemExit) as stop:
+        cli.run(search.main, search.__doc__)
+    assert stop.value.code == 0
+    assert "--config=NAME" in capsys.readouterr().out
 
 
 def refused(args, monkeypatch, capsys):
@@ -367,7 +374,7 @@ def test_the_home_directory_is_written_as_a_tilde(finished, tmp_path, monkeypatc
 
 
 def test_a_search_goes_on_when_nobody_reads_what_it_prints(tmp_path):
-    args = [*SMALL, f"--workdir={tmp_path}/work"]
+    args = [*SMALL, "--config.networks=highway", "--config.epochs=1", f"--workdir={tmp_path}/work"]
     process = subprocess.Popen(
         [sys.executable, "-m", "experiments.search", *args], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
@@ -394,13 +401,3 @@ def test_a_users_own_config_file_and_a_fixed_hyperparameter(tmp_path, monkeypatc
     search.main(args)
     assert "digits, depth 3: 1500 training examples, 2 runs" in capsys.readouterr().out
     assert [run["momentum"] for run in rows(tmp_path / "work/runs.csv")] == ["0.5", "0.5"]
-
-
-def test_runs_that_all_diverge_are_reported_as_such(tmp_path, capsys):
-    args = [*SMALL, "--config.networks=highway", "--config.search.learning_rate=1e38", f"--workdir={tmp_path}/work"]
-    search.main(args)
-    assert "3 of 3" in capsys.readouterr().out
-    summary = json.loads((tmp_path / "work/summary.json").read_text())
-    assert summary["highway"]["best_loss"] is None
-    assert [run["best_loss"] for run in rows(tmp_path / "work/runs.csv")] == ["inf"] * 3
-    assert jax.tree.leaves(checkpoint.restore_params(tmp_path / "work/best/highway"))
