@@ -90,25 +90,24 @@ def test_one_by_one_convolution_is_a_dense_layer_at_every_position():
 @pytest.mark.parametrize("strides", [1, 2, 3])
 @pytest.mark.parametrize("features", [None, 2, 3, 7])
 def test_a_highway_layer_changes_the_size_by_sub_sampling_and_zero_padding(features, strides):
-    x = jax.random.normal(KEY, (2, 7, 6, 3))
-    kept = {None: x, 2: x[..., :2], 3: x, 7: jnp.concatenate([x, jnp.zeros((2, 7, 6, 4))], axis=-1)}[features]
+    x = np.random.default_rng(0).normal(size=(2, 7, 6, 3)).astype(np.float32)
+    kept = {None: x, 2: x[..., :2], 3: x, 7: np.pad(x, [(0, 0)] * 3 + [(0, 4)])}[features]
 
     def gates_at(variables, bias):
-        variables = jax.tree.map(jnp.zeros_like, variables)
+        variables = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), variables)
         variables["params"]["t"]["bias"] += bias
         return variables
 
     dense, conv = HighwayDense(features=features), HighwayConv((3, 2), features=features, strides=strides)
     sampled = kept[:, ::strides, ::strides]
     for layer, expected in (dense, kept), (conv, sampled):
-        variables = layer.init(KEY, x)
-        np.testing.assert_array_equal(layer.apply(gates_at(variables, -jnp.inf), x), expected)  # T = 0 carries x-hat
-        np.testing.assert_array_equal(layer.apply(gates_at(variables, jnp.inf), x), jnp.zeros_like(expected))
+        variables, apply = jax.eval_shape(layer.init, KEY, x), jax.jit(layer.apply)
+        np.testing.assert_array_equal(apply(gates_at(variables, -np.inf), x), expected)  # T = 0 carries x-hat
+        np.testing.assert_array_equal(apply(gates_at(variables, np.inf), x), np.zeros_like(expected))
     # A field that sees its centre alone sees what the shortcut carries.
-    variables = gates_at(conv.init(KEY, x), jnp.inf)
-    centre = variables["params"]["h"]["kernel"].at[1, 0].set(jnp.eye(3, features or 3))
-    variables["params"]["h"]["kernel"] = centre
-    np.testing.assert_array_equal(conv.apply(variables, x)[..., :2], jax.nn.relu(sampled)[..., :2])
+    variables = gates_at(variables, np.inf)
+    variables["params"]["h"]["kernel"][1, 0] = np.eye(3, features or 3)
+    np.testing.assert_array_equal(apply(variables, x)[..., :2], np.maximum(sampled, 0)[..., :2])
 
 
 @pytest.mark.parametrize("layer", [HighwayDense(carry="independent"), HighwayConv(), PlainDense(3), PlainConv(3)])
@@ -138,12 +137,12 @@ def test_h_may_be_recurrent_or_attention(h, gates):
     own = {name: nn.Conv(6, (3,)) for name in "tc" if f"{name} " in gates}
     layer = Highway(h, transform_bias=-2.0, **own)
     x = jax.random.normal(KEY, (3, 5, 6))
-    params = layer.init(KEY, x)["params"]
+    params = jax.jit(layer.init)(KEY, x)["params"]
     assert set(params) == {"h", "t", *own}
 
-    y, captured = layer.apply({"params": params}, x, mutable="intermediates")
+    y, captured = jax.jit(functools.partial(layer.apply, mutable="intermediates"))({"params": params}, x)
     found = {name: value for name, (value,) in captured["intermediates"].items() if name != "h"}
-    h_alone = h.apply({"params": params["h"]}, x)
+    h_alone = jax.jit(h.apply)({"params": params["h"]}, x)
     np.testing.assert_allclose(found["block_state"], h_alone, rtol=1e-5, atol=1e-6)
     z = {n: (g.apply({"params": params[n]}, x)) for n, g in own.items()} or {
         "t": nn.Dense(6).apply({"params": params["t"]}, x)
@@ -151,11 +150,11 @@ def test_h_may_be_recurrent_or_attention(h, gates):
     t = sigmoid(z["t"] - 2 if own else z["t"])
     c = sigmoid(z["c"] + 2) if "c" in z else 1 - t
     np.testing.assert_allclose(y, h_alone * t + x * c, rtol=1e-4, atol=1e-5)
-    gradients = jax.grad(lambda p: (layer.apply({"params": p}, x) ** 2).sum())(params)
+    gradients = jax.jit(jax.grad(lambda p: (layer.apply({"params": p}, x) ** 2).sum()))(params)
     assert all(np.abs(g).max() > 0 for g in jax.tree.leaves(gradients["t"]))
 
     carrying = layer.clone(transform_bias=-30.0)
-    np.testing.assert_allclose(carrying.apply(carrying.init(KEY, x), x), x, rtol=1e-5)
+    np.testing.assert_allclose(jax.jit(carrying.init_with_output)(KEY, x)[0], x, rtol=1e-5)
 
 
 def linen(layer):
@@ -294,11 +293,12 @@ PLACES = {
 @pytest.mark.parametrize(("model", "expected"), PLACES.values(), ids=PLACES)
 def test_parameters_live_under_h_t_and_c_wherever_the_layer_is_built(model, expected):
     x = jax.random.normal(KEY, (2, 6))
-    y, variables = model.init_with_output(KEY, x)
+    y, variables = jax.jit(model.init_with_output)(KEY, x)
     assert jax.tree.map(jnp.shape, dict(variables)) == {"params": expected}
-    np.testing.assert_allclose(model.apply(variables, x), y, rtol=1e-5)  # they are the ones that are used
-    zeros = jax.tree.map(jnp.zeros_like, variables)
-    assert not np.allclose(model.apply(zeros, x), y)
+    apply = jax.jit(model.apply)
+    np.testing.assert_allclose(apply(variables, x), y, rtol=1e-5)  # they are the ones that are used
+    zeros = jax.tree.map(np.zeros_like, variables)
+    assert not np.allclose(apply(zeros, x), y)
 
 
 def test_dropout_and_batch_statistics_in_h_work_inside_a_module():

@@ -25,7 +25,7 @@ def layer(params, index):
 def test_the_scanned_network_is_its_layers_one_after_another(block, activation):
     model = MLP(6, 5, num_classes=3, kind=block, activation=activation, transform_bias=-0.5)
     carry = "independent" if block == "independent" else "coupled"
-    params = model.init(KEY, X)["params"]
+    params = jax.jit(model.init)(KEY, X)["params"]
 
     def by_hand(params, x):
         x = PlainDense(5, activation).apply({"params": params["input"]}, x.reshape(3, -1))
@@ -38,8 +38,16 @@ def test_the_scanned_network_is_its_layers_one_after_another(block, activation):
     def scanned(params, x):
         return model.apply({"params": params}, x)
 
-    np.testing.assert_allclose(scanned(params, X), by_hand(params, X), rtol=1e-5, atol=1e-5)
-    ours, reference = (jax.grad(lambda p, x: (f(p, x) ** 2).sum(), (0, 1))(params, X) for f in (scanned, by_hand))  # noqa: B023
+    def with_gradients(network):
+        def loss(params, x):
+            logits = network(params, x)
+            return (logits**2).sum(), logits
+
+        gradients, logits = jax.jit(jax.grad(loss, (0, 1), has_aux=True))(params, X)
+        return logits, gradients
+
+    (logits, ours), (expected, reference) = with_gradients(scanned), with_gradients(by_hand)
+    np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), ours, reference)
 
 
@@ -47,7 +55,7 @@ def test_the_scanned_network_is_its_layers_one_after_another(block, activation):
 def test_every_layer_starts_with_weights_of_its_own_and_biased_to_carry(kind):
     bias = jnp.float32(-4.0)
     model = MLP(depth=4, width=300, activation="tanh", transform_bias=bias, kind=kind)
-    gates = layer_params(model.init(KEY, X)["params"])
+    gates = layer_params(jax.jit(model.init)(KEY, X)["params"])
     assert {gate: float(p["bias"].mean()) for gate, p in gates.items()} == (
         {"h": 0, "t": -4} if kind == "highway" else {"h": 0, "t": -4, "c": 4}
     )
@@ -133,7 +141,7 @@ def test_a_block_starts_with_the_biases_it_names():
         "lstm": {"h": 0, "i": -3, "f": 3, "o": 0},
     }
     for block, expected in biases.items():
-        params = MLP(depth=4, width=5, kind=block, transform_bias=-3.0).init(KEY, X)["params"]
+        params = jax.jit(MLP(depth=4, width=5, kind=block, transform_bias=-3.0).init)(KEY, X)["params"]
         found = {name: p["bias"] for name, p in layer_params(params, tuple(expected)).items()}
         jax.tree.map(np.testing.assert_array_equal, found, {n: np.full((3, 5), b) for n, b in expected.items()})
 
@@ -141,10 +149,11 @@ def test_a_block_starts_with_the_biases_it_names():
 @pytest.mark.parametrize("block", KINDS)
 def test_logits_and_inner_states_have_their_dtypes(block):
     mixed = MLP(depth=4, width=5, kind=block, dtype=jnp.bfloat16, transform_bias=jnp.float32(-3))
-    logits, sown = mixed.apply(mixed.init(KEY, X), X, mutable="intermediates")
+    variables = jax.eval_shape(mixed.init, KEY, X)
+    logits, sown = jax.eval_shape(partial(mixed.apply, mutable="intermediates"), variables, X)
     assert logits.dtype == jnp.float32
     assert {leaf.dtype for leaf in jax.tree.leaves(sown)} == {jnp.dtype("bfloat16")}
-    assert mixed.clone(param_dtype=jnp.bfloat16).init_with_output(KEY, X)[0].dtype == jnp.bfloat16
+    assert jax.eval_shape(mixed.clone(param_dtype=jnp.bfloat16).init_with_output, KEY, X)[0].dtype == jnp.bfloat16
 
 
 @pytest.mark.parametrize("options", [{}, {"remat": True}, {"implementation": "fused"}], ids=str)
@@ -166,7 +175,8 @@ def test_a_stack_takes_any_leading_axes(leading, options):
         return jax.jit(jax.grad(loss, (0, 1, 2), has_aux=True))(x, *weights)
 
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), gradients(False), gradients(True))
-    found, flat = (states(HIGHWAY, x, *weights, "tanh") for x in (x, x.reshape(-1, 4)))
+    shown = jax.jit(lambda x: states(HIGHWAY, x, *weights, "tanh"))
+    found, flat = shown(x), shown(x.reshape(-1, 4))
     for name, value in found.items():
         assert value.shape == (5, *leading, 4)
         np.testing.assert_allclose(value.reshape(5, -1, 4), flat[name], rtol=1e-6)
@@ -193,8 +203,8 @@ def test_a_stack_has_second_derivatives_and_no_forward_mode():
 
 def test_an_lstm_block_with_closed_input_and_open_forget_gates_carries():
     model = MLP(depth=30, width=5, kind="lstm", transform_bias=-20.0)
-    variables = model.init(KEY, X)
-    states = model.apply(variables, X, mutable="intermediates")[1]["intermediates"]["layers"]
+    variables = jax.jit(model.init)(KEY, X)
+    states = jax.jit(partial(model.apply, mutable="intermediates"))(variables, X)[1]["intermediates"]["layers"]
     found = {name: value for name, (value,) in states.items()}
     gates = {f"{name}_gate" for name in ("input", "forget", "output")}
     assert set(found) == {"block_state", "cell_state", "block_output", *gates}
@@ -210,24 +220,25 @@ def test_the_explicit_backward_pass_of_a_stack(parts):
     block = HIGHWAY if parts == 2 else INDEPENDENT
     x = jax.random.normal(KEY, (3, 4))
     kernel, bias = jax.random.normal(KEY, (5, 4, parts * 4)) / 2, jnp.ones((5, parts * 4)) / 3
-    check_grads(lambda *args: stack(block, *args, "tanh"), (x, kernel, bias), 1, modes=["rev"], atol=2e-2, rtol=2e-2)
-    found = states(block, x, kernel, bias, "tanh")
-    np.testing.assert_allclose(found["block_output"][-1], stack(block, x, kernel, bias, "tanh"), rtol=1e-6)
+    layers = jax.jit(lambda *args: stack(block, *args, "tanh"))
+    check_grads(layers, (x, kernel, bias), 1, modes=["rev"], atol=2e-2, rtol=2e-2)
+    found = jax.jit(lambda *args: states(block, *args, "tanh"))(x, kernel, bias)
+    np.testing.assert_allclose(found["block_output"][-1], layers(x, kernel, bias), rtol=1e-6)
     assert (parts == 2) == np.allclose(found["carry_gate"], 1 - found["transform_gate"])
 
 
 def test_a_traced_activation_is_the_named_one():
     for index, name in enumerate(("relu", "tanh")):
         run = jax.jit(lambda i: MLP(depth=4, width=5, activation=i).init_with_output(KEY, X))
-        traced, named = run(index), MLP(depth=4, width=5, activation=name).init_with_output(KEY, X)
+        traced, named = run(index), jax.jit(MLP(depth=4, width=5, activation=name).init_with_output)(KEY, X)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), traced, named)
 
 
 def test_inner_states_can_be_asked_for():
     model = MLP(depth=4, width=5, transform_bias=-2.0)
-    variables = model.init(KEY, X)
+    variables = jax.jit(model.init)(KEY, X)
     assert set(variables) == {"params"}
-    logits, captured = model.apply(variables, X, mutable="intermediates")
+    logits, captured = jax.jit(partial(model.apply, mutable="intermediates"))(variables, X)
     states = {name: value for name, (value,) in captured["intermediates"]["layers"].items()}
     assert {name: value.shape for name, value in states.items()} == dict.fromkeys(
         ("block_state", "transform_gate", "carry_gate", "block_output"), (3, 3, 5)

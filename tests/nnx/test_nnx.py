@@ -54,19 +54,19 @@ def pure(state):
 def test_a_layer_is_its_linen_twin(kind, args, options, twin):
     layer = kind(*args, **options, rngs=nnx.Rngs(0))
     start = pure(nnx.state(layer, nnx.Param))
-    params = twin.init(KEY, X)["params"]
+    params = jax.jit(twin.init)(KEY, X)["params"]
     assert jax.tree.map(lambda a: (a.shape, a.dtype), start) == jax.tree.map(lambda a: (a.shape, a.dtype), params)
     for part in params:  # biases that no key decides
         np.testing.assert_array_equal(start[part]["bias"], params[part]["bias"])
 
     nnx.update(layer, params)
     tolerance = {"rtol": 2e-2, "atol": 2e-2} if twin.dtype else {"rtol": 1e-5, "atol": 1e-6}
-    y, expected = layer(X), twin.apply({"params": params}, X)
+    y, expected = nnx.jit(kind.__call__)(layer, X), jax.jit(twin.apply)({"params": params}, X)
     assert y.dtype == expected.dtype
     np.testing.assert_allclose(*(np.float32(a) for a in (y, expected)), **tolerance)
 
     grads = nnx.jit(nnx.grad(lambda layer, x: (layer(x) ** 2).sum(), argnums=(0, 1)))(layer, X)
-    wanted = jax.grad(lambda p, x: (twin.apply({"params": p}, x) ** 2).sum(), argnums=(0, 1))(params, X)
+    wanted = jax.jit(jax.grad(lambda p, x: (twin.apply({"params": p}, x) ** 2).sum(), argnums=(0, 1)))(params, X)
     close = {"rtol": 1e-1, "atol": 1e-1} if twin.dtype else {"rtol": 1e-4, "atol": 1e-4}
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **close), (pure(grads[0]), grads[1]), wanted)
 
@@ -94,8 +94,7 @@ def test_inner_states_can_be_asked_for(carry):
 
 def test_a_searchs_network_goes_on_as_a_scan_of_native_layers():
     model = MLP(depth=6, width=4, num_classes=3, kind="independent")
-    params = model.init(KEY, X)["params"]
-
+    params = jax.jit(model.init)(KEY, X)["params"]
     gates = layer_params(params)
 
     @nnx.split_rngs(splits=5)
@@ -118,7 +117,9 @@ def test_a_searchs_network_goes_on_as_a_scan_of_native_layers():
 
     grads = nnx.jit(nnx.grad(lambda stack: (apply(x, stack) ** 2).sum()))(stack)
     kernel, bias = (jnp.concatenate([gates[g][leaf] for g in gates], axis=-1) for leaf in ("kernel", "bias"))
-    wanted = jax.grad(lambda weights: (stacks.stack(INDEPENDENT, x, *weights, "relu") ** 2).sum())((kernel, bias))
+    wanted = jax.jit(jax.grad(lambda weights: (stacks.stack(INDEPENDENT, x, *weights, "relu") ** 2).sum()))(
+        (kernel, bias)
+    )
     wanted = layer_params({"layers": dict(zip(("kernel", "bias"), wanted, strict=True))})
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), pure(grads), wanted)
 
@@ -154,7 +155,7 @@ def test_mistakes_are_explained(make, message):
 def test_a_stack_is_its_linen_twin(options):
     x = jax.random.normal(KEY, (4, 3))
     stack, twin = native.HighwayStack(3, 5, **options, rngs=nnx.Rngs(0)), linen.HighwayStack(5, **options)
-    params = twin.init(KEY, x)["params"]
+    params = jax.jit(twin.init)(KEY, x)["params"]
     assert jax.tree.map(jnp.shape, pure(nnx.state(stack, nnx.Param))) == jax.tree.map(jnp.shape, params)
     nnx.update(stack, params)
     expected, sown = twin.apply({"params": params}, x, mutable="intermediates")

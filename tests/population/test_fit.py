@@ -81,7 +81,7 @@ def assert_same_runs(result, numbers, other=None, others=None):
         np.testing.assert_array_equal(values[rows], other.hyperparameters[name][there])
 
 
-@settings(max_examples=12)
+@settings(max_examples=6)
 @given(
     first=st.integers(0, 5), count=st.integers(1, 6), devices=DEVICES, in_memory=st.none() | st.integers(1, 4),
     lockstep=st.integers(1, 3), size=st.sampled_from([1, 5, None]),
@@ -165,7 +165,7 @@ class Stop:
         return int(self.left == 0)
 
 
-@settings(max_examples=8)
+@settings(max_examples=4)
 @given(
     stops=st.lists(st.integers(1, 4), min_size=1, max_size=2), halving=st.booleans(),
     keep=st.sampled_from(["best", "all"]), every=st.none() | st.integers(1, 2), devices=DEVICES,
