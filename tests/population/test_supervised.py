@@ -1,5 +1,7 @@
 """Flax models as tasks: Linen and NNX, with batch statistics, dropout and further collections."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -118,8 +120,8 @@ def test_the_contract_runs_as_written(tmp_path):
 
 def mean_loss(params, model, rest, rows, streams):
     variables = {"params": params, **rest}
-    outputs, updated = model.apply(variables, X[rows], train=True, mutable=list(rest), rngs=streams)
-    return squared(outputs, {"y": Y[rows]}).mean(), updated
+    outputs, updated = model.apply(variables, jnp.asarray(X)[rows], train=True, mutable=list(rest), rngs=streams)
+    return squared(outputs, {"y": jnp.asarray(Y)[rows]}).mean(), updated
 
 
 @pytest.mark.filterwarnings("ignore:space has .dropout., which")
@@ -132,7 +134,8 @@ def test_linen_trains_as_a_loop_written_by_hand():
     for run in 0, 2:
         hp = {name: values[run] for name, values in result.hyperparameters.items()}
         model, optimizer = Net(activation=hp["activation"]), optax.adamw(hp["lr"])
-        variables = model.init(key_of(0, run), X[:1], train=False)
+        variables = jax.jit(functools.partial(model.init, train=False))(key_of(0, run), X[:1])
+        gradients_of = jax.jit(jax.grad(mean_loss, has_aux=True), static_argnums=1)
         params, rest = variables["params"], {name: variables[name] for name in ("batch_stats", "counter")}
         opt_state = optimizer.init(params)
         for epoch in range(2):
@@ -140,7 +143,7 @@ def test_linen_trains_as_a_loop_written_by_hand():
                 key = jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(key_of(0, run), 0), epoch), number)
                 streams = {"noise": jax.random.fold_in(jax.random.split(key)[1], 0), "dropout": key}
 
-                gradients, rest = jax.grad(mean_loss, has_aux=True)(params, model, rest, rows, streams)
+                gradients, rest = gradients_of(params, model, rest, rows, streams)
                 updates, opt_state = optimizer.update(gradients, opt_state, params)
                 params = optax.apply_updates(params, updates)
         found = result.run(run).variables
@@ -165,11 +168,15 @@ def test_nnx_trains_as_a_loop_written_by_hand():
         optimizer = nnx.Optimizer(
             model, optax.adamw(optax.warmup_cosine_decay_schedule(0.0, float(hp["lr"]), 3, 10)), wrt=nnx.Param
         )
+
+        @nnx.jit
+        def update(model, optimizer, batch):
+            gradients = nnx.grad(lambda model: squared(model(batch["x"]), batch).mean())(model)
+            optimizer.update(model, gradients)
+
         for epoch in range(2):
             for rows in order_of(0, epoch):
-                batch = {"x": X[rows], "y": Y[rows]}
-                gradients = nnx.grad(lambda model, batch=batch: squared(model(batch["x"]), batch).mean())(model)
-                optimizer.update(model, gradients)
+                update(model, optimizer, {"x": X[rows], "y": Y[rows]})
         model.eval()
         expected = squared(model(X[50:]), {"y": Y[50:]}).mean()
         np.testing.assert_allclose(result.curves["valid_loss"][run, -1], expected, rtol=1e-4)

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +13,7 @@ DIGITS = data.load("digits")
 INPUTS = DIGITS.train["x"][:1] / np.float32(16)
 NETWORK = ConvNet(("conv 4 3x3", "maxout 4 3x3", "maxpool 2x2", "conv 4 3x3"))
 TEACHER = ConvNet(("maxout 6 3x3 pad 0", "maxout 5", "dense 4"))
-PARAMS = TEACHER.init(jax.random.key(0), INPUTS)["params"]
+PARAMS = jax.jit(TEACHER.init)(jax.random.key(0), INPUTS)["params"]
 GUIDE = Teacher(TEACHER, PARAMS, hint_layer=1)
 STEPS = 4
 
@@ -38,24 +40,30 @@ def test_losses_are_the_papers():
         np.testing.assert_allclose(loss(*rounded), loss(*map(jnp.float32, rounded)), rtol=1e-6)
 
 
+@functools.cache
 def started():
-    return TASK.init({}, jax.random.key(1), SOME)
+    return jax.jit(functools.partial(TASK.init, {}))(jax.random.key(1), SOME)
+
+
+STEP = jax.jit(TASK.step)
 
 
 def test_a_students_network_is_the_network_alone():
     params = dict(started().params)
     assert params.pop("regressor")["h"]["kernel"].shape == (3, 3, 4, 2 * 6)  # 8x8 guided, hints of 6x6
-    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, NETWORK.init(jax.random.key(1), INPUTS)["params"])
-    expected = NETWORK.apply({"params": params}, rescaled(SOME)["x"])
-    found = TASK.evaluate({}, started(), SOME)
+    alone = jax.eval_shape(NETWORK.init, jax.random.key(1), INPUTS)["params"]
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, alone)
+    expected = jax.jit(NETWORK.apply)({"params": params}, rescaled(SOME)["x"])
+    found = jax.jit(TASK.evaluate)({}, started(), SOME)
     np.testing.assert_allclose(found["loss"], population.cross_entropy(expected, SOME), rtol=1e-4)
     np.testing.assert_array_equal(found["accuracy"], population.accuracy(expected, SOME))
 
 
 def test_the_first_stage_moves_the_guided_layers_alone_and_the_second_all():
-    state, step = started(), jax.jit(TASK.step)
+    state = started()
     far = rescaled(DIGITS.train)["x"]
 
+    @jax.jit
     def hint_loss_of(state):
         return student({}).apply(state.variables, far, method="hint_loss")
 
@@ -64,7 +72,7 @@ def test_the_first_stage_moves_the_guided_layers_alone_and_the_second_all():
         before = state.params
         for number in range(STEPS):
             batch = {name: array[50 * number : 50 * (number + 1)] for name, array in SOME.items()}
-            state, _ = step({}, state, batch, jax.random.key(number))
+            state, _ = STEP({}, state, batch, jax.random.key(number))
         moved = {
             name for name in before if not jax.tree.all(jax.tree.map(np.array_equal, before[name], state.params[name]))
         }
@@ -75,16 +83,15 @@ def test_the_first_stage_moves_the_guided_layers_alone_and_the_second_all():
 
 def test_the_loss_is_each_stages_own_and_the_weight_of_the_teachers_falls():
     state = started()
-    batch = {name: array[:20] for name, array in SOME.items()}
+    batch = {name: array[:50] for name, array in SOME.items()}
     inputs = rescaled(batch)["x"]
-    logits = NETWORK.apply({"params": state.params}, inputs)
-    labels = -jax.nn.log_softmax(logits)[np.arange(20), batch["y"]].mean()
-    teacher = distillation_loss(logits, TEACHER.apply({"params": PARAMS}, inputs))
-    hints = student({}).apply(state.variables, inputs, method="hint_loss")
-    step = jax.jit(TASK.step)
+    logits = jax.jit(NETWORK.apply)({"params": state.params}, inputs)
+    labels = -jax.nn.log_softmax(logits)[np.arange(50), batch["y"]].mean()
+    teacher = distillation_loss(logits, jax.jit(TEACHER.apply)({"params": PARAMS}, inputs))
+    hints = jax.jit(lambda variables: student({}).apply(variables, inputs, method="hint_loss"))(state.variables)
     for epoch, expected in (0, hints), (1, hints), (2, labels + 4.0 * teacher), (3, labels + 2.5 * teacher):
         now = state.replace(collections={"stages": {"steps": jnp.int32(epoch * STEPS + 1)}})
-        _, found = step({}, now, batch, jax.random.key(0))
+        _, found = STEP({}, now, batch, jax.random.key(0))
         np.testing.assert_allclose(found["loss"], expected, rtol=1e-4)
         np.testing.assert_allclose(found["cross_entropy"], labels, rtol=1e-4)
 
