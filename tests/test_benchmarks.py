@@ -1,13 +1,14 @@
 """The benchmark runs and writes what it says; what it measures is no test's business."""
 
 import json
+import operator
 import sys
 from pathlib import Path
 
 import jax
 import pytest
 
-from benchmarks import frameworks, jax_contenders, population
+from benchmarks import frameworks, jax_contenders, limit, population
 from benchmarks.work import INPUTS, Work
 from experiments import cli
 from highway_jax import MLP
@@ -15,12 +16,15 @@ from highway_jax import MLP
 ROOT = Path(__file__).parents[1]
 
 
-def test_the_benchmark_writes_its_table_and_json(tmp_path, capsys):
+def test_the_benchmark_writes_its_table_and_json(tmp_path, monkeypatch, capsys):
+    rates = {"gemm_flops": limit.gemm_flops(64, 1), "copy_bytes": 1e9}  # those of the machine take seconds to measure
+    monkeypatch.setattr(population, "measure_limit", operator.methodcaller("send", rates))
     work = ["--depth=3", "--runs=2", "--batch=4", "--width=5", "--steps=2", "--repetitions=2"]
     population.main([*work, "--only=ours,jax_vmap", f"--out={tmp_path}"])
     assert "the limit" in capsys.readouterr().out
     result = json.loads((tmp_path / "population_cpu_depth3.json").read_text())
     assert set(result["contenders"]) == {"ours", "jax_vmap"}
+    assert result["rates"] == rates and rates["gemm_flops"] > 0
     for figures in result["contenders"].values():
         assert 0 < figures["ms_min"] <= figures["ms"] <= figures["ms_max"]
 

@@ -577,10 +577,15 @@ def test_the_readme_keeps_quiet_about_what_does_not_hold(tmp_path):
     assert [line for line in screen.splitlines() if line.startswith("- **")] == [f"- {reproduction_page.EXACT}"]
 
 
-def begin(folder, *args, **environment):
-    """Start the program with `folder` in place of the repository."""
+def prepare(folder):
+    """A folder in place of the repository."""
     (folder / "docs").mkdir(parents=True, exist_ok=True)
     (folder / "README.md").write_text("# X\n<!-- claims -->\n<!-- /claims -->\nmore\n")
+
+
+def begin(folder, *args, **environment):
+    """Start the program with `folder` in place of the repository."""
+    prepare(folder)
     return subprocess.Popen(
         [sys.executable, "-c", GO, str(folder), *args],
         cwd=ROOT,
@@ -591,7 +596,19 @@ def begin(folder, *args, **environment):
     )
 
 
-def test_stops_goes_on_and_writes_the_page(tmp_path):
+def go(folder, monkeypatch, *args):
+    """The same in this process; the programs that it starts have processes of their own."""
+    few = dataclasses.replace(reproduce.EXPERIMENTS[0], what="few", small=("epochs=40", "num_runs=4"))
+    monkeypatch.setattr(reproduce, "EXPERIMENTS", (*reproduce.EXPERIMENTS, few))
+    monkeypatch.setattr(reproduce, "PARTS", (*reproduce.PARTS, "few"))
+    monkeypatch.setattr(reproduce, "ROOT", folder)
+    monkeypatch.setattr(sys, "argv", ["reproduce", *args])
+    with pytest.raises(SystemExit) as stop:
+        cli.run(reproduce.main, reproduce.__doc__)
+    return stop.value.code
+
+
+def test_stops_goes_on_and_writes_the_page(tmp_path, monkeypatch, capsys):
     images = np.random.default_rng(0).integers(0, 256, (1000, 8, 8, 1), np.uint8)
     labels = np.arange(1000) % 10
     write_tfds(tmp_path / "tfds", MNIST, (images, labels), (images[:50], labels[:50]))
@@ -608,12 +625,11 @@ def test_stops_goes_on_and_writes_the_page(tmp_path):
     stopped = results.load(kept)
     assert stopped.summary is None
 
-    late = begin(root, *few, "--budget_minutes=0", **data)
-    assert "stopped after 0 minutes; the same command goes on" in late.communicate()[0] and late.returncode == 0
-
-    last = begin(root, *few, **data)
-    output, errors = last.communicate()
-    assert last.returncode == 0, errors
+    monkeypatch.setenv("TFDS_DATA_DIR", data["TFDS_DATA_DIR"])
+    with monkeypatch.context() as patch:
+        assert go(root, patch, *few, "--budget_minutes=0") == 0
+    assert "stopped after 0 minutes; the same command goes on" in capsys.readouterr().out
+    assert go(root, monkeypatch, *few) == 0
     found = results.load(kept)
     assert found.summary is not None and found.networks["plain"].epochs.tolist() == [EPOCHS] * 4
     before = stopped.networks["highway"].curves
@@ -662,11 +678,11 @@ def test_mistakes_are_one_line(args, message, tmp_path, monkeypatch, capsys):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_program_that_fails_has_its_say(tmp_path):
-    tried = begin(
-        tmp_path, "--what=few", "--scale=small", f"--workdirs={tmp_path}", TFDS_DATA_DIR=str(tmp_path / "none")
-    )
-    errors = tried.communicate()[1]
-    assert tried.returncode == 2 and "'mnist' is not prepared" in errors and errors.count("\n") == 1
+def test_a_program_that_fails_has_its_say(tmp_path, monkeypatch, capfd):
+    prepare(tmp_path)
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "none"))
+    assert go(tmp_path, monkeypatch, "--what=few", "--scale=small", f"--workdirs={tmp_path}") == 2
+    errors = capfd.readouterr().err
+    assert "'mnist' is not prepared" in errors and errors.count("\n") == 1
     assert "<!-- claims -->\n<!-- /claims -->" in (tmp_path / "README.md").read_text()  # nothing was kept
     assert not any((tmp_path / "docs").iterdir())

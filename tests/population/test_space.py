@@ -17,7 +17,7 @@ RUNS = np.arange(50)
 ends = st.tuples(st.floats(1e-5, 10), st.floats(1e-5, 10)).map(sorted)
 
 
-@settings(max_examples=10)
+@settings(max_examples=5)
 @given(ends, st.integers(0, 1000))
 def test_draws_stay_in_their_ranges_and_follow_from_key_and_number_alone(pair, first):
     space = Space({"a": log_uniform(*pair), "b": uniform(*pair), "c": choice(1, 2, 5)})
@@ -42,7 +42,7 @@ def test_draws_are_distributed_as_they_say():
     assert abs(np.corrcoef(drawn["a"], drawn["b"])[0, 1]) < 0.06  # each has a key of its own
 
 
-@settings(max_examples=20)
+@settings(max_examples=10)
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=3), st.integers(0, 40), st.integers(1, 30))
 def test_a_grid_has_every_combination_in_turn_each_with_one_draw_of_the_rest(sizes, first, count):
     grids = {f"g{i}": grid(*range(10, 10 + size)) for i, size in enumerate(sizes)}
