@@ -6,6 +6,7 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -38,7 +39,8 @@ def test_a_killed_regression_continues_as_if_nothing_had_happened(tmp_path, monk
     said = []
     for directory in killed, undisturbed:
         monkeypatch.chdir(directory)
-        tabular_regression.main(2, 25)
+        with jax.default_matmul_precision(None):  # programs that other tests call leave theirs behind
+            tabular_regression.main(2, 25)
         said.append(capsys.readouterr().out.splitlines())
 
     assert any("resumed after epoch " in line for line in said[0])
@@ -62,6 +64,7 @@ def test_the_best_classifier_is_the_same_in_plain_flax(capsys):
 
 def test_deep_networks_are_compared_and_the_highway_one_is_looked_into(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(deep_residual, "TRAIN", {name: array[:500] for name, array in deep_residual.TRAIN.items()})
     result, lesions = deep_residual.main(num_runs=6, epochs=1)
     assert set(result.hyperparameters["kind"]) == {"highway", "prenorm", "plain"}
     for kind, layers in ("highway", deep_residual.DEPTH - 1), ("prenorm", deep_residual.DEPTH - 2):

@@ -70,7 +70,7 @@ def test_devices_share_a_batch_where_there_are_more_of_them_than_runs(num_runs, 
     assert shares == 1 if num_runs >= devices else num_runs * shares <= devices
 
 
-def test_a_search_of_two_processes_goes_on_in_one_with_eight_devices_and_is_the_search_of_one(tmp_path):
+def test_a_search_of_two_processes_goes_on_in_one_with_four_devices_and_is_the_search_of_one(tmp_path):
     args = ["--config.networks=highway", "--config.epochs=30", "--config.search.learning_rate=(0.01, 0.02)"]
     running = hosts.start(tmp_path / "moved", 2, 1, *args)
     hosts.wait_for_checkpoints(tmp_path / "moved", 1, running)
@@ -80,7 +80,7 @@ def test_a_search_of_two_processes_goes_on_in_one_with_eight_devices_and_is_the_
     assert first[2] == second[2].split("\n", 1)[1] != ""  # after the same epoch
     assert second[1] == ""
     seldom = "--config.checkpoint_every=1000"
-    hosts.search(tmp_path / "moved", 1, 8, "--config.mesh=(2, 4)", *args, seldom)
+    hosts.search(tmp_path / "moved", 1, 4, "--config.mesh=(2, 2)", *args, seldom)
     program.main([*hosts.SEARCH, *args, seldom, f"--workdir={tmp_path / 'alone'}"])
     hosts.assert_same(tmp_path / "moved", tmp_path / "alone")
 

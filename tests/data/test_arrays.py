@@ -15,6 +15,7 @@ X = RNG.normal(size=(60, 5))
 Y = (X[:, 0] > 0).astype(int) + (X[:, 1] > 0)
 SMALL = (
     "--config=digits_depth10", "--config.depth=3", "--config.num_runs=2", "--config.epochs=2", "--config.batch_size=10",
+    "--config.networks=highway",
 )  # fmt: skip
 
 
@@ -82,7 +83,7 @@ def test_a_program_takes_a_path_and_a_workdir_none(tmp_path, monkeypatch, capsys
     train.main(
         [
             f"--from_search={work}",
-            "--network=plain",
+            "--network=highway",
             "--run=1",
             f"--config.data_dir={tmp_path}",
             f"--workdir={tmp_path}/again",

@@ -36,7 +36,7 @@ def test_digits_are_the_real_ones_split_once_and_for_all():
     assert hashlib.md5(dataset.test["y"].tobytes()).hexdigest() == "95c5a2cdad09f319b07673eee68ce001"
 
 
-@settings(max_examples=25)
+@settings(max_examples=10)
 @given(sizes=st.tuples(st.integers(1, 40), st.integers(1, 40)).map(sorted), seed=st.integers(0, 2**31))
 def test_an_epoch_shows_every_example_at_most_once_with_its_label(sizes, seed):
     batch_size, n = sizes

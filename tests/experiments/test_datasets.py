@@ -26,6 +26,7 @@ def get_config():
     config = {make}(rings, {options})
     return config
 """
+SMALL = "--config.num_runs=2", "--config.networks=highway"
 SEARCH = {"module": "figure1", "make": "random_search", "options": "depth=3, batch_size=10, epochs=2"}
 TRAINING = {"module": "convolutional", "make": "training", "options": "('conv 2 3x3', 'highway 3x3'), 1, 10"}
 
@@ -47,7 +48,7 @@ def status(main, argv, monkeypatch, capsys):
 def searched(tmp_path_factory):
     """A config file and the workdir of its search."""
     folder = tmp_path_factory.mktemp("searched")
-    search.main([write(folder / "mine.py"), "--config.num_runs=2", f"--workdir={folder}/work"])
+    search.main([write(folder / "mine.py"), *SMALL, f"--workdir={folder}/work"])
     return folder
 
 
@@ -57,12 +58,12 @@ def test_a_workdir_has_the_functions_name_and_the_datas_md5(searched, tmp_path):
     x = np.random.default_rng(0).normal(size=(60, 5))
     given = data.from_arrays("any", {"x": x, "y": (x[:, 0] > 0).astype(int)})
     assert found.provenance["data_md5"] == {"train": data.md5(given.train), "test": data.md5(given.test)}
-    plan.main([f"--config={searched}/mine.py"])
+    plan.main([f"--config={searched}/mine.py", *SMALL])
 
 
 def test_what_reads_the_workdir_gets_the_data_from_the_config_file(searched, monkeypatch, capsys, tmp_path):
     work, config = f"{searched}/work", f"--config={searched}/mine.py"
-    again = [f"--from_search={work}", "--network=plain", "--run=1", f"--workdir={tmp_path}/again"]
+    again = [f"--from_search={work}", "--network=highway", "--run=1", f"--workdir={tmp_path}/again"]
     for main, argv in (analyze.main, [f"--workdir={work}"]), (train.main, again):
         message = "error: dataset 'mine.rings()' is from a function of a config file; --config=FILE must give it"
         assert status(main, argv, monkeypatch, capsys) == (2, message + "\n")
@@ -77,13 +78,13 @@ def test_what_reads_the_workdir_gets_the_data_from_the_config_file(searched, mon
 
 
 def test_a_finished_search_is_not_another_functions(searched, monkeypatch, capsys, tmp_path):
-    options = ["--config.num_runs=2", f"--workdir={searched}/work"]
+    options = [*SMALL, f"--workdir={searched}/work"]
     search.main([f"--config={searched}/mine.py", *options])
     assert "holds these results" in capsys.readouterr().out
     code, errors = status(search.main, [write(tmp_path / "mine.py", seed=1), *options], monkeypatch, capsys)
     assert code == 2 and "was made with other data" in errors
     search.main([write(tmp_path / "mine.py"), "--config.dataset=digits", "--config.num_runs=1", "--config.epochs=1",
-                 "--config.networks=plain", f"--workdir={tmp_path}/digits"])  # fmt: skip
+                 "--config.networks=highway", f"--workdir={tmp_path}/digits"])  # fmt: skip
     assert results.load(tmp_path / "digits").config.dataset == "digits"
 
 

@@ -51,7 +51,7 @@ def output_and_gradients(implementation, block, remat, x, kernel, bias, index, d
     return y, *pullback(dy)
 
 
-@settings(max_examples=30)
+@settings(max_examples=12)
 @example(0, 9, 33, 50, HIGHWAY, RELU, False)
 @given(
     st.integers(0, 2**32 - 1),
