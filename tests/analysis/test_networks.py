@@ -73,6 +73,11 @@ def logits(model, params):
     return model.apply({"params": params}, scale(SPLIT["x"]))
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def sown(model, params):
+    return model.apply({"params": params}, scale(SPLIT["x"]), mutable="intermediates")
+
+
 def performance(model, params):
     outputs = logits(model, params)
     loss = optax.softmax_cross_entropy_with_integer_labels(outputs, SPLIT["y"])
@@ -130,12 +135,11 @@ def test_a_network_of_ones_own_has_a_stack_in_it():
             x = nn.relu(nn.Dense(7)(x.reshape(len(x), -1)))
             return nn.Dense(3)(HighwayStack(5, transform_bias=-2.0)(x))
 
-    params = Net().init(KEY, scale(SPLIT["x"]))["params"]
+    params = jax.jit(Net().init)(KEY, scale(SPLIT["x"]))["params"]
     assert params["HighwayStack_0"]["kernel"].shape == (5, 7, 14)
     gates = analysis.gate_statistics(Net(), params, SPLIT, preprocess=scale)
     np.testing.assert_array_equal(gates.bias, np.full((5, 7), -2, np.float32))
-    outputs, _ = Net().apply({"params": params}, scale(SPLIT["x"]), mutable="intermediates")
-    np.testing.assert_allclose(outputs, Net().apply({"params": params}, scale(SPLIT["x"])), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(sown(Net(), params)[0], logits(Net(), params), rtol=1e-5, atol=1e-6)
     assert len(analysis.lesion(Net(), params, SPLIT, preprocess=scale).loss) == 5
 
 
@@ -203,8 +207,8 @@ def test_dropping_layers_goes_from_the_whole_network_to_none_of_it():
 def test_the_statistics_are_those_of_the_gates():
     model = mlp()
     params = initialized(model)
-    _, sown = model.apply({"params": params}, scale(SPLIT["x"]), mutable="intermediates")
-    gates = np.asarray(sown["intermediates"]["layers"]["transform_gate"][0])
+    inside = sown(model, params)[1]["intermediates"]
+    gates = np.asarray(inside["layers"]["transform_gate"][0])
     found = analysis.gate_statistics(model, params, SPLIT, preprocess=scale, batch_size=10)
     np.testing.assert_array_equal(found.bias, params["layers"]["bias"][:, 5:])
     np.testing.assert_allclose(found.mean, gates.mean(axis=1), rtol=1e-5)
@@ -213,19 +217,19 @@ def test_the_statistics_are_those_of_the_gates():
         np.testing.assert_allclose(found.class_mean[label], gates[:, SPLIT["y"] == label].mean(axis=1), rtol=1e-5)
     sample = analysis.inner_states(model, params, SPLIT["x"][4], preprocess=scale)
     for name, value in sample._asdict().items():
-        expected = sown["intermediates"]["layers"][name][0][:, 4]
+        expected = inside["layers"][name][0][:, 4]
         np.testing.assert_allclose(value, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_feature_maps_are_averaged_over_space_and_narrow_layers_end_in_nan():
     model = Mixed()
     params = initialized(model)
-    _, sown = model.apply({"params": params}, scale(SPLIT["x"]), mutable="intermediates")
+    inside = sown(model, params)[1]["intermediates"]
     found = analysis.gate_statistics(model, params, SPLIT, preprocess=scale)
     assert found.mean.shape == (12, 4)
     for layer in range(11):
         width = 4 if layer < 9 else 2
-        state = sown["intermediates"][f"HighwayConv_{layer}"]["transform_gate"][0]
+        state = inside[f"HighwayConv_{layer}"]["transform_gate"][0]
         np.testing.assert_allclose(found.mean[layer, :width], state.mean(axis=(0, 1, 2)), rtol=1e-5)
         np.testing.assert_array_equal(found.bias[layer, :width], params[f"HighwayConv_{layer}"]["t"]["bias"])
         assert np.isnan(found.mean[layer, width:]).all()
@@ -282,7 +286,7 @@ def test_a_network_without_highway_layers_or_with_shared_ones_is_refused():
 
     refused = (mlp(kind="plain"), "this MLP has no highway layers"), (Twice(), "layer 'shared' is applied")
     for model, message in refused:
-        params = model.init(KEY, scale(SPLIT["x"]))["params"]
+        params = jax.jit(model.init)(KEY, scale(SPLIT["x"]))["params"]
         for function in analysis.lesion, analysis.gate_statistics:
             with pytest.raises(ValueError, match=message):
                 function(model, params, SPLIT, preprocess=scale)
@@ -486,7 +490,7 @@ def test_the_documented_blocks_run_and_can_be_analysed():
     for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
         exec(code, names)
     model = names["model"].clone(depth=3, num_classes=3)
-    params = model.init(KEY, scale(SPLIT["x"]))["params"]
+    params = jax.jit(model.init)(KEY, scale(SPLIT["x"]))["params"]
     statistics = analysis.gate_statistics(model, params, SPLIT, preprocess=scale)
     np.testing.assert_array_equal(statistics.bias, np.full((2, 50), -2))
     states = analysis.inner_states(model, params, SPLIT["x"][0], preprocess=scale)
@@ -495,6 +499,6 @@ def test_the_documented_blocks_run_and_can_be_analysed():
     assert (analysis.lesion(model, params, SPLIT, preprocess=scale).damage >= 0).all()
     x = jax.random.normal(KEY, (2, 5, 64))
     for layer in names["attention"], names["recurrent"]:
-        params = layer.init(KEY, x)["params"]
+        params = jax.jit(layer.init)(KEY, x)["params"]
         states = analysis.inner_states(layer, params, x[0])
         assert states.transform_gate.shape == (1, 64)
