@@ -227,7 +227,7 @@ def lesion(
 
     Args:
       model, variables, split, preprocess, forward: as in `gate_statistics`.
-      loss: `loss(outputs, batch)`, (batch,), a number for every example, as in `population.supervised`.
+      loss: `loss(outputs, batch)`, (batch,), a number for every example.
       error: likewise. By default whether an example is misclassified, if `loss` is cross entropy, and otherwise NaN.
       batch_size: samples taken at a time.
       mesh: from `parallel.runs_mesh`; all devices by default.
@@ -380,8 +380,12 @@ def _arrays(split: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """A split's arrays on the host.
 
     Raises:
-      ValueError: if they have no leading axis of samples in common.
+      TypeError, ValueError: if it is no mapping, or they have no leading axis of samples in common.
     """
+    if not isinstance(split, Mapping):
+        raise TypeError(
+            f"split is an object of type {type(split).__name__}; it must be a mapping of arrays: {{'x': ...}}"
+        )
     arrays = {name: np.asarray(values) for name, values in split.items()}
     if "x" not in arrays:
         raise ValueError(f"split has {', '.join(map(repr, arrays)) or 'nothing'}; it must have 'x'")
@@ -458,4 +462,4 @@ def _network(model: Any, variables: Any, batch: Any, forward: Forward) -> Networ
 
     if isinstance(model, nnx.Module):
         return NNXNetwork(model, variables, batch, forward)
-    raise TypeError(f"model is {model!r}; it must be a Linen or an NNX module")
+    raise TypeError(f"model is an object of type {type(model).__name__}; it must be a Linen or an NNX module")

@@ -35,9 +35,9 @@ def check_is(name: str, value: Any, kind: Any, allowed: str) -> None:
         raise TypeError(f"{name} is {shown(value)}; it must be {allowed}")
 
 
-def check_function(name: str, value: Any, *arguments: str) -> None:
-    """Refuse what is no function of these arguments; it may have one more named `hp`."""
-    wanted = f"a function of ({', '.join(arguments)})"
+def check_function(name: str, value: Any, *arguments: str, hp: bool = False) -> None:
+    """Refuse what is no function of these arguments in this order; with `hp`, it may have one more of that name."""
+    wanted = f"a function of ({', '.join(arguments)})" + ", and of hp if it has an argument of that name" * hp
     if not callable(value):
         raise TypeError(f"{name} is {shown(value)}; it must be {wanted}")
     try:
@@ -45,9 +45,12 @@ def check_function(name: str, value: Any, *arguments: str) -> None:
     except ValueError:  # some that are written in C do not tell
         return
     try:
-        signature.bind(*arguments, **{"hp": None} if takes_hp(value) and "hp" not in arguments else {})
+        bound = signature.bind(*arguments, **{"hp": None} if hp and takes_hp(value) else {}).arguments
+        fits = all(given == name for name, given in bound.items() if name in arguments)
     except TypeError:
-        raise TypeError(f"{name} takes {signature}; it must be {wanted}") from None
+        fits = False
+    if not fits:
+        raise TypeError(f"{name} takes {signature}; it must be {wanted}")
 
 
 def takes_hp(function: Callable[..., Any]) -> bool:

@@ -109,12 +109,9 @@ def fit(
     search = Search(
         task=task, space=Space(space), train=train, evaluate={} if evaluate is None else evaluate, num_runs=num_runs,
         epochs=epochs, batch_size=batch_size, seeds=seeds, seed=seed, first_run=first_run, rank_by=rank_by,
-        mode="min" if mode is None else mode, policy=policy,
-        sampler=sampler, evaluate_every=evaluate_every, evaluate_batch_size=evaluate_batch_size, keep=keep,
+        mode=mode, policy=policy, sampler=sampler, evaluate_every=evaluate_every,
+        evaluate_batch_size=evaluate_batch_size, keep=keep,
     )  # fmt: skip
-    splits = tuple(f"{name}_" for name in ("train", *search.evaluate))
-    if mode is None and rank_by.startswith(splits) and not rank_by.endswith("_loss"):
-        raise ValueError(f"mode is None, and rank_by is {rank_by!r}, which is no loss; mode must be 'min' or 'max'")
     if num_runs % seeds:
         raise ValueError(f"num_runs is {num_runs}; it must be a multiple of seeds, {seeds}")
     if num_runs % (seeds * search.space.points):

@@ -39,17 +39,39 @@ class Ranking:
         return float(np.median(self.best))
 
 
-def rank(curves: Mapping[str, np.ndarray] | np.ndarray, rank_by: str = "train_loss", mode: str = "min") -> Ranking:
+def mode_of(rank_by: str, mode: str | None) -> str:
+    """Whether lower is better, "min", or "max".
+
+    Raises:
+      ValueError: for another mode, and for none where it must be said.
+    """
+    if mode is None and not rank_by.endswith("_loss"):
+        raise ValueError(f"mode is None, and rank_by is {rank_by!r}, which is no loss; mode must be 'min' or 'max'")
+    if mode not in (None, "min", "max"):
+        raise ValueError(f"mode is {mode!r}; it must be 'min' or 'max'")
+    return mode or "min"
+
+
+def rank(
+    curves: Mapping[str, np.ndarray] | np.ndarray, rank_by: str = "train_loss", mode: str | None = None
+) -> Ranking:
     """Rank runs by the best value of one number.
 
     Args:
       curves: numbers by name, (runs, epochs) each; NaN where a run was not trained, or the number not measured. Those
-        whose names begin with `train_` are infinite where a run has diverged. An array alone is `train_loss`.
+        whose names begin with `train_` tell of runs that have diverged: `train_loss` is infinite then, or all of them
+        where there is no loss. An array alone is `train_loss`.
       rank_by: the number that counts.
-      mode: "min" if lower is better, or "max".
+      mode: "min" if lower is better, or "max"; it may be left out for a loss.
+
+    Raises:
+      ValueError: if `mode` must be said, or there are no such numbers.
     """
+    mode = mode_of(rank_by, mode)
     if isinstance(curves, np.ndarray):
         curves = {LOSS: curves}
+    if rank_by not in curves or not any(name.startswith(TRAIN) for name in curves):
+        raise ValueError(f"curves has {', '.join(curves)}; it must have {rank_by}, and numbers of training")
     values = curves[rank_by] if mode == "min" else -curves[rank_by]
     values = np.where(np.isfinite(values), values, np.inf)
     losses = {name: curve for name, curve in curves.items() if name.startswith(TRAIN)}

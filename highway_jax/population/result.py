@@ -139,8 +139,9 @@ class Result:
           A pandas table. Of each run: its number, hyperparameters, rank, and every number after its best epoch
           (`best_valid_loss`: the best by which it is ranked, and what the others were then) and after its last one
           (`final_valid_loss`); the epochs that it was trained for, and whether it diverged. Of each configuration or
-          value: mean and standard deviation (of a sample) of those numbers, how many seeds or runs, and how many
-          diverged. Functions are shown by their names.
+          value: mean and standard deviation (of a sample, n - 1) of those numbers over the runs that have them, how
+          many seeds or runs, and how many diverged. Configurations have a rank: those of whose seeds fewest diverged
+          come first, then those with the best mean of the best numbers. Functions are shown by their names.
 
         Raises:
           ValueError: for another `by`.
@@ -178,6 +179,11 @@ class Result:
         spread.columns = ["_".join(pair) for pair in spread.columns]
         first = groups[list(self.hyperparameters) if of_configurations else [by]].first()
         counts = groups["diverged"].agg(**{"seeds" if of_configurations else "runs": "size", "diverged": "sum"})
+        if of_configurations:
+            means = spread[f"{MOMENTS[0]}{search.rank_by}_mean"] * (-1 if search.mode == "max" else 1)
+            order = np.lexsort((means, counts["diverged"]))
+            counts.loc[counts.index[order], "rank"] = np.arange(1, len(counts) + 1)
+            counts = counts.astype({"rank": int})
         return pandas.concat([first, counts, spread], axis=1).rename_axis(by).reset_index(drop=not of_configurations)
 
     def plot(self) -> "Figure":

@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from highway_jax.population.arguments import checked_integer
+
 Scalar = float | jax.Array
 
 
@@ -19,10 +21,9 @@ def exponential_decay(
       staircase: whether it changes at those steps alone.
 
     Raises:
-      ValueError: if `transition_steps` is below 1.
+      ValueError: if `transition_steps` is no integer of at least 1.
     """
-    if transition_steps < 1:
-        raise ValueError(f"transition_steps is {transition_steps}; it must be at least 1")
+    checked_integer("transition_steps", transition_steps, 1)
 
     def schedule(count: jax.Array) -> jax.Array:
         return init_value * decay_rate ** (count // transition_steps if staircase else count / transition_steps)
@@ -43,12 +44,11 @@ def warmup_cosine(
       end_value: from then on.
 
     Raises:
-      ValueError: if the warm-up is as long as all.
+      ValueError: for lengths that are no integers, or a warm-up that is as long as all.
     """
-    if not 0 <= warmup_steps < decay_steps:
-        raise ValueError(
-            f"warmup_steps is {warmup_steps}; it must be at least 0 and less than decay_steps, {decay_steps}"
-        )
+    checked_integer("warmup_steps", warmup_steps, 0)
+    if checked_integer("decay_steps", decay_steps, 1) <= warmup_steps:
+        raise ValueError(f"warmup_steps is {warmup_steps}; it must be less than decay_steps, {decay_steps}")
 
     def schedule(count: jax.Array) -> jax.Array:
         warm = init_value + (peak_value - init_value) * count / max(warmup_steps, 1)

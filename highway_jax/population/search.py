@@ -11,7 +11,7 @@ import numpy as np
 
 from highway_jax.population.arguments import check_fits, check_function, check_is, checked_integer, shown
 from highway_jax.population.policies import Policy
-from highway_jax.population.ranking import TRAIN
+from highway_jax.population.ranking import TRAIN, mode_of
 from highway_jax.population.run import PRNG, length
 from highway_jax.population.space import Columns, Space
 from highway_jax.population.task import Task
@@ -59,7 +59,7 @@ class Search:
     seed: int = 0
     first_run: int = 0
     rank_by: str = "train_loss"
-    mode: str = "min"
+    mode: str | None = None
     policy: Policy | None = None
     sampler: Sampler | None = None
     evaluate_every: int | None = 1
@@ -69,6 +69,9 @@ class Search:
 
     def __post_init__(self) -> None:
         check_is("task", self.task, Task, "a Task, such as population.supervised gives")
+        check_function("task.init", self.task.init, "hp", "key", "batch")
+        check_function("task.step", self.task.step, "hp", "state", "batch", "key")
+        check_function("task.evaluate", self.task.evaluate, "hp", "state", "batch")
         check_is("evaluate", self.evaluate, Mapping, "a mapping from names to splits")
         check_is("rank_by", self.rank_by, str, "the name of a number")
         if self.policy is not None:
@@ -82,9 +85,10 @@ class Search:
         for name in "evaluate_every", "evaluate_batch_size":
             if getattr(self, name) is not None:
                 self._set_integer(name, 1)
-        for name, allowed in {"mode": ("min", "max"), "keep": ("best", "all")}.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be {' or '.join(map(repr, allowed))}")
+        if self.mode is None and self.rank_by.endswith("_loss"):
+            object.__setattr__(self, "mode", "min")
+        if self.keep not in ("best", "all"):
+            raise ValueError(f"keep is {self.keep!r}; it must be 'best' or 'all'")
         for name in self.space.names:
             if name in COLUMNS:
                 raise ValueError(f"space has {name!r}, but the table has a column {name!r} of its own")
@@ -112,6 +116,7 @@ class Search:
         """
         if self.rank_by not in numbers:
             raise ValueError(f"rank_by is {self.rank_by!r}; it must be one of {', '.join(numbers)}")
+        mode_of(self.rank_by, self.mode)
         columns = {moment + number + of for moment in MOMENTS for number in numbers for of in ("", "_mean", "_std")}
         if clash := columns & set(self.space.names):
             raise ValueError(f"space has {min(clash)!r}, but the table has a column {min(clash)!r} of its own")

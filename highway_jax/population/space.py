@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from highway_jax.files import first_line
 from highway_jax.functional.activations import ACTIVATIONS, TracedActivation
 from highway_jax.population.arguments import check_fits
 from highway_jax.population.tracing import REMEMBERED, Traced, described
@@ -167,10 +168,10 @@ class Space:
         if not isinstance(entries, Mapping) or not all(isinstance(name, str) for name in entries):
             raise TypeError(f"space is {entries!r}; it must be a mapping from names to distributions")
         for name, entry in entries.items():
-            if isinstance(entry, list):
+            if isinstance(entry, list | range | set):
                 raise TypeError(
-                    f"space[{name!r}] is a list; choice(*{entry!r}) draws one of its values, numpy.array gives "
-                    "every configuration its own, and a tuple is a constant"
+                    f"space[{name!r}] is a {type(entry).__name__}; choice(*{entry!r}) draws one of its values, "
+                    "numpy.array gives every configuration its own, and a tuple is a constant"
                 )
             if isinstance(entry, np.generic) and is_number(entry):
                 _canonical(f"space[{name!r}]", entry)
@@ -308,11 +309,10 @@ def _drawn(name: str, distribution: Callable[[jax.Array], Any], key: jax.Array) 
     try:
         return jnp.asarray(distribution(key))
     except Exception as error:
-        error.add_note(
-            f"This is of space[{name!r}], which is called with a random key, as a distribution; "
-            "choice(..., static=True) gives the task a function itself."
-        )
-        raise
+        raise TypeError(
+            f"space[{name!r}] is called with a random key, as a distribution, and fails: {first_line(error)}; to give "
+            "the task a function itself, make it choice(..., static=True)"
+        ) from error
 
 
 @functools.lru_cache(maxsize=REMEMBERED)
@@ -351,6 +351,9 @@ class Hyperparameters(dict):
         """As of a dict."""
         self.read.add(name)
         return super().setdefault(name, default)
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f"hp has no attribute {name!r}; a hyperparameter is hp[{name!r}]")
 
     def get(self, name: str, default: Any = None) -> Any:
         """As of a dict."""

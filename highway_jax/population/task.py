@@ -129,15 +129,15 @@ def supervised(
             optimizer=lambda hp: optax.adamw(hp["lr"], weight_decay=hp["wd"]),
         )
     """
-    check_function("loss", loss, "outputs", "batch")
+    check_function("loss", loss, "outputs", "batch", hp=True)
     check_function("optimizer", optimizer, "hp")
-    check_function("preprocess", preprocess, "batch")
-    check_function("augment", augment, "key", "batch")
+    check_function("preprocess", preprocess, "batch", hp=True)
+    check_function("augment", augment, "key", "batch", hp=True)
     if forward is not None:
         check_function("forward", forward, "model", "batch", "train")
     check_is("metrics", metrics or {}, Mapping, "a mapping from names to functions")
     for name, function in (metrics or {}).items():
-        check_function(f"metrics[{name!r}]", function, "outputs", "batch")
+        check_function(f"metrics[{name!r}]", function, "outputs", "batch", hp=True)
     adapted = adapter(model, forward)
     reported = {"loss": loss, **(metrics or {})}
     if metrics and "loss" in metrics:

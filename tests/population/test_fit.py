@@ -320,6 +320,20 @@ def test_a_diverged_run_disturbs_no_other():
     assert_same_runs(wild, others, calm)
     for mode in "min", "max":
         assert fit({**SPACE, "rate": rates}, rank_by="valid_largest", mode=mode).ranking.order[-1] == 2
+    pairs = fit({**SPACE, "rate": rates[1::2]}, seeds=2).table(by="configuration")
+    assert pairs["diverged"].tolist() == [0, 0, 0]
+    pairs = fit({**SPACE, "rate": rates[1:4]}, seeds=2).table(by="configuration")
+    assert pairs["diverged"].tolist() == [0, 2, 0] and pairs["rank"].tolist()[1] == 3
+
+
+def test_of_a_run_that_diverges_the_loss_is_infinite_and_other_numbers_are_unknown():
+    def step(hp, state, batch, key):
+        return state, {"loss": jnp.where(hp["bad"], jnp.nan, 1.0), "accuracy": 0.5}
+
+    task = Task(lambda hp, key, batch: 0.0, step, lambda hp, state, batch: {"loss": 1.0})
+    curves = fit({"bad": grid(False, True)}, task, num_runs=2, epochs=1).curves
+    np.testing.assert_array_equal(curves["train_loss"][:, 0], [1, np.inf])
+    np.testing.assert_array_equal(curves["train_accuracy"][:, 0], [0.5, np.nan])
 
 
 def test_halving_stops_the_worst_of_all_groups_and_changes_no_run():
@@ -417,6 +431,8 @@ def test_the_table_has_what_the_curves_say():
         assert row["runs"] == len(rows) > 1
         np.testing.assert_allclose(row["best_valid_loss_mean"], rows["best_valid_loss"].mean(), rtol=1e-5)
         np.testing.assert_allclose(row["best_valid_loss_std"], rows["best_valid_loss"].std(), rtol=1e-4)
+    paired = fit(num_runs=12, seeds=2).table(by="configuration")
+    assert paired["rank"].tolist() == paired["best_train_loss_mean"].rank().tolist()
     assert result.table(by="rate")["rate"].tolist() == sorted(table["rate"])
 
 
@@ -501,6 +517,8 @@ def test_a_bar_becomes_lines_where_there_is_no_terminal(tmp_path, capsys, monkey
         ({"train": {**TRAIN, "y": list(range(33))}}, r"train\['y'\]\[0\] is 0; it must be a NumPy or JAX array"),
         ({"train": pandas.DataFrame(X)}, "train is an object of type DataFrame; .*; its to_numpy"),
         ({"task": None}, "task is None; it must be a Task"),
+        ({"task": Task(init, lambda state, hp, batch, key: 0, evaluate)}, r"task.step takes \(state, hp, batch"),
+        ({"task": Task(init, evaluate, evaluate)}, r"it must be a function of \(hp, state, batch, key\)"),
         ({"evaluate": [VALID]}, "evaluate is an object of type list; it must be a mapping from names to splits"),
         ({"rank_by": ["valid_loss"]}, "rank_by is an object of type list; it must be the name of a number"),
         ({"rank_by": "loss"}, "rank_by is 'loss'; it must be one of train_loss, valid_"),

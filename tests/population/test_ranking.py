@@ -41,6 +41,16 @@ def test_ranking(curves, rank_by, mode):
     np.testing.assert_allclose(ranking.mean_of_best(3), ranking.best[expected[:3]].mean(), rtol=1e-6)
 
 
+def test_what_cannot_be_ranked_is_refused():
+    curves = {"train_loss": np.zeros((2, 1)), "valid_score": np.zeros((2, 1))}
+    with pytest.raises(ValueError, match="mode is None, and rank_by is 'valid_score', which is no loss"):
+        rank(curves, "valid_score")
+    with pytest.raises(ValueError, match="mode is 'most'; it must be 'min' or 'max'"):
+        rank(curves, mode="most")
+    with pytest.raises(ValueError, match="curves has train_loss, valid_score; it must have valid_loss"):
+        rank(curves, "valid_loss")
+
+
 @given(populations(), st.floats(0.01, 0.99), st.integers(1, 10))
 def test_halving_keeps_the_best(curves, keep, at_least):
     halving, ranking = Halving(every=1, keep=keep, at_least=at_least), rank(curves)

@@ -210,8 +210,10 @@ def test_warmup_cosine_is_optaxs(warmup):
     )
     found = jax.jit(lambda peak: jax.vmap(schedules.warmup_cosine(0.1, peak, warmup, 10, 0.5))(counts))(2.0)
     np.testing.assert_allclose(found, expected(counts), rtol=1e-5)
-    with pytest.raises(ValueError, match="warmup_steps is 10; it must be at least 0 and less than decay_steps, 10"):
+    with pytest.raises(ValueError, match="warmup_steps is 10; it must be less than decay_steps, 10"):
         schedules.warmup_cosine(0.1, 2.0, 10, 10)
+    with pytest.raises(ValueError, match=r"warmup_steps is 2\.5; it must be an integer"):
+        schedules.warmup_cosine(0.1, 2.0, 2.5, 10)
 
 
 @pytest.mark.parametrize("staircase", [True, False])
@@ -220,7 +222,7 @@ def test_exponential_decay_is_optaxs(staircase):
     expected = optax.exponential_decay(2.0, 4, 0.7, staircase=staircase)(counts)
     found = jax.jit(lambda rate: jax.vmap(schedules.exponential_decay(2.0, 4, rate, staircase))(counts))(0.7)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
-    with pytest.raises(ValueError, match="transition_steps is 0; it must be at least 1"):
+    with pytest.raises(ValueError, match="transition_steps is 0; it must be an integer of at least 1"):
         schedules.exponential_decay(2.0, 0, 0.7)
 
 
@@ -311,6 +313,7 @@ class Static(nn.Module):
         ({"optimizer": optax.sgd(0.1)}, r"optimizer is an object of type Gr\w+; it must be a function of \(hp\)"),
         ({"optimizer": lambda hp: 0.1}, r"optimizer\(hp\) gives 0.1; it must give an optimizer of Optax"),
         ({"loss": "mse"}, r"loss is 'mse'; it must be a function of \(outputs, batch\)"),
+        ({"loss": lambda batch, outputs: 0}, r"loss takes \(batch, outputs\); it must be a function of \(outputs,"),
         ({"loss": lambda outputs, y, mask: y}, r"loss takes \(outputs, y, mask\); it must be a function of"),
         ({"metrics": [squared]}, "metrics is an object of type list; it must be a mapping from names to functions"),
         ({"metrics": {"m": 1}}, r"metrics\['m'\] is 1; it must be a function of \(outputs, batch\)"),
@@ -337,6 +340,15 @@ def test_a_loss_that_fails_is_told_what_it_was_given():
     batch = {"x": "float32[10,5]", "y": "float32[10]"}
     told = f"This is of loss(outputs, batch); outputs are float32[10], and a batch is {batch}."
     assert told in caught.value.__notes__
+
+
+def test_labels_that_are_no_classes_have_no_cross_entropy():
+    logits = jnp.asarray([[0.0, 0.0, 9.0]] * 4)
+    found = population.cross_entropy(logits, {"y": jnp.array([2, 0, -1, 3])})
+    np.testing.assert_allclose(found, [np.log1p(2 * np.exp(-9)), 9.000247, np.nan, np.nan], rtol=1e-3)
+    for labels in jnp.ones(4), jnp.ones((4, 3), int), jnp.ones((4, 1), int):
+        with pytest.raises(ValueError, match=r"batch\['y'\] is .*; labels must be \(batch,\) integers"):
+            population.cross_entropy(logits, {"y": labels})
 
 
 BRANCHES = {
