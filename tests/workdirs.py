@@ -2,7 +2,9 @@
 
 import csv
 import json
+import os
 
+import filelock
 import numpy as np
 
 from experiments import cli, workdir
@@ -13,6 +15,18 @@ RUN_COLUMNS = (
     *("network", "run", "rank", "learning_rate", "momentum", "decay", "activation", "transform_bias"),
     *(*OUTCOMES, "test_accuracy"),
 )
+
+
+def shared(tmp_path_factory, name, make):
+    """A folder that `make` fills, once for all of xdist's workers; they must leave it as it is."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base) / name
+    with filelock.FileLock(f"{folder}.lock"):
+        if not (folder / "made").exists():
+            folder.mkdir()
+            make(folder)
+            (folder / "made").touch()
+    return folder
 
 
 def write_csv(path, columns, rows):

@@ -20,6 +20,7 @@ from tensorboard.backend.event_processing import event_accumulator
 from experiments import cli, report, results, search, workdir
 from experiments.configs.figure1 import WIDTHS
 from highway_jax import MLP, checkpoint, data, population
+from tests.workdirs import shared
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["--config=digits_depth10", "--config.num_runs=3", "--config.epochs=2"]
@@ -40,8 +41,15 @@ def rows(path):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A workdir made by a real process, and what the process said."""
-    directory = tmp_path_factory.mktemp("search") / "work"
-    return directory, command(*SMALL, f"--workdir={directory}")
+
+    def make(folder):
+        process = command(*SMALL, f"--workdir={folder}/work")
+        said = {"returncode": process.returncode, "stdout": process.stdout, "stderr": process.stderr}
+        (folder / "said.json").write_text(json.dumps(said))
+
+    folder = shared(tmp_path_factory, "finished search", make)
+    said = json.loads((folder / "said.json").read_text())
+    return folder / "work", subprocess.CompletedProcess([], **said)
 
 
 def test_a_search_says_what_it_found(finished):

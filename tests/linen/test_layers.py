@@ -131,8 +131,13 @@ def test_layers_in_bfloat16_and_with_a_users_own_activation():
     assert variables["params"]["h"]["kernel"].dtype == jnp.float32
 
 
-@pytest.mark.parametrize("gates", ["t", "t of its own", "t and c of their own"])
-@pytest.mark.parametrize("h", [nn.MultiHeadDotProductAttention(num_heads=2), nn.RNN(nn.GRUCell(6))])
+ATTENTION, RECURRENT = nn.MultiHeadDotProductAttention(num_heads=2), nn.RNN(nn.GRUCell(6))
+
+
+@pytest.mark.parametrize(
+    ("h", "gates"),
+    [(ATTENTION, "t"), (ATTENTION, "t and c of their own"), (RECURRENT, "t"), (RECURRENT, "t of its own")],
+)
 def test_h_may_be_recurrent_or_attention(h, gates):
     own = {name: nn.Conv(6, (3,)) for name in "tc" if f"{name} " in gates}
     layer = Highway(h, transform_bias=-2.0, **own)

@@ -81,7 +81,7 @@ def assert_same_runs(result, numbers, other=None, others=None):
         np.testing.assert_array_equal(values[rows], other.hyperparameters[name][there])
 
 
-@settings(max_examples=6)
+@settings(max_examples=5)
 @given(
     first=st.integers(0, 5), count=st.integers(1, 6), devices=DEVICES, in_memory=st.none() | st.integers(1, 4),
     lockstep=st.integers(1, 3), size=st.sampled_from([1, 5, None]),
