@@ -155,7 +155,7 @@ def _doubts(trainer: Trainer) -> Iterator[str]:
         yield f"the data have numbers that are NaN or infinite: {told}"
     yield from search.other_dtypes()
     if search.policy is not None and not any(map(search.stops_runs, range(1, search.epochs))):
-        yield f"policy is {search.policy}, which stops no run within {search.epochs} epochs"
+        yield f"policy is {search.policy}, which stops no run before the last of {search.epochs} epochs"
     unread = [name for name in search.space.names if name not in trainer.read]
     if unread and search.sampler is None:  # from which further groups may come
         yield f"space has {', '.join(map(repr, unread))}, which the task never reads"
