@@ -34,7 +34,10 @@ def adapter(model: Callable[..., Any], forward: Forward | None) -> Adapter:
     Raises:
       TypeError: for a `model` that takes neither.
     """
-    signature = inspect.signature(model) if callable(model) and not isinstance(model, nn.Module) else None
+    library = _library(model)
+    if isinstance(model, type) and library == "nnx":  # its signature does not tell
+        return _nnx(model, forward or _call)
+    signature = inspect.signature(model) if callable(model) and (isinstance(model, type) or not library) else None
     if signature is not None and next(iter(signature.parameters), None) != "rngs":
         for make, arguments in (_linen, ("hp",)), (_nnx, ("hp", "rngs")):
             with contextlib.suppress(TypeError):
@@ -45,6 +48,13 @@ def adapter(model: Callable[..., Any], forward: Forward | None) -> Adapter:
         f"model {takes}; it must be a function of (hp) that returns a Linen module, or of (hp, rngs) that returns an "
         "NNX module"
     )
+
+
+def _library(model: Any) -> str | None:
+    """Of which part of Flax a module or its class is, "linen" or "nnx"; NNX need not be imported to tell."""
+    kinds = (model if isinstance(model, type) else type(model)).__mro__
+    parts = [kind.__module__.split(".")[1] for kind in kinds if kind.__module__.startswith(("flax.linen", "flax.nnx"))]
+    return parts[0] if parts else None
 
 
 def _call(model: Any, batch: Any, train: bool) -> Any:

@@ -309,6 +309,7 @@ class Static(nn.Module):
         ({"model": lambda: Static()}, r"model takes \(\); it must be a function of \(hp\) .* or of \(hp, rngs\)"),
         ({"model": lambda rngs, hp: Static()}, r"model takes \(rngs, hp\); it must be a function of \(hp\)"),
         ({"model": Static()}, "model is an object of type Static; it must be a function"),
+        ({"model": nnx.Linear(5, 1, rngs=nnx.Rngs(0))}, "model is an object of type Linear; it must be a function"),
         ({"model": lambda hp, rngs: Static()}, r"model\(hp, rngs\) gives an object of type Static"),
         ({"optimizer": optax.sgd(0.1)}, r"optimizer is an object of type Gr\w+; it must be a function of \(hp\)"),
         ({"optimizer": lambda hp: 0.1}, r"optimizer\(hp\) gives 0.1; it must give an optimizer of Optax"),
@@ -391,6 +392,26 @@ def activated(library, function):
 def test_a_branch_of_python_on_a_traced_activation_is_refused(library, function):
     with pytest.raises(TypeError, match=r"'activation' is traced, .*static=True\), or .*: hp\['activation'\]\(x\)"):
         population.fit(activated(library, function), {"activation": choice("relu", "tanh")}, **SEARCH)
+
+
+def test_a_class_that_takes_hp_is_a_model():
+    class Linen(nn.Module):
+        hp: dict
+
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(1)(x)[:, 0] * self.hp["scale"]
+
+    class NNX(nnx.Module):
+        def __init__(self, hp, rngs):
+            self.output, self.scale = nnx.Linear(5, 1, rngs=rngs), nnx.data(hp["scale"])
+
+        def __call__(self, x):
+            return self.output(x)[:, 0] * self.scale
+
+    for model in Linen, NNX:
+        task = population.supervised(model, squared, lambda hp: optax.sgd(0.1))
+        assert population.fit(task, {"scale": uniform(0.5, 1)}, **{**SEARCH, "epochs": 1}).best.epoch == 1
 
 
 @pytest.mark.parametrize("library", ["linen", "nnx"])
