@@ -284,7 +284,13 @@ class Dropout(nn.Module):
 
 
 def drop(key: jax.Array, x: jax.Array, rate: float | jax.Array) -> jax.Array:
-    """Zero each unit of `x` with probability `rate`, and scale the others such that means stay as they are."""
+    """Zero each unit of `x` with probability `rate`, and scale the others such that means stay as they are.
+
+    Raises:
+      ValueError: for an ordinary number that is no probability; that of a traced one is not known.
+    """
+    if isinstance(rate, int | float) and not 0 <= rate <= 1:
+        raise ValueError(f"rate is {rate}; it must be from 0 to 1")
     keep = jnp.asarray(1 - rate, x.dtype)
     scaled = x / jnp.where(keep > 0, keep, 1)  # no gradient of infinity times zero
     return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), scaled, 0)

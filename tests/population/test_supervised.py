@@ -186,6 +186,14 @@ def test_nnx_trains_as_a_loop_written_by_hand():
         np.testing.assert_allclose(plain(X[50:]), model(X[50:]), rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("rate", [1.5, -0.5, float("nan")])
+def test_a_rate_that_is_no_probability_is_refused(rate):
+    with pytest.raises(ValueError, match="rate is .*; it must be from 0 to 1"):
+        Dropout(rate, deterministic=False).apply({}, X, rngs={"dropout": jax.random.key(0)})
+    with pytest.raises(ValueError, match="rate is .*; it must be from 0 to 1"):
+        highway_jax.nnx.Dropout(rate, rngs=nnx.Rngs(0))(jnp.asarray(X))
+
+
 @pytest.mark.parametrize("rate", [0.0, 0.3, 1.0])
 def test_dropout_of_a_traced_rate_is_flaxs(rate):
     x, key = jnp.asarray(X), jax.random.key(1)
