@@ -188,9 +188,9 @@ def test_nnx_trains_as_a_loop_written_by_hand():
 
 @pytest.mark.parametrize("rate", [1.5, -0.5, float("nan")])
 def test_a_rate_that_is_no_probability_is_refused(rate):
-    with pytest.raises(ValueError, match="rate is .*; it must be from 0 to 1"):
+    with pytest.raises(ValueError, match=r"rate is .*; it must be from 0 to 1"):
         Dropout(rate, deterministic=False).apply({}, X, rngs={"dropout": jax.random.key(0)})
-    with pytest.raises(ValueError, match="rate is .*; it must be from 0 to 1"):
+    with pytest.raises(ValueError, match=r"rate is .*; it must be from 0 to 1"):
         highway_jax.nnx.Dropout(rate, rngs=nnx.Rngs(0))(jnp.asarray(X))
 
 
