@@ -98,8 +98,10 @@ def _check(path: str | Path, key: str, array: np.ndarray, like: np.ndarray) -> N
         allowed = "(n,) integers from 0, the classes"
     else:
         fits = array.ndim > 1 and array.dtype.kind in "biuf" and 0 not in array.shape
-        with np.errstate(over="ignore"):
-            if fits and (count := np.count_nonzero(~np.isfinite(array.astype(np.float32)))):
+        if fits and array.dtype.kind == "f":
+            with np.errstate(over="ignore"):
+                count = np.count_nonzero(~np.isfinite(array.astype(np.float32, copy=False)))
+            if count:
                 raise DataError(f"{path}: {key} has {count} numbers that are NaN, infinite or too large for float32")
         fits = fits and (array.dtype, array.shape[1:]) == (like.dtype, like.shape[1:])
         allowed = "(n, ...) integers, floating-point numbers or truth values of NumPy's own"

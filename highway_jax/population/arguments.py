@@ -17,6 +17,13 @@ def checked_integer(name: str, value: Any, least: int) -> int:
     return int(value)
 
 
+def set_integer(owner: Any, name: str, least: int, optional: bool = False) -> None:
+    """Check an attribute of a frozen dataclass and make it one of Python's integers; if it is optional, None stays."""
+    value = getattr(owner, name)
+    if value is not None or not optional:
+        object.__setattr__(owner, name, checked_integer(name, value, least))
+
+
 def check_fits(name: str, value: Any) -> None:
     """Refuse an array that JAX would silently change: masked, or of integers that its 32 bits do not hold."""
     if isinstance(value, np.ma.MaskedArray):

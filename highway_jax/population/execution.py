@@ -9,7 +9,7 @@ from typing import Any
 from jax.sharding import Mesh
 
 from highway_jax.files import check_path
-from highway_jax.population.arguments import check_function, check_is, checked_integer
+from highway_jax.population.arguments import check_function, check_is, set_integer
 from highway_jax.population.progress import Progress
 
 
@@ -32,8 +32,7 @@ class Execution:
 
     def __post_init__(self) -> None:
         for name in "checkpoint_every", "runs_in_memory", "runs_per_batch":
-            if (value := getattr(self, name)) is not None:
-                object.__setattr__(self, name, checked_integer(name, value, 1))
+            set_integer(self, name, 1, optional=True)
         if self.mesh is not None:
             check_is("mesh", self.mesh, Mesh, "a mesh, such as parallel.runs_mesh gives")
         if self.stop is not None:

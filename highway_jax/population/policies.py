@@ -6,7 +6,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from highway_jax.population.arguments import checked_integer
+from highway_jax.population.arguments import set_integer
 from highway_jax.population.ranking import Ranking
 from highway_jax.population.space import is_number
 
@@ -47,8 +47,7 @@ class Halving:
 
     def __post_init__(self) -> None:
         for name in "every", "at_least":
-            value = getattr(self, name)
-            object.__setattr__(self, name, checked_integer(name, value, 1))
+            set_integer(self, name, 1)
         if not is_number(self.keep) or not 0 < self.keep < 1:
             raise ValueError(f"keep is {self.keep!r}; it must be between 0 and 1")
 

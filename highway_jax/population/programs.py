@@ -197,8 +197,11 @@ def _compiled(traced: TracedTask, mesh: Mesh, evaluate_batch_size: int | None) -
         # NaN would say that there are no numbers; a run that has diverged has some.
         decisive = ["loss"] if "loss" in metrics else list(metrics)
         finite = jnp.all(jnp.isfinite(jnp.array([metrics[name] for name in decisive])), axis=0)
-        marks = {name: jnp.inf if name in decisive else jnp.nan for name in metrics}
-        return population, {name: jnp.where(finite, values, marks[name]) for name, values in metrics.items()}
+        marked = {
+            name: jnp.where(finite, values, jnp.inf if name in decisive else jnp.nan)
+            for name, values in metrics.items()
+        }
+        return population, marked
 
     def evaluate(population: Run, split: Any, runs_per_batch: int, used: Any = None) -> Metrics:
         size = evaluate_batch_size or run.length(split)

@@ -1,7 +1,7 @@
 """What a search is, from its arguments: which runs there are, what each is given, and when what happens to them."""
 
 import functools
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from highway_jax.population.arguments import check_fits, check_function, check_is, checked_integer, shown
+from highway_jax.population.arguments import check_fits, check_function, check_is, set_integer, shown
 from highway_jax.population.policies import Policy
 from highway_jax.population.ranking import TRAIN, mode_of
 from highway_jax.population.run import PRNG, length
@@ -19,10 +19,10 @@ from highway_jax.population.task import Task
 # `sampler(runs, result)`: hyperparameters by name, a value for each of the run numbers in `runs`, where `result` is
 # what the runs before have given; names that it leaves out are drawn from the space.
 Sampler = Callable[[np.ndarray, Any], Mapping[str, Any]]
+Form = jax.ShapeDtypeStruct
 
-
-# What tables say of a run besides its hyperparameters.
-MOMENTS = ("best_", "final_")  # begin the names of columns of numbers
+MOMENTS = ("best_", "final_")  # with which tables' columns of numbers begin
+# What tables say of a run besides its hyperparameters and numbers.
 COLUMNS = ("run", "configuration", "seed", "seeds", "runs", "rank", "best_epoch", "epochs", "diverged")
 
 
@@ -79,12 +79,11 @@ class Search:
         if self.sampler is not None:
             check_function("sampler", self.sampler, "runs", "result")
         for name in "num_runs", "epochs", "batch_size", "seeds":
-            self._set_integer(name, 1)
+            set_integer(self, name, 1)
         for name in "seed", "first_run":
-            self._set_integer(name, 0)
+            set_integer(self, name, 0)
         for name in "evaluate_every", "evaluate_batch_size":
-            if getattr(self, name) is not None:
-                self._set_integer(name, 1)
+            set_integer(self, name, 1, optional=True)
         if self.mode is None and self.rank_by.endswith("_loss"):
             object.__setattr__(self, "mode", "min")
         if self.keep not in ("best", "all"):
@@ -104,9 +103,6 @@ class Search:
             raise ValueError(
                 f"batch_size is {self.batch_size}; it must be at most {length(self.train)}, the number of examples"
             )
-
-    def _set_integer(self, name: str, least: int) -> None:
-        object.__setattr__(self, name, checked_integer(name, getattr(self, name), least))
 
     def check_numbers(self, numbers: Collection[str]) -> None:
         """Refuse what does not go with the numbers that the task reports.
@@ -135,32 +131,34 @@ class Search:
             for path, leaf in jax.tree_util.tree_leaves_with_path(split):
                 if jnp.issubdtype(leaf.dtype, jnp.inexact):
                     with np.errstate(over="ignore"):
-                        leaf = leaf.astype(jax.dtypes.canonicalize_dtype(leaf.dtype))
+                        leaf = leaf.astype(jax.dtypes.canonicalize_dtype(leaf.dtype), copy=False)
                     finite = (np if isinstance(leaf, np.ndarray) else jnp).isfinite(leaf)
                     counts[name + jax.tree_util.keystr(path)] = int(finite.size - finite.sum())
         return {name: count for name, count in counts.items() if count}
 
     def differences(self) -> list[str]:
         """Where the examples of a split are of another form than those of `train`, in words."""
-        forms = {name: _forms(split) for name, split in {"train": self.train, **self.evaluate}.items()}
         return [
-            f"{name}{path} is {form.get(path, 'missing')} and train{path} is {forms['train'].get(path, 'missing')}"
-            for name, form in forms.items()
-            for path in sorted(form.keys() | forms["train"].keys())
-            if form.get(path) != forms["train"].get(path)
+            f"{name}{path} is {_in_words(form)} and train{path} is {_in_words(there)}"
+            for name, path, form, there in self._other_forms()
         ]
 
     def other_dtypes(self) -> list[str]:
         """Which arrays of a split are of another dtype than those of `train`, in words."""
-        there = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(self.train)}
-        found = []
+        return [
+            f"{name}{path} is of {form.dtype} and train{path} of {there.dtype}"
+            for name, path, form, there in self._other_forms()
+            if form is not None and there is not None and form.dtype != there.dtype
+        ]
+
+    def _other_forms(self) -> Iterator[tuple[str, str, Form | None, Form | None]]:
+        """Each place where a split is of another form than `train`: the split, the place, the form here and there."""
+        train = _forms(self.train)
         for name, split in self.evaluate.items():
-            for path, leaf in jax.tree_util.tree_leaves_with_path(split):
-                key = jax.tree_util.keystr(path)
-                dtypes = [jax.dtypes.canonicalize_dtype(array.dtype) for array in (leaf, there.get(key, leaf))]
-                if dtypes[0] != dtypes[1]:
-                    found.append(f"{name}{key} is of {dtypes[0]} and train{key} of {dtypes[1]}")
-        return found
+            forms = _forms(split)
+            for path in sorted(forms.keys() | train.keys()):
+                if forms.get(path) != train.get(path):
+                    yield name, path, forms.get(path), train.get(path)
 
     @property
     def runs(self) -> np.ndarray:
@@ -253,9 +251,13 @@ def _check_arrays(name: str, split: Any) -> None:
         raise ValueError(f"{name} has arrays of unequal length: {told}")
 
 
-def _forms(split: Any) -> dict[str, str]:
-    """The form of an example of a split, by its arrays' places."""
+def _forms(split: Any) -> dict[str, Form]:
+    """Shapes and dtypes of an example of a split, by its arrays' places."""
     return {
-        jax.tree_util.keystr(path): f"{jax.dtypes.canonicalize_dtype(leaf.dtype)}{list(leaf.shape[1:])}"
+        jax.tree_util.keystr(path): Form(leaf.shape[1:], jax.dtypes.canonicalize_dtype(leaf.dtype))
         for path, leaf in jax.tree_util.tree_leaves_with_path(split)
     }
+
+
+def _in_words(form: Form | None) -> str:
+    return "missing" if form is None else f"{form.dtype}{list(form.shape)}"

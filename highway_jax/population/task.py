@@ -135,12 +135,13 @@ def supervised(
     check_function("augment", augment, "key", "batch", hp=True)
     if forward is not None:
         check_function("forward", forward, "model", "batch", "train")
-    check_is("metrics", metrics or {}, Mapping, "a mapping from names to functions")
-    for name, function in (metrics or {}).items():
+    metrics = metrics or {}
+    check_is("metrics", metrics, Mapping, "a mapping from names to functions")
+    for name, function in metrics.items():
         check_function(f"metrics[{name!r}]", function, "outputs", "batch", hp=True)
     adapted = adapter(model, forward)
-    reported = {"loss": loss, **(metrics or {})}
-    if metrics and "loss" in metrics:
+    reported = {"loss": loss, **metrics}
+    if "loss" in metrics:
         raise ValueError("metrics has 'loss', which is the loss's own name; choose another")
 
     def made(hp: Any) -> optax.GradientTransformation:

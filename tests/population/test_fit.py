@@ -208,6 +208,10 @@ def test_ctrl_c_keeps_what_there_is(tmp_path):
     assert_same_runs(result, list(range(6)))
 
 
+def tree(directory):
+    return {path: path.is_file() and path.read_bytes() for path in directory.rglob("*")}
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [
@@ -223,14 +227,10 @@ def test_ctrl_c_keeps_what_there_is(tmp_path):
 )
 def test_a_workdir_of_another_search_is_refused(change, named, tmp_path):
     fit(workdir=tmp_path)
-    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    before = tree(tmp_path)
     with pytest.raises(WorkdirError, match=f"is of another search: its {named}"):
         fit(**change, workdir=tmp_path)
-    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
-
-
-def tree(directory):
-    return {path: path.is_file() and path.read_bytes() for path in directory.rglob("*")}
+    assert tree(tmp_path) == before
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "20261127/data.npy", "000001/_CHECKPOINT_METADATA"])
