@@ -28,12 +28,12 @@ def test_a_killed_regression_continues_as_if_nothing_had_happened(tmp_path, monk
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     process = start(killed)
     deadline = time.monotonic() + 120
-    while not list(killed.glob(f"**/{checkpoint.SUMS}")) and time.monotonic() < deadline:
+    results = "runs/tabular_regression"
+    while not checkpoint.steps_in(killed / results / "checkpoints") and time.monotonic() < deadline:
         time.sleep(0.001)
     process.kill()
     process.communicate()
     assert process.returncode == -9
-    results = "runs/tabular_regression"
     assert not (killed / results / "table.csv").exists()
     undisturbed.mkdir()
     said = []
