@@ -14,9 +14,11 @@ from pathlib import Path
 
 import jax
 
-from experiments import cli, search, trainer
-from experiments.hardware import hardware
+from experiments import search
+from experiments.app import command_line, entry
+from experiments.app.machine import hardware
 from highway_jax import checkpoint, parallel
+from highway_jax.population import storage
 
 
 class Timed(checkpoint.Checkpoints):
@@ -32,8 +34,8 @@ class Timed(checkpoint.Checkpoints):
 
 def main(argv: list[str]) -> None:
     """Run the search and report."""
-    name, _, _ = cli.split_config_flags(argv)
-    trainer.Checkpoints = Timed  # type: ignore[misc]
+    name, _, _ = command_line.split_config_flags(argv)
+    storage.Checkpoints = Timed  # type: ignore[misc]
     with tempfile.TemporaryDirectory() as folder:
         started = time.monotonic()
         search.main([*argv, f"--workdir={folder}/work"])
@@ -52,4 +54,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     parallel.split_cpu()
-    cli.run(main, __doc__)
+    entry.run(main, __doc__)

@@ -24,9 +24,10 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from experiments import cli
-from experiments.cli import UserError
-from experiments.hardware import hardware
+from experiments.app import command_line, entry
+from experiments.app.errors import UserError
+from experiments.app.machine import hardware
+from experiments.configs import loading
 
 SIZES = {"mnist_conv16": (28, 1), "mnist_conv32": (28, 1), "cifar10_gap": (32, 3)}
 RATE, MOMENTUM, DECAY, BIAS = 0.01, 0.9, 0.001, -2.0
@@ -50,7 +51,7 @@ def ours(name: str, batch: int, steps: int) -> Callable[[], None]:
     from highway_jax.zoo import optim
 
     task = population.supervised(
-        lambda hp: ConvNet(cli.load_config(name)[1].stages, transform_bias=BIAS),
+        lambda hp: ConvNet(loading.load(name, {}).config.stages, transform_bias=BIAS),
         population.cross_entropy,
         lambda hp: optim.nesterov(RATE, MOMENTUM, DECAY),
     )
@@ -85,7 +86,7 @@ def torch(name: str, batch: int, steps: int) -> Callable[[], None]:
             return torch.lerp(x, torch.relu(self.h(x)), torch.sigmoid(self.t(x)))
 
     channels, layers = SIZES[name][1], []
-    for stage in map(stages.parse, cli.load_config(name)[1].stages):
+    for stage in map(stages.parse, loading.load(name, {}).config.stages):
         match stage:
             case stages.Dropout(rate):
                 layers.append(nn.Dropout(rate))
@@ -135,7 +136,7 @@ def main(argv: list[str]) -> None:
     flags.DEFINE_enum("network", "cifar10_gap", list(SIZES), "which", flag_values=values)
     for flag, default in ("batch", 100), ("steps", 3), ("repetitions", 5):
         flags.DEFINE_integer(flag, default, flag, lower_bound=1, flag_values=values)
-    cli.parse_flags(argv, values)
+    command_line.parse_flags(argv, values)
     context = multiprocessing.get_context("spawn")
     connections, rates, first = {}, {"ours": [], "torch": []}, {}
     for build in ours, torch:
@@ -167,4 +168,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, __doc__)
+    entry.run(main, __doc__)

@@ -37,9 +37,9 @@ from absl import flags
 from rich.console import Console
 from rich.table import Table
 
-from experiments import cli
-from experiments.cli import UserError
-from experiments.hardware import hardware
+from experiments.app import command_line, entry
+from experiments.app.errors import UserError
+from experiments.app.machine import hardware
 from highway_jax import parallel
 
 JOBS = {"regression": (200, 60), "classifier": (100, 20)}
@@ -238,8 +238,8 @@ def main(argv: list[str]) -> None:
     flags.DEFINE_integer("runs", None, "", lower_bound=1, flag_values=values)
     flags.DEFINE_integer("epochs", None, "", lower_bound=1, flag_values=values)
     flags.DEFINE_integer("repetitions", 5, "", lower_bound=1, flag_values=values)
-    cli.define_path("out", "benchmarks/results", "", values)
-    cli.parse_flags(argv, values)
+    command_line.define_path("out", "benchmarks/results", "", values)
+    command_line.parse_flags(argv, values)
     if unknown := set(values.only) - set(CONTENDERS):
         raise UserError(f"--only has {min(unknown)!r}; it must be some of {', '.join(CONTENDERS)}")
     out = Path(values.out)
@@ -254,4 +254,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, __doc__)
+    entry.run(main, __doc__)

@@ -19,8 +19,10 @@ from absl import flags
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from experiments import cli, results, search
-from experiments.hardware import hardware
+from experiments import search
+from experiments.app import command_line, entry
+from experiments.app.machine import hardware
+from experiments.workdir import reading
 from highway_jax import parallel
 from highway_jax.plotting import COLORS, FAINT, TEXT
 
@@ -31,20 +33,21 @@ def main(argv: list[str]) -> None:
     """The program."""
     values = flags.FlagValues()
     flags.DEFINE_integer("seeds", 5, "", lower_bound=1, flag_values=values)
-    cli.define_path("folder", "runs/guided", "", values)
-    name, overrides, rest = cli.split_config_flags(argv)
-    cli.parse_flags(rest, values)
+    command_line.define_path("folder", "runs/guided", "", values)
+    name, overrides, rest = command_line.split_config_flags(argv)
+    command_line.parse_flags(rest, values)
     given = [f"--config={name}", *(f"--config.{key}={value}" for key, value in overrides.items())]
     losses: dict[str, dict[str, list[list[float]]]] = {}
     for seed in range(values.seeds):
         for sampler in LOOKS:
             directory = Path(values.folder) / f"{name}_{sampler}_{seed}"
             search.main([*given, f"--config.seed={seed}", f"--config.sampler={sampler}", f"--workdir={directory}"])
-            found = results.load(directory)
-            for network, runs in found.networks.items():
-                losses.setdefault(network, {}).setdefault(sampler, []).append(runs.best_loss.astype(float).tolist())
+            found = reading.load(directory)
+            for network, result in found.results.items():
+                best = result.ranking.best.astype(float).tolist()
+                losses.setdefault(network, {}).setdefault(sampler, []).append(best)
     config = found.config
-    result = {
+    written = {
         "config": name,
         **{key: config[key] for key in ("num_runs", "epochs", "runs_in_memory")},
         "seeds": values.seeds,
@@ -53,9 +56,9 @@ def main(argv: list[str]) -> None:
         "hardware": hardware(),
     }
     path = Path(__file__).parent / "results" / f"guided_{name}"
-    path.with_suffix(".json").write_text(json.dumps(result) + "\n")
-    draw(result).savefig(path.with_suffix(".png"), dpi=130)
-    print(json.dumps(result["summary"], indent=2))
+    path.with_suffix(".json").write_text(json.dumps(written) + "\n")
+    draw(written).savefig(path.with_suffix(".png"), dpi=130)
+    print(json.dumps(written["summary"], indent=2))
 
 
 def summarize(losses: np.ndarray) -> dict[str, list[float]]:
@@ -105,4 +108,4 @@ def draw(result: dict[str, Any]) -> Figure:
 
 if __name__ == "__main__":
     parallel.split_cpu()
-    cli.run(main, __doc__)
+    entry.run(main, __doc__)

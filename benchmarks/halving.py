@@ -19,8 +19,9 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments import cli, results
-from experiments.hardware import hardware
+from experiments.app import command_line, entry
+from experiments.app.machine import hardware
+from experiments.configs import loading
 
 
 def main(argv: list[str]) -> None:
@@ -29,9 +30,9 @@ def main(argv: list[str]) -> None:
     flags.DEFINE_integer("every", 5, "epochs between halvings", lower_bound=1, flag_values=values)
     flags.DEFINE_float("keep", 0.5, "share of the runs that go on", flag_values=values)
     flags.DEFINE_integer("seeds", 3, "searches of each kind", lower_bound=1, flag_values=values)
-    name, overrides, rest = cli.split_config_flags(argv)
-    cli.parse_flags(rest, values)
-    label = cli.load_config(name)[0]
+    name, overrides, rest = command_line.split_config_flags(argv)
+    command_line.parse_flags(rest, values)
+    label = loading.load(name, {}).label
     common = [f"--config={name}", *(f"--config.{key}={value}" for key, value in overrides.items())]
     halving = [f"--config.search.halving.every={values.every}", f"--config.search.halving.keep={values.keep}"]
     searches = []
@@ -59,8 +60,7 @@ def main(argv: list[str]) -> None:
 
 def outcome(workdir: Path, kind: str, seed: int) -> list[dict[str, Any]]:
     """A row per kind of network."""
-    summary = results.load(workdir).summary
-    assert summary is not None
+    summary = json.loads((workdir / "summary.json").read_text())
     keys = "best_loss", "best_run", "top10_mean_loss", "seconds"
     return [
         {"kind": kind, "seed": seed, "network": network, **{key: found[key] for key in keys}}
@@ -69,4 +69,4 @@ def outcome(workdir: Path, kind: str, seed: int) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    cli.run(main, __doc__)
+    entry.run(main, __doc__)

@@ -21,9 +21,9 @@ from absl import flags
 from rich.console import Console
 from rich.table import Table
 
-from experiments import cli
-from experiments.cli import UserError
-from experiments.hardware import hardware
+from experiments.app import command_line, entry
+from experiments.app.errors import UserError
+from experiments.app.machine import hardware
 from highway_jax import parallel
 
 
@@ -61,8 +61,8 @@ def main(argv: list[str]) -> None:
     values = flags.FlagValues()
     flags.DEFINE_list("runs", ["1000", "10000", "20000"], "", flag_values=values)
     flags.DEFINE_integer("epochs", 1, "", lower_bound=1, flag_values=values)
-    cli.define_path("out", "benchmarks/results", "", values)
-    cli.parse_flags(argv, values)
+    command_line.define_path("out", "benchmarks/results", "", values)
+    command_line.parse_flags(argv, values)
     if not all(runs.isdigit() and int(runs) for runs in values.runs):
         raise UserError(f"--runs is {','.join(values.runs)!r}; it must be integers of at least 1")
     rows: list[dict[str, Any]] = []
@@ -87,4 +87,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, __doc__)
+    entry.run(main, __doc__)

@@ -32,9 +32,9 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.work import Work
-from experiments import cli
-from experiments.cli import UserError
-from experiments.hardware import hardware
+from experiments.app import command_line, entry
+from experiments.app.errors import UserError
+from experiments.app.machine import hardware
 from highway_jax import parallel
 from highway_jax.stack import fused
 
@@ -237,8 +237,8 @@ def main(argv: list[str]) -> None:
     flags.DEFINE_integer("runs_per_batch", None, "", lower_bound=1, flag_values=values)
     flags.DEFINE_list("only", list(CONTENDERS), "", flag_values=values)
     flags.DEFINE_bool("scaling", False, "", flag_values=values)
-    cli.define_path("out", "benchmarks/results", "", values)
-    cli.parse_flags(argv, values)
+    command_line.define_path("out", "benchmarks/results", "", values)
+    command_line.parse_flags(argv, values)
     if unknown := set(values.only) - set(CONTENDERS):
         raise UserError(f"--only has {min(unknown)!r}; it must be some of {', '.join(CONTENDERS)}")
     if not all(depth.isdigit() and int(depth) >= 2 for depth in values.depth):
@@ -282,4 +282,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, __doc__)
+    entry.run(main, __doc__)

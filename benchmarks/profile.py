@@ -22,7 +22,7 @@ from rich.table import Table
 
 from benchmarks import jax_contenders
 from benchmarks.work import Work
-from experiments import cli
+from experiments.app import command_line, entry
 
 # What contains other rows, or waits for them.
 OUTER = (
@@ -63,7 +63,7 @@ def main(argv: list[str]) -> None:
     values = flags.FlagValues()
     for name, default in ("depth", 100), ("runs", 2), ("batch", 100), ("width", 50), ("steps", 10), ("rows", 16):
         flags.DEFINE_integer(name, default, "", lower_bound=1, flag_values=values)
-    cli.parse_flags(argv, values)
+    command_line.parse_flags(argv, values)
     work = Work(values.depth, values.runs, values.batch, values.width, values.steps)
     kernels = kernel_times(work)
     total = sum(time for time, _ in kernels.values())
@@ -79,4 +79,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, __doc__)
+    entry.run(main, __doc__)

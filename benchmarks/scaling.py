@@ -18,11 +18,11 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments import cli
-from experiments.checks import check_search
-from experiments.hardware import hardware
-from experiments.jobs import choose_implementations, group_of, search_job
-from highway_jax import data, parallel
+from experiments.app import command_line, entry, errors
+from experiments.app.machine import hardware
+from experiments.configs import loading
+from experiments.jobs.making import job_of
+from highway_jax import parallel
 from highway_jax.population.programs import gather_batches
 
 REPETITIONS = 9
@@ -30,11 +30,10 @@ REPETITIONS = 9
 
 def main(argv: list[str]) -> None:
     """Time and report."""
-    name, overrides, rest = cli.split_config_flags(argv)
+    name, overrides, rest = command_line.split_config_flags(argv)
     if rest:
-        raise cli.UserError(f"unexpected argument {rest[0]!r}")
-    config = cli.load_config(name)[1]
-    cli.override(config, overrides)
+        raise errors.UserError(f"unexpected argument {rest[0]!r}")
+    config = loading.load(name, overrides, "search").config
     counts = (1, len(jax.devices()))
     epochs = {count: epoch_on(config, count) for count in counts}
     seconds: dict[int, list[float]] = {count: [] for count in counts}
@@ -61,12 +60,10 @@ def main(argv: list[str]) -> None:
 
 def epoch_on(config: ConfigDict, count: int) -> tuple[Callable[[], None], int]:
     """A function that trains an epoch on so many devices and waits, compiled, and the collectives in it."""
-    dataset, network = data.load(config.dataset, config.data_dir), config.networks[0]
-    implementations = choose_implementations(config, [network])
-    job = search_job(config, *check_search(config), dataset, implementations, Path())
+    network = config.networks[0]
     mesh = parallel.runs_mesh(jax.devices()[:count])
-    group = group_of(job, network, mesh)
-    search, train = group.search, parallel.replicate(mesh, dataset.train)
+    group = job_of(config).group(network, mesh)
+    search, train = group.search, parallel.replicate(mesh, group.search.train)
     members = group.start(search.drawn, np.arange(config.num_runs))
     text = group.programs.train.lower(members, group.batches, 1).compile().as_text()
 
@@ -83,4 +80,4 @@ def epoch_on(config: ConfigDict, count: int) -> tuple[Callable[[], None], int]:
 
 if __name__ == "__main__":
     parallel.split_cpu()
-    cli.run(main, __doc__)
+    entry.run(main, __doc__)

@@ -10,43 +10,47 @@
 
 Memory is what XLA says of the compiled epoch. For a TPU its own compiler is asked, where libtpu is installed
 (`pip install -e '.[tpu]'`, on any Linux machine); for other devices that are not here, the CPU's stands in. Time is
-from the rates in benchmarks/results; where none of them is the device's, only a lower bound is given.
+from the rates in benchmarks/results, and given only for devices that were measured.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
 
 import jax
 from absl import flags
 from ml_collections import ConfigDict
 from rich.table import Table
 
-from experiments import cli, datasets, settings
-from experiments.checks import check_search, check_training
-from experiments.cli import UserError
-from experiments.costs import DEVICES, Device, Plan, Rate, compiler_of, make_plan, measured_rate, this_device
-from experiments.jobs import Job, choose_implementations, search_job, training_job
-from experiments.progress import Output, duration
-from highway_jax import parallel
+from experiments.app import command_line, entry, settings
+from experiments.app.errors import UserError
+from experiments.app.output import Output
+from experiments.app.words import duration
+from experiments.configs import loading
+from experiments.jobs.job import too_large
+from experiments.jobs.making import job_of
+from experiments.jobs.planning import DEVICES, Device, Plan, Rate, compiler_of, make_plan, measured_rate, this_device
+from highway_jax import parallel, population
 
 
 def main(argv: list[str]) -> None:
     values = flags.FlagValues()
     flags.DEFINE_string("device", "here", "kind of device", flag_values=values)
     flags.DEFINE_integer("devices", None, "how many", lower_bound=1, flag_values=values)
-    name, overrides, rest = cli.split_config_flags(argv)
-    cli.parse_flags(rest, values)
-    if values.device != "here" and values.device not in DEVICES:
-        raise UserError(f"--device is {values.device!r}; it must be one of here, {', '.join(DEVICES)}")
-    label, config, function = cli.load_config(name)
-    cli.override(config, overrides)
-    cli.split_data_path(config)
-    settings.pin()
+    name, overrides, rest = command_line.split_config_flags(argv)
+    command_line.parse_flags(rest, values)
     here = values.device == "here"
-    job = read(config, here, function)
+    if not here and values.device not in DEVICES:
+        raise UserError(f"--device is {values.device!r}; it must be one of here, {', '.join(DEVICES)}")
+    label, config, function = loading.load(name, overrides)
+    settings.pin()
+    if not here and "search" in config:
+        config.implementation = "xla"  # the fused layers are a CPU's
+    job = job_of(config, function, earlier=None if here else {}, outlined=True)
     device = this_device() if here else DEVICES[values.device]
     given = values.devices or (jax.device_count() if here else 1)
-    plans = {network: make_plan(job, network, device, min(given, config.num_runs)) for network in job.networks}
+    try:
+        plans = {network: make_plan(job, network, device, min(given, config.num_runs)) for network in job.networks}
+    except population.RunTooLarge as error:
+        raise too_large(config, error) from error
     contender = "ours_xla" if device.kind == "cpu" and "xla" in job.implementations.values() else "ours"
     rate = measured_rate(device.kind, config.depth, contender=contender) if "search" in config else None
     console = Output()
@@ -57,22 +61,6 @@ def main(argv: list[str]) -> None:
     console.print(table(plans, config, device, rate))
     for note in notes(plans, config, device, given, rate):
         console.print(note)
-
-
-def read(config: ConfigDict, here: bool = False, function: cli.DataFunction | None = None) -> Job:
-    """Check a config; what it wants done, here or elsewhere, with data of which only the shapes are right.
-
-    Raises:
-      UserError: if it cannot be run.
-    """
-    if "search" in config:
-        space, halving = check_search(config)
-        dataset = datasets.load(config.dataset, config.data_dir, function, outlined=True)
-        implementations = choose_implementations(config, config.networks) if here else {}
-        return search_job(config, space, halving, dataset, implementations, Path())
-    space = check_training(config)
-    dataset = datasets.load(config.dataset, config.data_dir, function, outlined=True)
-    return training_job(config, space, dataset, outlined=True)
 
 
 def table(plans: Mapping[str, Plan], config: ConfigDict, device: Device, rate: Rate | None) -> Table:
@@ -94,8 +82,6 @@ def table(plans: Mapping[str, Plan], config: ConfigDict, device: Device, rate: R
         rows["time of all epochs"] = lambda plan: _span([plan], rate)
     else:
         rows["time"] = lambda plan: "not measured"
-        if peak := device.peak.get(config.matmul_precision):
-            rows["  bound, not estimate"] = lambda plan: f"at least {duration(plan.seconds(peak))}"
     grid = Table()
     grid.add_column("")
     for network in plans:
@@ -115,11 +101,6 @@ def notes(
     else:
         known = "fully connected networks" if "search" not in config else "other devices"
         yield f"time: benchmarks/results has measured {known} only"
-        if peak := device.peak.get(config.matmul_precision):
-            yield (
-                f"the bound is every product at the published {peak / 1e12:,.0f} TFLOP/s, which large ones come near "
-                "and small ones do not"
-            )
     compiler = compiler_of(device).device_kind
     if compiler != device.kind:
         yield f"memory: as compiled for {compiler}, which stands in for {device.kind}"
@@ -150,4 +131,4 @@ def _size(count: int) -> str:
 
 if __name__ == "__main__":
     parallel.split_cpu()
-    cli.run(main, __doc__)
+    entry.run(main, __doc__)

@@ -20,17 +20,18 @@ from typing import Any
 
 from absl import flags
 
-from experiments import cli
-from experiments.cli import UserError
+from experiments.app import command_line, entry
+from experiments.app.errors import UserError
 from highway_jax import data, files
+from highway_jax.data.tfds import tensorflow_datasets
 
 
 def main(argv: list[str]) -> None:
     values = flags.FlagValues()
     flags.DEFINE_string("dataset", None, "name", flag_values=values)
-    cli.define_path("data_dir", None, "where it goes", values)
+    command_line.define_path("data_dir", None, "where it goes", values)
     flags.DEFINE_bool("overwrite", False, "prepare again", flag_values=values)
-    cli.parse_flags(argv, values)
+    command_line.parse_flags(argv, values)
     name, data_dir = values.dataset, values.data_dir
     if not name:
         raise UserError("--dataset is missing; it must be a TFDS dataset, such as mnist, cifar10 or cifar100")
@@ -56,8 +57,7 @@ def main(argv: list[str]) -> None:
 
 def prepare(name: str, data_dir: str | None, overwrite: bool) -> None:
     """Download a dataset and write it as ArrayRecord files; with `overwrite`, what is there goes first."""
-    import tensorflow_datasets as tfds
-
+    tfds = tensorflow_datasets()
     dataset, config, version = data.parse_name(name)
     folder = data.data_folder(data_dir)
     try:
@@ -70,7 +70,7 @@ def prepare(name: str, data_dir: str | None, overwrite: bool) -> None:
         if overwrite and place.exists():
             shutil.rmtree(place)
         cls(config=config, version=version, data_dir=folder, file_format="array_record").download_and_prepare()
-    except UserError:
+    except (UserError, data.DataError):
         raise
     except Exception as error:
         raise UserError(f"{name!r} could not be prepared: {files.first_line(error)}") from error
@@ -88,4 +88,4 @@ def check_network(name: str, builder: Any) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, __doc__)
+    entry.run(main, __doc__)

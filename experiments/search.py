@@ -18,45 +18,47 @@ best/NETWORK, the parameters of each network's best run. On a finished workdir t
 import shlex
 from pathlib import Path
 
+import jax
 from absl import flags
 
-from experiments import cli, cluster, datasets, guided, trainer, workdir
-from experiments.checks import check_search
-from experiments.cli import UserError
-from experiments.jobs import Job, choose_implementations, search_job
-from experiments.progress import Output, print_summary
+from experiments.app import cluster, command_line, entry
+from experiments.app.output import Output
+from experiments.app.progress import print_summary
+from experiments.configs import loading
+from experiments.configs.validation import check
+from experiments.jobs import guiding, running
+from experiments.jobs.job import Job
+from experiments.jobs.making import job_of
+from experiments.workdir import opening, reading
 from highway_jax import parallel
 
 
 def main(argv: list[str]) -> None:
     values = flags.FlagValues()
-    cli.define_path("workdir", None, "where the results go", values)
-    name, overrides, rest = cli.split_config_flags(argv)
+    command_line.define_path("workdir", None, "where the results go", values)
+    name, overrides, rest = command_line.split_config_flags(argv)
     cluster.define_flags(values)
-    cli.parse_flags(rest, values)
+    command_line.parse_flags(rest, values)
     cluster.join(values)
-    label, config, function = cli.load_config(name)
-    cli.override(config, overrides)
-    cli.split_data_path(config)
-    if "stages" in config:
-        raise UserError(f"--config is {name!r}, which is no search's; use it with: python -m experiments.train")
-    space, halving = check_search(config)
+    label, config, function = loading.load(name, overrides, "search")
+    space, _ = check(config)
     directory = Path(values.workdir or f"runs/{label}")
     console = Output()
 
     def prepare() -> Job:
-        dataset = datasets.load(config.dataset, config.data_dir, function)
-        implementations = choose_implementations(config, config.networks, workdir.earlier_implementations(directory))
-        return search_job(config, space, halving, dataset, implementations, directory)
+        return job_of(config, function, directory, earlier=opening.earlier_implementations(directory))
 
-    summary = trainer.summary_of(config, directory, console, prepare)
-    print_summary(summary, console)
+    running.run(config, directory, console, prepare)
+    results = reading.load(directory).results
+    print_summary(results, console)
     console.print(f"Figure 1: {directory / 'figure1.png'}")
+    console.print(shlex.join(["report:", "python", "-m", "experiments.report", str(directory)]))
     if config.sampler == "tpe":
-        guided.store_results(directory, space)
-        console.print(f"study: optuna-dashboard {shlex.quote(guided.study_url(directory))}")
+        if jax.process_index() == 0:
+            guiding.store_results(directory, space, results)
+        console.print(f"study: optuna-dashboard {shlex.quote(guiding.study_url(directory))}")
 
 
 if __name__ == "__main__":
     parallel.split_cpu()
-    cli.run(main, __doc__)
+    entry.run(main, __doc__)

@@ -1,5 +1,6 @@
 """Save and restore arrays with Orbax; tell whether files are still what was written."""
 
+import contextlib
 import hashlib
 import os
 import re
@@ -35,16 +36,21 @@ def save_params(path: str | os.PathLike, params: Any) -> None:
     path = Path(path).absolute()
     for unfinished in path.parent.glob(f"{path.name}.orbax-checkpoint-tmp*"):
         shutil.rmtree(unfinished)
-    this = jax.process_index()
-    alone = ocp.options.MultiprocessingOptions(primary_host=this, active_processes={this})
-    with ocp.StandardCheckpointer(multiprocessing_options=alone) as checkpointer:
+    with _alone() as checkpointer:
         checkpointer.save(path, jax.device_get(params), force=True)
 
 
 def restore_params(path: str | os.PathLike) -> Any:
-    """Read back, as host arrays, a tree that `save_params` wrote."""
-    with ocp.StandardCheckpointer() as checkpointer:
+    """Read back, as host arrays and in the calling process alone, a tree that `save_params` wrote."""
+    with _alone() as checkpointer:
         return jax.device_get(checkpointer.restore(Path(path).absolute()))
+
+
+def _alone() -> ocp.StandardCheckpointer:
+    """Saves and restores without the other processes."""
+    this = jax.process_index()
+    options = ocp.options.MultiprocessingOptions(primary_host=this, active_processes={this})
+    return ocp.StandardCheckpointer(multiprocessing_options=options)
 
 
 class Checkpoints:
@@ -123,7 +129,7 @@ class Checkpoints:
 
     def notes(self, step: int) -> dict[str, Any]:
         """The notes of a checkpoint whose files are intact (see `damaged_file`)."""
-        return self._orbax.metadata(self._path(step)).custom_metadata
+        return read_notes(self._path(step))
 
     def restore(self, step: int, like: Any, rows: int = 0) -> Any:
         """Read a checkpoint whose files are intact (see `damaged_file`).
@@ -215,6 +221,12 @@ def steps_in(directory: Path) -> list[int]:
     """The steps of complete checkpoints in a directory, ascending."""
     names = (entry.parent.name for entry in directory.glob(f"*/{SUMS}"))
     return sorted(int(name) for name in names if re.fullmatch(r"\d{6,}", name))  # not copies under other names
+
+
+def read_notes(path: Path) -> dict[str, Any]:
+    """The notes of a checkpoint in a directory of its own."""
+    with contextlib.closing(ocp.PyTreeCheckpointer()) as orbax:
+        return orbax.metadata(path).custom_metadata
 
 
 def write_sums(directory: Path, files: Iterable[Path]) -> None:

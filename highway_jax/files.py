@@ -1,5 +1,6 @@
 """Files that are written whole or not at all, and never through a link; what is no file."""
 
+import contextlib
 import os
 import secrets
 import stat
@@ -27,11 +28,24 @@ def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
     with partial.open("xb") as file:  # fails where anything has that name, a link included
         try:
             yield file
+            file.flush()
+            os.fsync(file.fileno())  # or a power loss may leave an empty file under the name
             file.close()
             partial.replace(path)
+            _sync(path.parent)
         except BaseException:
             partial.unlink(missing_ok=True)
             raise
+
+
+def _sync(directory: Path) -> None:
+    """Have the names in a directory written to the disk."""
+    with contextlib.suppress(OSError):  # not every system opens directories
+        descriptor = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def write_whole(path: str | os.PathLike, content: bytes) -> None:
@@ -84,4 +98,7 @@ def first_special(directory: Path) -> Path | None:
 
 def first_line(error: BaseException) -> str:
     """An exception's kind and the first line of what it says."""
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no details'}"
+    said = ""
+    with contextlib.suppress(Exception):  # it may be a stranger's, and its text may fail too
+        said = str(error).strip()
+    return f"{type(error).__name__}: {(said.splitlines() or ['no details'])[0]}"

@@ -3,7 +3,9 @@
 import contextlib
 import functools
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -174,6 +176,16 @@ def free_memory(mesh: Mesh) -> int | None:
     """Bytes still free on a device of this process, or None where the device does not say (a CPU)."""
     stats = mesh.local_devices[0].memory_stats() or {}
     return stats["bytes_limit"] - stats["bytes_in_use"] if "bytes_limit" in stats else None
+
+
+def host_memory() -> int:
+    """Bytes of this machine's memory, or of the part that its container may use; without end where nothing says."""
+    memory = sys.maxsize
+    with contextlib.suppress(AttributeError, ValueError):  # not every system says
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    with contextlib.suppress(OSError, ValueError):  # other systems have no such file, or no limit in it
+        memory = min(memory, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return memory
 
 
 def spread(num_runs: int, rows: int, mesh: Mesh) -> np.ndarray:

@@ -5,20 +5,26 @@ Titles and names are drawn as they are: a dollar in them begins no formula.
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.colors import LinearSegmentedColormap, to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, PercentFormatter
 
 from highway_jax.population.ranking import rank
 
+if TYPE_CHECKING:
+    from highway_jax.population.result import Result
+
 # Told apart with any colour vision (blue and orange; green and purple), and dark enough to be text.
 COLORS = {"highway": "#1f5fa8", "plain": "#b84a08", "residual": "#00796b", "fixed": "#8a3d9e", "lstm": "#4a3b2a"}
+WIDE = 30  # a hyperparameter over a wider range has a logarithmic axis
 ACTIVATION_COLORS = {"relu": "#00857a", "tanh": "#8a3d9e"}
 SHADES = {
     "highway": ("#7ab4ea", "#1f6ab8", "#0a2850"),
@@ -36,7 +42,7 @@ LOSS = "mean cross entropy on the training set (nats)"
 
 def shade(network: str, position: float) -> str:
     """A network's colour, from light (0, shallow) to dark (1, deep)."""
-    ends = SHADES.get(network, ("#a0a0a0", "#606060", "#202020"))
+    ends = SHADES.get(network, SHADES["highway"])
     return to_hex(LinearSegmentedColormap.from_list(network, ends)(position))
 
 
@@ -46,6 +52,33 @@ def number(loss: float) -> str:
         mantissa, exponent = f"{loss:.1e}".split("e")
         return f"{mantissa}e{int(exponent)}"
     return f"{loss:#.2g}" if loss < 9.95 else f"{loss:.0f}"
+
+
+def _said(value: float, mode: str) -> str:
+    """A number for a label; of one that is to be high, such as an accuracy, four digits."""
+    return number(value) if mode == "min" else f"{value:.4g}"
+
+
+class _Words(NamedTuple):
+    """What figures call the number that runs are ranked by."""
+
+    axis: str
+    lowest: str
+    lowest_of_all: str
+    best: str
+    unit: str
+
+
+def _words(name: str) -> _Words:
+    if name == "loss":
+        return _Words(LOSS, "lowest loss", "lowest losses", "best loss", " (nats)")
+    name = name.replace("_", " ")
+    best = f"best {name}"
+    return _Words(name, best, best, best, "")
+
+
+def _color(kind: str) -> str:
+    return COLORS.get(kind, COLORS["highway"])
 
 
 def plain(text: str) -> str:
@@ -68,7 +101,7 @@ def figure1(curves: Mapping[str, np.ndarray], title: str, best_of: int = 10) -> 
     best, top = figure.subplots(1, 2, sharey=True)
     ends: tuple[list[_End], list[_End]] = ([], [])
     for network, losses in curves.items():
-        color = COLORS.get(network, FAINT)
+        color = _color(network)
         ranking = rank(losses)
         chosen = losses[ranking.order[:best_of]]
         lowest = np.minimum.accumulate(np.where(np.isfinite(chosen), chosen, np.inf), axis=1)
@@ -121,228 +154,264 @@ def learning_curves(curves: Mapping[str, np.ndarray], accuracy: Mapping[str, np.
         _log_losses(axes)
         _epochs(axes)
         _label_ends(axes, labels, gap=0.07)
-    _plain_ticks(right)
+    _plain_ticks(right.yaxis)
     _suptitle(figure, title)
     return figure
 
 
-def figure1_depths(
-    curves: Sequence[Mapping[str, np.ndarray]],
-    depths: Sequence[int],
+def comparison(
+    searches: Sequence[Mapping[str, "Result"]],
     labels: Sequence[str],
-    families: Sequence[str],
     title: str,
+    depths: Sequence[int] | None = None,
+    families: Sequence[str] | None = None,
     best_of: float = 10,
+    name: str = "loss",
 ) -> Figure:
-    """Figure 1: the best run's curve at every depth (left), and the mean of the best ones against depth (right).
+    """The best run's curve of every search (left), and the mean of each one's best runs (right): Figure 1 over depth.
+
+    More than two kinds of network have a panel of curves per search, in which losses above three times that of guessing
+    among ten classes are cut off.
 
     Args:
-      curves: a search each: for every kind of network, the (runs, epochs) mean training losses in nats.
-      depths: of every search.
-      labels: what to call every search beside its curve, after the network's name.
-      families: which searches are alike but for their depth: points of one family are joined on the right.
+      searches: shallow to deep; a result for every kind of network. One of the kind "" is of no network.
+      labels: what to call every search.
       title: what was searched.
+      depths: of every search. If none are given or all are equal, the right panel has a place per search.
+      families: which searches are alike but for their depth: their means are joined on the right.
       best_of: how many runs the right panel averages, or which share of them, if it is below 1.
+      name: what to call the number that runs are ranked by; "loss" is that of the paper, in nats.
     """
-    figure = Figure(figsize=(11, 5), layout="constrained")
-    left, right = figure.subplots(1, 2, sharey=True, width_ratios=(1.25, 1))
-    order = sorted(range(len(curves)), key=lambda i: (depths[i], i))
-    styles = {family: LINESTYLES[i % len(LINESTYLES)] for i, family in enumerate(dict.fromkeys(families))}
-    curve_ends: list[_End] = []
-    for network in _networks(curves):
-        for place, i in enumerate(order):
-            if network in curves[i]:
-                losses = curves[i][network]
-                color = shade(network, place / max(1, len(order) - 1))
-                best = losses[rank(losses).order[0]]
-                curve_ends += _curve(left, best, f"{network}, {labels[i]}", network, color, styles[families[i]])
-    style(left, "best run, and its lowest loss", "epoch", LOSS)
-    _log_losses(left)  # and the other's axis, which it shares
-    _epochs(left)
-    mean_ends = _means(right, curves, depths, labels, families, best_of)
-    _label_ends(left, curve_ends, gap=0.055)
-    _label_ends(right, mean_ends, gap=0.055)
-    _suptitle(figure, title)
-    return figure
-
-
-def figure1_panels(
-    curves: Sequence[Mapping[str, np.ndarray]],
-    depths: Sequence[int],
-    labels: Sequence[str],
-    families: Sequence[str],
-    title: str,
-    best_of: int = 10,
-) -> Figure:
-    """Figure 1 of more than two kinds of network: a panel per search, and the mean of the best ones against depth.
-
-    Takes `figure1_depths`'s arguments. Losses above three times that of guessing among ten classes are cut off.
-    """
-    order = sorted(range(len(curves)), key=lambda i: (depths[i], i))
-    figure = Figure(figsize=(3.4 * (len(curves) + 1) + 0.6, 4.4), layout="constrained")
-    *panels, right = figure.subplots(1, len(curves) + 1, sharey=True)
-    ends: list[list[_End]] = []
-    for axes, i in zip(panels, order, strict=True):
-        mine: list[_End] = []
-        for network, losses in curves[i].items():
-            mine += _curve(axes, losses[rank(losses).order[0]], network, network, COLORS.get(network, FAINT))
-        ends.append(mine)
-        style(axes, labels[i], "epoch", LOSS if axes is panels[0] else None)
+    kinds = list(dict.fromkeys(kind for search in searches for kind in search))
+    families = families or [""] * len(searches)
+    dashes = {family: LINESTYLES[i % len(LINESTYLES)] for i, family in enumerate(dict.fromkeys(families))}
+    if apart := len(kinds) > 2:
+        figure = Figure(figsize=(3.4 * (len(searches) + 1) + 0.6, 4.4), layout="constrained")
+        *panels, right = figure.subplots(1, len(searches) + 1, sharey=True)
+    else:
+        figure = Figure(figsize=(11, 5), layout="constrained")
+        *panels, right = figure.subplots(1, 2, sharey=True, width_ratios=(1.25, 1))
+    words, mode = _words(name), next(iter(searches[0].values())).mode
+    ends: list[list[_End]] = [[] for _ in panels]
+    for place, (search, label) in enumerate(zip(searches, labels, strict=True)):
+        axes, mine = (panels[place], ends[place]) if apart else (panels[0], ends[0])
+        for kind, result in search.items():
+            color = _color(kind) if apart else shade(kind, place / max(1, len(searches) - 1))
+            curve = result.curves[result.rank_by][result.ranking.order[0]]
+            called = kind if apart else f"{kind}, {label}".removeprefix(", ")
+            mine += _curve(axes, curve, called, kind, color, "-" if apart else dashes[families[place]], mode)
+    for axes, label in zip(panels, labels if apart else [f"best run, and its {words.lowest}"], strict=False):
+        style(axes, label, "epoch", words.axis if axes is panels[0] else None)
         _epochs(axes)
-    _log_losses(panels[0])
-    ends.append(_means(right, curves, depths, labels, families, best_of))
-    low, high = panels[0].get_ylim()
-    panels[0].set_ylim(low, min(high, 3 * math.log(10)))
-    for axes, mine in zip((*panels, right), ends, strict=True):
-        _label_ends(axes, mine, gap=0.06)
+    if mode == "min":
+        _log_losses(panels[0])  # and the others' axis, which they share
+    if name != "loss":
+        _plain_ticks(panels[0].yaxis)
+    means = [{k: r.ranking.mean_of_best(_count(best_of, r)) for k, r in search.items()} for search in searches]
+    count = min(_count(best_of, result) for search in searches for result in search.values())
+    which = f"{count} runs'" if best_of >= 1 else f"{best_of:.0%} of the runs'"
+    heading = f"mean of the best {which} {words.lowest_of_all}"
+    if depths is not None and min(depths) < max(depths):
+        style(right, heading, "depth (layers)")
+        ends.append(_over_depth(right, means, kinds, labels, depths, families, dashes))
+    else:
+        style(right, textwrap.fill(heading, 32), None)
+        _side_by_side(right, means, kinds, labels, mode)
+    if apart:
+        low, high = panels[0].get_ylim()
+        panels[0].set_ylim(low, min(high, 3 * math.log(10)))
+    for axes, mine in zip((*panels, right), ends, strict=False):
+        _label_ends(axes, mine, gap=0.055)
     _suptitle(figure, title)
     return figure
 
 
-def _networks(curves: Sequence[Mapping[str, np.ndarray]]) -> list[str]:
-    return list(dict.fromkeys(network for search in curves for network in search))
-
-
-def _means(
-    right: Axes,
-    curves: Sequence[Mapping[str, np.ndarray]],
-    depths: Sequence[int],
+def _over_depth(
+    axes: Axes,
+    means: Sequence[Mapping[str, float]],
+    kinds: Sequence[str],
     labels: Sequence[str],
+    depths: Sequence[int],
     families: Sequence[str],
-    best_of: float,
+    dashes: Mapping[str, str],
 ) -> list[_End]:
     """Draw the mean of every search's best runs against depth; returns where to put the labels."""
-    order = sorted(range(len(curves)), key=lambda i: (depths[i], i))
-    styles = {family: LINESTYLES[i % len(LINESTYLES)] for i, family in enumerate(dict.fromkeys(families))}
-    mean_ends: list[_End] = []
-    for network in _networks(curves):
-        for family, dashes in styles.items():
-            mine = [i for i in order if families[i] == family and network in curves[i]]
-            means = np.array([rank(c).mean_of_best(_count(best_of, c)) for c in (curves[i][network] for i in mine)])
-            places = [depths[i] for i in mine]
-            joined = len(set(places)) == len(places)
-            right.plot(places, means, dashes if joined else "", color=COLORS.get(network, FAINT), linewidth=2, zorder=2)
-            for i, mean in zip(mine, means, strict=True):
-                color = shade(network, order.index(i) / max(1, len(order) - 1))
-                right.plot(depths[i], mean, "o", color=color, markersize=8, zorder=3)
-                if np.isfinite(mean) and (i == mine[-1] or not joined):
-                    name = network if len(styles) == 1 and joined else f"{network}, {family if joined else labels[i]}"
-                    mean_ends.append((depths[i], mean, f"{name}  {number(mean)}", COLORS.get(network, FAINT)))
-    count = min(_count(best_of, losses) for search in curves for losses in search.values())
-    which = f"{count} runs'" if best_of >= 1 else f"{best_of:.0%} of the runs'"
-    style(right, f"mean of the best {which} lowest losses", "depth (layers)")
-    if min(depths) < max(depths):
-        right.set_xscale("log")
-    right.xaxis.set_major_locator(FixedLocator(sorted(set(depths))))
-    right.xaxis.set_minor_locator(NullLocator())
-    right.xaxis.set_major_formatter("{x:g}")
-    return mean_ends
+    ends: list[_End] = []
+    for kind, (family, line) in itertools.product(kinds, dashes.items()):
+        mine = [i for i, search in enumerate(means) if families[i] == family and kind in search]
+        joined = len({depths[i] for i in mine}) == len(mine)
+        if joined:
+            x, y = [depths[i] for i in mine], [means[i][kind] for i in mine]
+            axes.plot(x, y, line, color=_color(kind), linewidth=2, zorder=2)
+        for i in mine:
+            mean = means[i][kind]
+            axes.plot(depths[i], mean, "o", color=shade(kind, i / (len(means) - 1)), markersize=8, zorder=3)
+            if np.isfinite(mean) and (i == mine[-1] or not joined):
+                called = kind if len(dashes) == 1 and joined else f"{kind}, {family if joined else labels[i]}"
+                ends.append((depths[i], mean, f"{called}  {number(mean)}", _color(kind)))
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(FixedLocator(sorted(set(depths))))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter("{x:g}")
+    return ends
 
 
-def _count(best_of: float, curves: np.ndarray) -> int:
+def _side_by_side(
+    axes: Axes, means: Sequence[Mapping[str, float]], kinds: Sequence[str], labels: Sequence[str], mode: str
+) -> None:
+    """Draw the mean of every search's best runs in a place of its own, kinds of network beside one another."""
+    for i, search in enumerate(means):
+        for kind, mean in search.items():
+            x = i + 0.7 * ((kinds.index(kind) + 0.5) / len(kinds) - 0.5)
+            axes.plot(x, mean, "o", color=shade(kind, i / max(1, len(means) - 1)), markersize=8, zorder=3)
+            if np.isfinite(mean):
+                text, color = _said(mean, mode), _color(kind)
+                axes.annotate(text, (x, mean), (0, 8), textcoords="offset points", ha="center", fontsize=9, color=color)
+    axes.set_xticks(range(len(labels)), [plain(label) for label in labels])
+    for tick in axes.get_xticklabels() if sum(map(len, labels)) > 36 else ():
+        tick.set(rotation=20, ha="right")
+    axes.set_xlim(-0.5, len(labels) - 0.5)
+    axes.margins(y=0.12)
+
+
+def _count(best_of: float, result: "Result") -> int:
     """How many runs are the best ones."""
-    return min(len(curves), int(best_of) if best_of >= 1 else max(1, round(best_of * len(curves))))
+    return min(result.num_runs, int(best_of) if best_of >= 1 else max(1, round(best_of * result.num_runs)))
+
+
+def varied(values: Iterable[Mapping[str, np.ndarray]]) -> list[str]:
+    """The hyperparameters that are not the same in all runs of a table of them."""
+    return list(dict.fromkeys(name for table in values for name, v in table.items() if len(np.unique(v)) > 1))
+
+
+def is_choice(values: np.ndarray) -> bool:
+    """Whether a hyperparameter has options: text, truth values, or a few numbers that come up again and again."""
+    return values.dtype.kind not in "iuf" or len(np.unique(values)) <= min(8, len(values) // 3)
 
 
 def hyperparameters(
     values: Mapping[str, Mapping[str, np.ndarray]],
-    losses: Mapping[str, np.ndarray],
+    best: Mapping[str, np.ndarray],
     diverged: Mapping[str, np.ndarray],
     title: str,
+    name: str = "loss",
+    mode: str = "min",
 ) -> Figure:
-    """Every run's hyperparameters against its best loss: a row per network, a panel per hyperparameter.
+    """Every run's hyperparameters against the best that it reached: a row per network, a panel per hyperparameter.
 
-    Colour and marker are the activation. A cross is a run that diverged, at the best loss it had before; in the
-    strip on top are the runs that never had a finite loss. The line joins the medians of fifths of the runs.
+    Colour and marker are the activation, where there is one. A cross is a run that diverged, at the best that it had
+    before; in the strip beyond the worst are the runs that never had a finite number. The line joins the medians of
+    fifths of the runs, or of those with the same option.
 
     Args:
-      values: for every network, a (runs,) array per hyperparameter, "activation" among them as names. One that is
-        nowhere finite has no panel.
-      losses: for every network, the (runs,) best losses in nats; not finite where there is none.
+      values: for every network, a (runs,) array per hyperparameter. One that does not vary in any has no panel.
+      best: for every network, the runs' best numbers; not finite where there is none.
       diverged: for every network, (runs,) bool.
       title: what was searched.
+      name: what to call the number; "loss" is that of the paper, in nats.
+      mode: "min" if lower is better, or "max".
     """
-    networks = list(values)
-    names = [name for name in values[networks[0]] if any(_shown(table[name]) for table in values.values())]
-    figure = Figure(figsize=(12, 0.7 + 2.5 * len(networks)), layout="constrained")
+    networks, names, words = list(values), varied(values.values()), _words(name)
+    figure = Figure(figsize=(max(12, 2.4 * len(names)), 0.7 + 2.5 * len(networks)), layout="constrained")
     grid = figure.subplots(len(networks), len(names), sharey=True, squeeze=False)
-    low, high = _finite_range([losses])
-    step = (high / low) ** 0.06 if high > 1.01 * low else 1.1
-    divider, strip = high * step, high * step**2
-    ticks = _loss_ticks(low, high)
-    lost = any(not np.isfinite(loss).all() for loss in losses.values())
-    if lost:
-        ticks[strip] = "never\nfinite"
+    low, high, log = _scale(best.values(), mode)
+    step = ((high / low) ** 0.06 if high > 1.01 * low else 1.1) if log else 0.06 * (high - low) or 0.1
+
+    def beyond(end: float, steps: int) -> float:
+        return end * step**steps if log else end + steps * step
+
+    better, worse = (low, high) if mode == "min" else (high, low)
+    out = 1 if mode == "min" else -1  # the side of the worse
+    divider, strip = beyond(worse, out), beyond(worse, 2 * out)
+    lost = any(not np.isfinite(numbers).all() for numbers in best.values())
+    limits = sorted((beyond(better, -out), beyond(worse, 3 * out) if lost else divider))
+    ticks = _ticks(low, high, log) | ({strip: "never\nfinite"} if lost else {})
     for network, row in zip(networks, grid, strict=True):
-        best = np.float64(losses[network]).clip(low)  # a loss of 0 with the lowest
-        heights = np.where(np.isfinite(best), best, strip)
-        for axes, name in zip(row, names, strict=True):
+        numbers = np.asarray(best[network], np.float64)
+        numbers = np.where(np.isfinite(numbers), numbers.clip(low), numbers)  # a loss of 0 with the lowest
+        heights = np.where(np.isfinite(numbers), numbers, strip)
+        for axes, hyperparameter in zip(row, names, strict=True):
             if axes in grid[0]:
-                axes.set_title(name.replace("_", " "), fontsize=11, color=TEXT)
-            if not _shown(values[network][name]):
+                axes.set_title(plain(hyperparameter.replace("_", " ")), fontsize=11, color=TEXT)
+            given = values[network].get(hyperparameter)
+            if given is None or (given.dtype.kind == "f" and np.isnan(given).all()):
                 axes.set_axis_off()
                 continue
             style(axes, None, None)
-            axes.set_yscale("log")
+            axes.set_yscale("log" if log else "linear")
             axes.set_yticks(list(ticks), list(ticks.values()))
             axes.set_yticks([], minor=True)
-            axes.set_ylim(low / step, strip * step if lost else divider)
+            axes.set_ylim(*limits)
             if lost:
                 axes.axhline(divider, color=FAINT, linewidth=0.7, linestyle=(0, (4, 3)))
-            _against(axes, name, values[network], heights, diverged[network], divider)
-        row[0].set_ylabel(f"{plain(network)}\nbest loss (nats)", color=COLORS.get(network, TEXT), weight="bold")
-    _hyperparameter_legend(figure, grid[0][0], sorted({str(k) for v in values.values() for k in v["activation"]}))
+            _against(axes, hyperparameter, values[network], numbers, heights, diverged[network], _color(network))
+            label = plain(f"{network}\n{words.best}{words.unit}".strip())
+        row[0].set_ylabel(label, color=_color(network), weight="bold")
+    crosses = f"diverged, at its {words.best} before" if any(d.any() for d in diverged.values()) else ""
+    _hyperparameter_legend(figure, grid[0][0], values.values(), crosses)
     _suptitle(figure, title)
     return figure
 
 
-def loss_distribution(losses: Sequence[Mapping[str, np.ndarray]], labels: Sequence[str], title: str) -> Figure:
-    """What fraction of a search's runs gets to a loss or below it: a panel per network, a line per search.
+def distribution(
+    best: Sequence[Mapping[str, np.ndarray]], labels: Sequence[str], title: str, name: str = "loss", mode: str = "min"
+) -> Figure:
+    """What fraction of a search's runs gets so far or further: a panel per network, a line per search.
 
     Args:
-      losses: a search each, shallow to deep: for every kind of network, the (runs,) best losses in nats.
+      best: a search each, shallow to deep: for every kind of network, the runs' best numbers.
       labels: what to call every search.
       title: what was searched.
+      name: what to call the number; "loss" is that of the paper, in nats.
+      mode: "min" if lower is better, or "max".
     """
-    networks = list(dict.fromkeys(network for search in losses for network in search))
+    networks = list(dict.fromkeys(network for search in best for network in search))
     figure = Figure(figsize=(max(11, 2.8 * len(networks)), 3.8), layout="constrained")
     panels = figure.subplots(1, len(networks), sharex=True, sharey=True, squeeze=False)[0]
-    low, high = _finite_range(losses)
-    ends = np.array([low / 1.3, high * 1.3])
+    low, high, log = _scale([numbers for search in best for numbers in search.values()], mode)
+    room = 0.06 * (high - low) or 0.1
+    ends = [low / 1.3, high * 1.3] if log else [low - room, high + room]
+    words = _words(name)
     for axes, network in zip(panels, networks, strict=True):
-        style(axes, None, "best loss of at most (nats)", "fraction of the runs" if axes is panels[0] else None)
-        axes.set_title(plain(network), fontsize=11, color=COLORS.get(network, TEXT), weight="bold")
-        for place, (search, label) in enumerate(zip(losses, labels, strict=True)):
+        xlabel = f"{words.best} of at {'most' if mode == 'min' else 'least'}{words.unit}"
+        style(axes, None, xlabel, "fraction of the runs" if axes is panels[0] else None)
+        axes.set_title(plain(network), fontsize=11, color=_color(network), weight="bold")
+        for place, (search, label) in enumerate(zip(best, labels, strict=True)):
             if network in search:
                 reached = np.sort(search[network][np.isfinite(search[network])]).clip(low)
                 fractions = np.arange(len(reached) + 1) / len(search[network])
-                color = shade(network, place / (len(losses) - 1) if len(losses) > 1 else 0.5)
-                x, y = np.insert(ends, 1, reached), np.append(fractions, fractions[-1])
+                x = np.insert(ends, 1, reached) if mode == "min" else np.insert(ends[::-1], 1, reached[::-1])
+                color = shade(network, place / (len(best) - 1) if len(best) > 1 else 0.5)
+                y = np.append(fractions, fractions[-1])
                 axes.step(x, y, where="post", color=color, linewidth=2, label=plain(label))
-        axes.set_xscale("log")
+        axes.set_xscale("log" if log else "linear")
         axes.set_xlim(*ends)
+        if high < 100 * low:
+            _plain_ticks(axes.xaxis)
         axes.set_ylim(0, 1.02)
         axes.yaxis.set_major_formatter(PercentFormatter(1))
-        if len(losses) > 1:
-            axes.legend(frameon=False, fontsize=9, labelcolor=TEXT, loc="lower right")
+        if len(best) > 1:
+            axes.legend(
+                frameon=False, fontsize=9, labelcolor=TEXT, loc="lower right" if mode == "min" else "lower left"
+            )
     _suptitle(figure, title)
     return figure
 
 
-def population(result: Any) -> Figure:
+def population(result: "Result") -> Figure:
     """A search by the number that it is ranked by: the ten best runs' curves, and every run's best value.
 
     Args:
       result: a `population.Result`.
     """
-    search, ranking = result.search, result.ranking
-    name, color, others = search.rank_by.replace("_", " "), COLORS["highway"], FAINT
+    ranking, rank_by = result.ranking, result.rank_by
+    name, color, others = rank_by.replace("_", " "), COLORS["highway"], FAINT
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(1.2, 1))
     best, *following = ranking.order[:10]
     for index in following:
-        _measured(left, result.curves[search.rank_by][index], others, 0.9, alpha=0.5)
-    _measured(left, result.curves[search.rank_by][best], color, 2.4)
+        _measured(left, result.curves[rank_by][index], others, 0.9, alpha=0.5)
+    _measured(left, result.curves[rank_by][best], color, 2.4)
     values = ranking.best[ranking.order]
     places = np.arange(1, len(values) + 1)
     for chosen, shape, label in (
@@ -354,16 +423,17 @@ def population(result: Any) -> Figure:
             right.plot(places[chosen], values[chosen], shape, color=others, markersize=size, alpha=0.6, label=label)
     right.plot(1, values[0], "o", color=color, markersize=8)
     also = f"; grey: the next {len(following)}" * bool(following)
-    style(left, f"blue: the best, run {search.runs[best]}, {number(values[0])}{also}", "epoch", name)
-    style(right, f"all {search.num_runs} runs: best {name}", "rank")
-    _log_losses(left)
+    style(left, f"blue: the best, run {result.runs[best]}, {_said(values[0], result.mode)}{also}", "epoch", name)
+    style(right, f"all {result.num_runs} runs: best {name}", "rank")
+    if result.mode == "min":
+        _log_losses(left)
     _epochs(left)
     right.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
-    _plain_ticks(left)
+    _plain_ticks(left.yaxis)
     if ranking.diverged.any():
         right.legend(frameon=False, fontsize=9.5, labelcolor=TEXT)
-    what = "lowest" if search.mode == "min" else "highest"
-    _suptitle(figure, f"{search.num_runs} runs, {search.epochs} epochs, ranked by their {what} {name}")
+    what = "lowest" if result.mode == "min" else "highest"
+    _suptitle(figure, f"{result.num_runs} runs, {result.epochs} epochs, ranked by their {what} {name}")
     return figure
 
 
@@ -374,56 +444,63 @@ def _measured(axes: Axes, values: np.ndarray, color: str, width: float, alpha: f
     axes.plot(there + 1, values[there], color=color, linewidth=width, alpha=alpha, marker=marker)
 
 
-def _curve(axes: Axes, losses: np.ndarray, label: str, network: str, color: str, dashes: str = "-") -> list[_End]:
-    """Draw a curve over its epochs; returns where to put its label, which has its lowest loss."""
+def _curve(
+    axes: Axes, losses: np.ndarray, label: str, network: str, color: str, dashes: str = "-", mode: str = "min"
+) -> list[_End]:
+    """Draw a curve over its epochs; returns where to put its label, which has the best of its numbers."""
     epochs = np.arange(1, len(losses) + 1)
     axes.plot(epochs, losses, dashes, color=color, linewidth=2, marker="o" if len(epochs) == 1 else None)
     finite = np.flatnonzero(np.isfinite(losses))
     if not len(finite):
         return []
-    last = finite[-1]
-    return [(epochs[last], losses[last], f"{label}  {number(losses[finite].min())}", COLORS.get(network, FAINT))]
-
-
-def _shown(value: np.ndarray) -> bool:
-    """Whether a hyperparameter is one of the network's."""
-    return value.dtype.kind == "U" or bool(np.isfinite(value).any())
+    best = losses[finite].min() if mode == "min" else losses[finite].max()
+    return [(epochs[finite[-1]], losses[finite[-1]], f"{label}  {_said(best, mode)}", _color(network))]
 
 
 def _against(
-    axes: Axes, name: str, table: Mapping[str, np.ndarray], heights: np.ndarray, diverged: np.ndarray, divider: float
+    axes: Axes,
+    name: str,
+    table: Mapping[str, np.ndarray],
+    best: np.ndarray,
+    heights: np.ndarray,
+    diverged: np.ndarray,
+    color: str,
 ) -> None:
-    """Scatter runs over one hyperparameter, with the median; heights above `divider` stand for an infinite loss."""
-    activation = table["activation"]
-    losses = np.where(heights > divider, np.inf, heights)
-    if name == "activation":
-        kinds = sorted(set(activation))
+    """Scatter runs over one hyperparameter at these heights, with the median of their best numbers."""
+    values = table[name]
+    if is_choice(values):
+        options, index = np.unique(values, return_inverse=True)
         # Spread sideways by multiples of the golden ratio, which keep apart however many there are.
-        x = np.searchsorted(kinds, activation) + 0.6 * (np.arange(len(activation)) * 0.618034 % 1 - 0.5)
-        medians = [([i - 0.4, i + 0.4], [np.median(losses[activation == kind])] * 2) for i, kind in enumerate(kinds)]
-        axes.set_xticks(range(len(kinds)), kinds)
-        axes.set_xlim(-0.6, len(kinds) - 0.4)
+        x = index + 0.6 * (np.arange(len(index)) * 0.618034 % 1 - 0.5)
+        medians = [([i - 0.4, i + 0.4], [np.median(best[index == i])] * 2) for i in range(len(options))]
+        axes.set_xticks(range(len(options)), [plain(str(option)) for option in options])
+        axes.set_xlim(-0.6, len(options) - 0.4)
     else:
-        x = table[name]
+        x = values
         fifths = np.array_split(np.argsort(x, kind="stable"), 5) if len(x) >= 25 else []
-        medians = [([np.median(x[f]) for f in fifths], [np.median(losses[f]) for f in fifths])]
-        if name == "learning_rate":
+        medians = [([np.median(x[f]) for f in fifths], [np.median(best[f]) for f in fifths])]
+        if x.min() > 0 and x.max() > WIDE * x.min() and x.max() > 4 * np.median(x):  # most are small
             axes.set_xscale("log")
         else:
             axes.xaxis.set_major_locator(MaxNLocator(4, min_n_ticks=2))
     for places, median in medians:
         axes.plot(places, np.where(np.isfinite(median), median, np.nan), color=TEXT, linewidth=1.8, zorder=4)
+    activation = table.get("activation", np.full(len(values), ""))
     for kind in np.unique(activation):
-        color = ACTIVATION_COLORS.get(kind, FAINT)
-        for chosen, marker in (~diverged, MARKERS.get(kind, "s")), (diverged, "x"):
+        for chosen, marker in (~diverged, MARKERS.get(kind, "o")), (diverged, "x"):
             runs = chosen & (activation == kind)
             edge = {"linewidths": 1.4} if marker == "x" else {"linewidths": 0.4, "edgecolors": "white"}
-            axes.scatter(x[runs], heights[runs], s=22, color=color, marker=marker, alpha=0.85, zorder=3, **edge)
+            shown = ACTIVATION_COLORS.get(kind, color)
+            axes.scatter(x[runs], heights[runs], s=22, color=shown, marker=marker, alpha=0.85, zorder=3, **edge)
 
 
-def _hyperparameter_legend(figure: Figure, axes: Axes, activations: Sequence[str]) -> None:
-    markers = [(kind, ACTIVATION_COLORS.get(kind, FAINT), MARKERS.get(kind, "s")) for kind in activations]
-    markers.append(("diverged, at its best loss before", FAINT, "x"))
+def _hyperparameter_legend(
+    figure: Figure, axes: Axes, tables: Iterable[Mapping[str, np.ndarray]], crosses: str
+) -> None:
+    activations = sorted({str(kind) for table in tables for kind in table.get("activation", ())})
+    markers = [(k, ACTIVATION_COLORS[k], MARKERS[k]) for k in activations if k in MARKERS]
+    if crosses:
+        markers.append((crosses, FAINT, "x"))
     handles: list[Artist] = [
         axes.scatter([], [], s=26, color=color, marker=marker, label=label) for label, color, marker in markers
     ]
@@ -441,8 +518,8 @@ def style(axes: Axes, title: str | None, xlabel: str | None, ylabel: str | None 
     """Give axes their titles, and the look of every figure here."""
     if title:
         axes.set_title(plain(title), fontsize=11, color=TEXT, loc="left")
-    axes.set_xlabel(xlabel or "", color=TEXT)
-    axes.set_ylabel(ylabel or "", color=TEXT)
+    axes.set_xlabel(plain(xlabel or ""), color=TEXT)
+    axes.set_ylabel(plain(ylabel or ""), color=TEXT)
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
@@ -464,21 +541,26 @@ def _log_losses(axes: Axes) -> None:
         axes.set_yscale("log")
 
 
-def _plain_ticks(axes: Axes) -> None:
+def _plain_ticks(axis: Axis) -> None:
     """Label a logarithmic axis of few decades with ordinary numbers."""
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:.0e}"[0] in "25" else "")
+    axis.set_major_formatter(lambda value, _: f"{value:g}")
+    axis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:.0e}"[0] in "25" else "")
 
 
-def _finite_range(losses: Sequence[Mapping[str, np.ndarray]]) -> tuple[float, float]:
-    """The lowest and highest loss that a logarithmic axis can show."""
-    every = np.concatenate([loss for search in losses for loss in search.values()])
-    every = every[np.isfinite(every) & (every > 0)]
-    return (float(every.min()), float(every.max())) if len(every) else (0.1, 1.0)
+def _scale(numbers: Iterable[np.ndarray], mode: str) -> tuple[float, float, bool]:
+    """The lowest and the highest of numbers that an axis can show, and whether it is logarithmic."""
+    every = np.concatenate(list(numbers))
+    every = every[np.isfinite(every)]
+    log = mode == "min" and not (every < 0).any()
+    every = every[every > 0] if log else every
+    low, high = (float(every.min()), float(every.max())) if len(every) else (0.1, 1.0)
+    return low, high, log
 
 
-def _loss_ticks(low: float, high: float) -> dict[float, str]:
-    """Ticks of a logarithmic axis and their labels: powers of ten, or the ends where there are too few."""
+def _ticks(low: float, high: float, log: bool) -> dict[float, str]:
+    """Ticks of an axis and their labels: of a logarithmic one powers of ten, or the ends where there are too few."""
+    if not log:
+        return {tick: f"{tick:.4g}" for tick in MaxNLocator(6).tick_values(low, high) if low <= tick <= high}
     powers = range(math.ceil(math.log10(low)), math.floor(math.log10(high)) + 1)
     if len(powers) > 1:
         return {10.0**power: f"$10^{{{power}}}$" for power in powers}

@@ -1,4 +1,4 @@
-"""What can befall a search: its process is killed, its files are damaged.
+"""What can befall a search: its process is killed, its files are damaged, the disk is full.
 
     python -m tests.faults        # `make stress`: 25 kills, two corruptions of every file, with figures
 
@@ -20,7 +20,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from experiments.workdir import RESULTS
+from experiments.workdir.files import RESULTS
 from highway_jax import checkpoint
 
 ROOT = Path(__file__).parents[1]
@@ -84,9 +84,11 @@ def kill(workdir: Path, choice: random.Random, longest: float, while_writing: bo
 
 
 def damage(path: Path, how: str, choice: random.Random) -> None:
-    """Cut a file short, or flip one of its bits."""
+    """Cut a file short, empty it as a power loss does, or flip one of its bits."""
     content = bytearray(path.read_bytes())
-    if how == "cut":
+    if how == "empty":
+        content.clear()
+    elif how == "cut":
         content = content[: choice.randrange(len(content))]
     else:
         content[choice.randrange(len(content))] ^= 1 << choice.randrange(8)
@@ -123,6 +125,7 @@ def main() -> None:
         expected = results(base / "undisturbed")
         kill_often(base, choice, took, expected, kills=25)
         damage_everything(base, choice, expected)
+        fill_the_disk(base, expected)
 
 
 def kill_often(base: Path, choice: random.Random, longest: float, expected: dict[str, bytes], kills: int) -> None:
@@ -150,15 +153,17 @@ def damage_everything(base: Path, choice: random.Random, expected: dict[str, byt
     """Cut, and flip a bit of, every file of a search killed halfway, and every one of a finished search."""
     stop_halfway(base / "halfway")
     names = [path.relative_to(base) for path in files_of_a_checkpoint(base / "halfway")]
-    names += [Path("halfway", name) for name in ("config.json", "provenance.json")]
+    records = [Path("halfway", name) for name in ("config.json", "provenance.json")]
+    names += records
     names += [Path("undisturbed", name) for name in (*RESULTS, checkpoint.SUMS)]
     names += [max((base / "undisturbed/best").rglob("*"), key=lambda path: path.stat().st_size).relative_to(base)]
     survived = refused = 0
-    for name, how in itertools.product(names, ("cut", "flip")):
+    for name, how in (*itertools.product(names, ("cut", "flip")), *itertools.product(records, ["empty"])):
         workdir = base / "damaged"
         shutil.copytree(base / name.parts[0], workdir)
         damage(workdir.joinpath(*name.parts[1:]), how, choice)
         status, _, errors = finish(workdir)
+        assert status == 0 or how != "empty", errors
         if status == 0:
             assert "Traceback" not in errors, errors
             assert results(workdir) == expected, f"{how} {name}: wrong results"
@@ -169,6 +174,20 @@ def damage_everything(base: Path, choice: random.Random, expected: dict[str, byt
         print(f"{how} {name}: {errors.strip().replace(str(base), '') or 'no effect'}", flush=True)
         shutil.rmtree(workdir)
     print(f"{survived + refused} corruptions: {survived} survived with the same results, {refused} refused in one line")
+
+
+def fill_the_disk(base: Path, expected: dict[str, bytes]) -> None:
+    """Let checkpoints fail in the background, since no file may be longer than so many KiB, and go on without limit."""
+    for limit in 8, 64:
+        workdir = base / f"full{limit}"
+        process = start(workdir, shell=f"ulimit -f {limit}; ")
+        _, errors = process.communicate(timeout=600)
+        assert (process.returncode, errors.count("\n")) == (2, 1), errors
+        assert "a checkpoint cannot be written" in errors, errors
+        status, _, errors = finish(workdir)
+        assert (status, errors) == (0, ""), errors
+        assert results(workdir) == expected, f"{workdir} differs"
+        print(f"no file above {limit} KiB: stopped in one line, and went on", flush=True)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import pytest
 
 from benchmarks import frameworks, jax_contenders, limit, population
 from benchmarks.work import INPUTS, Work
-from experiments import cli
+from experiments.app import entry
 from highway_jax import MLP
 
 ROOT = Path(__file__).parents[1]
@@ -44,7 +44,7 @@ def test_the_benchmark_writes_its_table_and_json(tmp_path, monkeypatch, capsys):
 def test_a_mistake_is_one_line_and_status_2(flag, message, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["population", flag])
     with pytest.raises(SystemExit) as stop:
-        cli.run(population.main, population.__doc__)
+        entry.run(population.main, population.__doc__)
     errors = capsys.readouterr().err
     assert (stop.value.code, errors.count("\n")) == (2, 1)
     assert message in errors

@@ -11,6 +11,8 @@ import pytest
 import yaml
 
 from experiments import search
+from experiments.configs import loading
+from experiments.jobs import making
 
 ROOT = Path(__file__).parents[1]
 LAUNCH = ROOT / "launch"
@@ -48,13 +50,13 @@ def check_program(words, monkeypatch, num_runs=None):
     class ReadsDataError(Exception):
         """It has come to that."""
 
-    def stop(name, data_dir, function):
+    def stop(*arguments, **options):
         raise ReadsDataError
 
     start = words.index("-m")
     assert words[start + 1] == "experiments.search"
-    monkeypatch.setattr(search.datasets, "load", stop)
-    monkeypatch.setattr(search.cli, "override", override := Recorder(search.cli.override))
+    monkeypatch.setattr(making.datasets, "load", stop)
+    monkeypatch.setattr(loading, "override", override := Recorder(loading.override))
     with pytest.raises(ReadsDataError):
         search.main(words[start + 2 :])
     if num_runs:

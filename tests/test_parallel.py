@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments import search as program
+from experiments.app.errors import UserError
 from highway_jax import ConvNet, data, parallel, population
 from highway_jax.population.programs import Group, gather_batches
 from tests import hosts
@@ -90,7 +91,7 @@ def test_a_search_of_two_processes_goes_on_in_one_with_four_devices_and_is_the_s
     [
         (["--config.mesh=(1, 3)"], r"config.mesh is \(1, 3\); 3 devices cannot share batches of 50 evenly"),
         (["--config.mesh=(1000, 1)"], r"config.mesh is \(1000, 1\); it must take at most \d+ device"),
-        (["--config.mesh=2"], r"config.mesh is \(2,\); it must be \(runs, data\)"),
+        (["--config.mesh=2"], r"config.mesh is 2; it must be \(runs, data\)"),
         (["--num_processes=2"], "--coordinator is missing; --coordinator, --num_processes, --process_id go together"),
         (["--coordinator=h:1", "--num_processes=2", "--process_id=2"], "--process_id is 2; it must be below"),
         (["--coordinator=h", "--num_processes=2", "--process_id=1"], "--coordinator is 'h'; it must be HOST:PORT"),
@@ -98,7 +99,7 @@ def test_a_search_of_two_processes_goes_on_in_one_with_four_devices_and_is_the_s
     ],
 )
 def test_mistakes_are_explained(args, message, tmp_path):
-    with pytest.raises(program.UserError, match=message):
+    with pytest.raises(UserError, match=message):
         program.main(["--config=digits_depth10", f"--workdir={tmp_path}", *args])
 
 

@@ -9,18 +9,22 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
 from highway_jax import plotting
+from highway_jax.population import Result
 
 NAME = "$x_$ for $5, \\$ and \udcff"
 LOSSES = {NAME: np.float32([[2, 1], [3, 2]])}
+FOUND = {NAME: Result(np.arange(2), {}, {"train_loss": LOSSES[NAME]}, "train_loss", "min", 2)}
+MANY = {**FOUND, "highway": FOUND[NAME], "plain": FOUND[NAME]}
 BEST = {NAME: np.float32([1, 2])}
 VALUES = {"learning_rate": np.float32([0.1, 0.2]), "activation": np.array(["relu", "tanh"])}
 FIGURES = {
     "figure1": lambda: plotting.figure1(LOSSES, NAME),
     "learning_curves": lambda: plotting.learning_curves(LOSSES, {NAME: LOSSES[NAME] / 5}, NAME),
-    "figure1_depths": lambda: plotting.figure1_depths([LOSSES] * 2, [10, 20], [NAME] * 2, [NAME, "b"], NAME),
-    "figure1_panels": lambda: plotting.figure1_panels([LOSSES] * 2, [10, 20], [NAME] * 2, [NAME, "b"], NAME),
+    "over depth": lambda: plotting.comparison([FOUND] * 2, [NAME] * 2, NAME, [10, 20], [NAME, "b"]),
+    "side by side": lambda: plotting.comparison([FOUND] * 2, [NAME] * 2, NAME, name=NAME),
+    "panels": lambda: plotting.comparison([MANY] * 2, [NAME] * 2, NAME, [10, 20], [NAME, "b"]),
     "hyperparameters": lambda: plotting.hyperparameters({NAME: VALUES}, BEST, {NAME: np.array([False, True])}, NAME),
-    "loss_distribution": lambda: plotting.loss_distribution([BEST] * 2, [NAME] * 2, NAME),
+    "distribution": lambda: plotting.distribution([BEST] * 2, [NAME] * 2, NAME),
 }
 
 
@@ -39,3 +43,53 @@ def test_plain_text_is_drawn_as_it_is(text):
         return image.getvalue()
 
     assert drawn(plotting.plain(text)) == drawn(text, parse_math=False)
+
+
+def test_searches_of_equal_depth_stand_side_by_side_and_are_not_joined():
+    for depths in None, [10, 10]:
+        *_, right = plotting.comparison([{"plain": FOUND[NAME]}] * 2, ["a", "b"], "", depths).axes
+        assert [len(line.get_xdata()) for line in right.lines] == [1, 1]
+        assert [label.get_text() for label in right.get_xticklabels()] == ["a", "b"] and right.get_xlabel() == ""
+    *_, right = plotting.comparison([{"plain": FOUND[NAME]}] * 2, ["a", "b"], "", [10, 20]).axes
+    assert right.lines[0].get_xdata().tolist() == [10, 20] and right.get_xlabel() == "depth (layers)"
+
+
+def test_each_hyperparameter_has_the_axis_that_suits_it():
+    random = np.random.default_rng(0)
+    values = {
+        "rate": 10 ** random.uniform(-3, 1, 40),
+        "share": random.uniform(0.001, 1, 40),
+        "shift": random.uniform(-1, 1, 40),
+        "width": random.choice([8, 32], 40),
+        "kind": random.choice(np.array(["a", "b", "c"], object), 40),
+        "fixed": np.ones(40),
+    }
+    best, diverged = random.uniform(0.2, 0.9, 40), np.arange(40) < 2
+    best[0] = -np.inf
+    figure = plotting.hyperparameters({"": values}, {"": best}, {"": diverged}, "", "valid_accuracy", "max")
+    scales = {axes.get_title(): axes.get_xscale() for axes in figure.axes}
+    assert scales == {"rate": "log", "share": "linear", "shift": "linear", "width": "linear", "kind": "linear"}
+    ticks = {axes.get_title(): [label.get_text() for label in axes.get_xticklabels()] for axes in figure.axes}
+    assert ticks["width"] == ["8", "32"] and ticks["kind"] == ["a", "b", "c"]
+    heights = dict(zip(figure.axes[0].get_yticks(), figure.axes[0].get_yticklabels(), strict=True))
+    assert heights[min(heights)].get_text() == "never\nfinite" and min(heights) < best[1:].min()  # on the worse side
+    assert figure.axes[0].get_ylabel() == "best valid accuracy"
+
+
+def test_a_distribution_says_how_many_runs_get_so_far():
+    for mode, expected in ("min", [0, 1 / 3, 2 / 3, 2 / 3]), ("max", [0, 1 / 3, 2 / 3, 2 / 3]):
+        worst = np.inf if mode == "min" else -np.inf
+        figure = plotting.distribution([{"": np.array([0.2, worst, 0.8])}], [""], "", "score", mode)
+        (line,) = figure.axes[0].lines
+        np.testing.assert_allclose(line.get_ydata(), expected)
+        x = line.get_xdata()
+        assert x[1:3].tolist() == ([0.2, 0.8] if mode == "min" else [0.8, 0.2])
+        assert (x[0] < x[-1]) == (mode == "min")
+
+
+def test_what_is_to_be_high_has_a_linear_axis():
+    for mode, scale in ("min", "log"), ("max", "linear"):
+        curves = {"train_loss": np.ones((2, 2)), "score": np.array([[0.1, 0.9], [0.2, 0.3]])}
+        found = Result(np.arange(2), {}, curves, "score", mode, 2)
+        for figure in plotting.population(found), plotting.comparison([{"": found}] * 2, ["a", "b"], "", name="score"):
+            assert figure.axes[0].get_yscale() == scale

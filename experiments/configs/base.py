@@ -1,34 +1,48 @@
-"""What the configs of all programs have in common."""
+"""The keys that the configs of all programs have: data, runs, and how they are trained and watched."""
 
-from collections.abc import Callable
 from typing import Any
 
-from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
+from experiments.configs.keys import Allowed, Key, as_tuple, directory, integer, one_of, text, truth
+
+MANY = 10**6
+# What hyperparameters may be, in words and as a test.
+POSITIVE: Allowed = ("above 0", lambda value: value > 0)
+MOMENTUM: Allowed = ("in [0, 1)", lambda value: 0 <= value < 1)
+DECAY: Allowed = ("in (0, 1]", lambda value: 0 < value <= 1)
+FINITE: Allowed = ("finite", lambda value: True)
 
 
-def base(dataset: str | Callable[[], Any], num_runs: int, epochs: int, batch_size: int) -> ConfigDict:
-    """The keys that every config has: data, runs, and how they are trained and watched."""
-    config = ConfigDict()
+def _sizes(value: Any) -> tuple[int, int]:
+    sizes = as_tuple(value)
+    if len(sizes) != 2 or not all(type(size) is int and size > 0 for size in sizes):
+        raise ValueError("(runs, data), two numbers of devices")
+    return sizes
+
+
+KEYS = {
     # "digits", a prepared TFDS dataset, or a .npz file (highway_jax/data/arrays.py); in a config file of your own also
     # a function without arguments that returns a `data.Dataset`, or the arrays of such a file by name.
-    config.dataset = dataset
-    config.data_dir = placeholder(str)  # where it is; None: $TFDS_DATA_DIR or ~/tensorflow_datasets; of a file, here
-
-    config.num_runs = num_runs
-    config.first_run = 0  # the runs' numbers begin here; a run depends on the seed and its number alone
-    config.epochs = epochs
-    config.batch_size = batch_size
-    config.seed = 0
-    config.evaluate_every = placeholder(int)  # epochs between evaluations on the test set; None: at the end alone
-
-    config.resume = "auto"  # go on from the workdir's last checkpoint; "never": refuse a workdir with earlier work
-    config.checkpoint_every = placeholder(int)  # epochs; None: as often as costs one percent of the time
-    config.log_every = placeholder(int)  # epochs between lines of progress; None: about ten lines
-    config.tensorboard = False  # write event files to WORKDIR/tensorboard
-
-    config.mesh = placeholder(tuple)  # (runs, data): how many devices share the runs, and each batch; None: chosen
-    config.runs_in_memory = placeholder(int)  # runs trained side by side, the others after them; None: by the memory
-    config.runs_per_batch = placeholder(int)  # runs a device trains in lockstep; None: chosen for the device
-    config.matmul_precision = "float32"  # what an accelerator multiplies in; "tensorfloat32", "bfloat16" are faster
-    return config
+    "dataset": text("digits"),
+    "data_dir": directory(None),  # where it is; None: $TFDS_DATA_DIR or ~/tensorflow_datasets; of a file, here
+    #
+    "num_runs": integer(1, 1, MANY),
+    "first_run": integer(0, 0),  # the runs' numbers begin here; a run depends on the seed and its number alone
+    "epochs": integer(1, 1, MANY),
+    "batch_size": integer(1, 1),
+    "seed": integer(0, 0, 2**32 - 1),
+    "evaluate_every": integer(None, 1, MANY),  # epochs between evaluations on the test set; None: at the end alone
+    #
+    "resume": one_of(
+        "auto", ("auto", "never")
+    ),  # go on from the last checkpoint, or refuse a workdir with earlier work
+    "checkpoint_every": integer(None, 1, MANY),  # epochs; None: as often as costs one percent of the time
+    "log_every": integer(None, 1, MANY),  # epochs between lines of progress; None: about ten lines
+    "tensorboard": truth(False),  # write event files to WORKDIR/tensorboard
+    #
+    "mesh": Key(None, _sizes, object),  # (runs, data): how many devices share the runs, and each batch; None: chosen
+    "runs_in_memory": integer(None, 1, MANY),  # runs trained side by side, the others after them; None: by the memory
+    "runs_per_batch": integer(None, 1, MANY),  # runs a device trains in lockstep; None: chosen for the device
+    "matmul_precision": one_of(  # what an accelerator multiplies in; float32 is the slowest
+        "float32", ("float32", "tensorfloat32", "bfloat16")
+    ),
+}

@@ -4,34 +4,58 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
 
-from experiments.configs.base import base
+from experiments.configs import base
+from experiments.configs.keys import Key, as_tuple, config_of, integer, number, one_of, span, text, truth
+from highway_jax.functional.activations import ACTIVATIONS
+from highway_jax.population.space import is_number
+from highway_jax.zoo import stages
+
+
+def _stages(value: Any) -> tuple[str, ...]:
+    for stage in as_tuple(value):
+        try:
+            stages.parse(stage)
+        except ValueError as error:
+            raise ValueError(f"stages (highway_jax/zoo/stages.py): {error}") from error
+    return as_tuple(value)
+
+
+def _ascending(value: Any) -> tuple[float, ...]:
+    epochs = as_tuple(value)
+    if not all(is_number(epoch) and epoch > 0 for epoch in epochs) or list(epochs) != sorted(epochs):
+        raise ValueError("epochs above 0 in ascending order")
+    return epochs
+
+
+KEYS = base.KEYS | {
+    "evaluate_every": integer(1, 1, base.MANY),
+    "stages": Key((), _stages, tuple),  # the network
+    "block": one_of("highway", stages.KINDS),  # "plain": its twin without gates; "residual": with y = x + H(x)
+    "activation": one_of("relu", ACTIVATIONS),
+    "transform_bias": span(-1.0, *base.FINITE),
+    "output_std": number(None, *base.POSITIVE),  # of the output layer's initial weights; None: as others
+    #
+    # To [0, 1], or global contrast normalization less the mean image.
+    "preprocessing": one_of("rescale", ("rescale", "contrast")),
+    "crop_padding": integer(0, 0, 1000),  # pixels that training images are shifted by at most
+    "mirror": truth(False),  # mirror training images at random
+    "validation": integer(0, 0),  # examples held out of the training set, evaluated as the test set is
+    #
+    # Numbers, or the ends of ranges, from which every run's are drawn as in a search.
+    "learning_rate": span(0.01, *base.POSITIVE),
+    "boundaries": Key((), _ascending, tuple),  # epochs after which the learning rate is multiplied by decay
+    "decay": span(0.1, *base.DECAY),
+    "momentum": span(0.9, *base.MOMENTUM),  # Nesterov's
+    "weight_decay": number(0.001, "at least 0", lambda decay: decay >= 0),  # ten times as much of the output layer's
+    #
+    "teacher": text(None),  # workdir of a trained network to learn from (highway_jax/zoo/distillation.py)
+    "hint_layer": integer(2, 1, 10**5),  # the teacher's
+    "guided_layer": integer(1, 1, 10**5),  # this network's, which learns to predict it
+    "hint_epochs": integer(1, 1, base.MANY),  # in these first epochs
+}
 
 
 def training(dataset: str | Callable[[], Any], stages: Sequence[str], epochs: int, batch_size: int = 100) -> ConfigDict:
     """The authors' training settings; a config changes what differs."""
-    config = base(dataset, num_runs=1, epochs=epochs, batch_size=batch_size)  # num_runs: initializations, at once
-    config.evaluate_every = 1
-    config.stages = tuple(stages)  # the network; highway_jax/zoo/stages.py explains the language
-    config.block = "highway"  # "plain": its twin without gates; "residual": its twin with y = x + H(x)
-    config.activation = "relu"
-    config.transform_bias = -1.0
-    config.output_std = placeholder(float)  # of the output layer's initial weights; None: as the others
-
-    config.preprocessing = "rescale"  # to [0, 1]; or "contrast": global contrast normalization, less the mean image
-    config.crop_padding = 0  # pixels that training images are shifted by at most
-    config.mirror = False  # mirror training images at random
-    config.validation = 0  # examples held out of the training set, evaluated as the test set is
-
-    config.learning_rate = 0.01  # or the ends of a range, from which every run's is drawn log-uniformly
-    config.boundaries = ()  # epochs after which the learning rate is multiplied by decay
-    config.decay = 0.1
-    config.momentum = 0.9  # Nesterov's
-    config.weight_decay = 0.001  # of weights; ten times as much of the output layer's
-
-    config.teacher = placeholder(str)  # workdir of a trained network to learn from (highway_jax/zoo/distillation.py)
-    config.hint_layer = 2  # the teacher's
-    config.guided_layer = 1  # this network's, which learns to predict it
-    config.hint_epochs = 1  # in these first epochs
-    return config
+    return config_of(KEYS, dataset=dataset, stages=tuple(stages), epochs=epochs, batch_size=batch_size)

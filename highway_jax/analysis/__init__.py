@@ -12,8 +12,10 @@ from highway_jax.analysis.networks import (
     inner_states,
     lesion,
 )
+from highway_jax.analysis.summary import Analysis, summarize
 
 __all__ = [
+    "Analysis",
     "Dropped",
     "GateStatistics",
     "InnerStates",
@@ -24,4 +26,5 @@ __all__ = [
     "gate_statistics",
     "inner_states",
     "lesion",
+    "summarize",
 ]

@@ -100,11 +100,25 @@ def _zeros(name: str, train: int, test: int, shape: tuple[int, ...], dtype: np.d
     return checked(dataset, contents=False)
 
 
+def tensorflow_datasets() -> Any:
+    """The package, which is imported where it is needed: that costs half a second.
+
+    Raises:
+      DataError: if it cannot be imported.
+    """
+    try:
+        import tensorflow_datasets
+    except Exception as error:
+        raise DataError(
+            f"tensorflow_datasets, which reads datasets, cannot be imported: {first_line(error)}"
+        ) from error
+    return tensorflow_datasets
+
+
 def _open(name: str, data_dir: str | None) -> Any:
     """The builder of a prepared dataset whose description is one of image classification."""
     folder = find(name, data_dir)
-    import tensorflow_datasets as tfds  # imported here: it costs half a second
-
+    tfds = tensorflow_datasets()
     try:
         builder = tfds.builder_from_directory(folder)
     except Exception as error:

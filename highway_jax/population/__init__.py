@@ -10,8 +10,9 @@ from highway_jax.population.result import Result, Trained
 from highway_jax.population.search import Sampler, Search, keys
 from highway_jax.population.space import Space, choice, grid, log_uniform, uniform
 from highway_jax.population.storage import WorkdirError, WorkdirWarning, writing
+from highway_jax.population.tables import load, save
 from highway_jax.population.task import Task, TrainState, supervised
-from highway_jax.population.trainer import MemoryTooSmall
+from highway_jax.population.trainer import MemoryTooSmall, RunTooLarge
 
 __all__ = [
     "Halving",
@@ -19,6 +20,7 @@ __all__ = [
     "Progress",
     "Ranking",
     "Result",
+    "RunTooLarge",
     "Sampler",
     "Search",
     "Space",
@@ -33,9 +35,11 @@ __all__ = [
     "fit",
     "grid",
     "keys",
+    "load",
     "log_uniform",
     "rank",
     "replay",
+    "save",
     "schedules",
     "supervised",
     "uniform",

@@ -24,6 +24,7 @@ class Execution:
     workdir: str | os.PathLike | None = None
     identity: Mapping[str, Any] | None = None
     checkpoint_every: int | None = None
+    tables: bool = True
     progress: bool | Callable[[Progress], None] = True
     stop: Callable[[], int] | None = None
     mesh: Mesh | None = None

@@ -19,7 +19,7 @@ from highway_jax.population.arguments import check_is
 from highway_jax.population.execution import Execution
 from highway_jax.population.policies import Policy
 from highway_jax.population.progress import Bar, Progress
-from highway_jax.population.result import Result
+from highway_jax.population.result import Result, Work
 from highway_jax.population.search import Sampler, Search
 from highway_jax.population.space import Space
 from highway_jax.population.storage import Storage
@@ -49,6 +49,7 @@ def fit(
     workdir: str | Path | None = None,
     identity: Mapping[str, Any] | None = None,
     checkpoint_every: int | None = None,
+    tables: bool = True,
     progress: bool | Callable[[Progress], None] = True,
     stop: Callable[[], int] | None = None,
     mesh: Mesh | None = None,
@@ -83,11 +84,13 @@ def fit(
         over examples, None takes all at once.
       keep: "best" to keep the best run's state alone, "all" for every run's after its last epoch as well.
       workdir: a directory for checkpoints; called again with the same arguments, the search goes on from the last one,
-        or returns at once if it is done. None for none.
+        or returns at once if it is done. With every checkpoint its tables are written, which `load`
+        reads: `runs.csv`, `curves.csv` and, of what they are, `search.json`. None for none.
       identity: what decides the result, JSON-able, by name. By default all arguments, the data's MD5 and a digest of
         the traced task (of a sampler, whether there is one); work in a workdir goes on only with the same.
       checkpoint_every: epochs (of the runs side by side) between checkpoints; None for as often as costs one percent of
         the time, and the first after ten seconds at the earliest.
+      tables: whether tables are written to the workdir.
       progress: whether to show a bar (outside of terminals and notebooks, a line now and then), or a function that is
         called at the start and after every epoch.
       stop: called after every epoch; where it returns another number than 0 the search stops, with a checkpoint. By
@@ -120,8 +123,8 @@ def fit(
             f"{search.space.points} points" + (f", with {seeds} seeds each" if seeds > 1 else "")
         )
     how = Execution(
-        workdir=workdir, identity=identity, checkpoint_every=checkpoint_every, progress=progress, stop=stop, mesh=mesh,
-        runs_in_memory=runs_in_memory, runs_per_batch=runs_per_batch,
+        workdir=workdir, identity=identity, checkpoint_every=checkpoint_every, tables=tables, progress=progress,
+        stop=stop, mesh=mesh, runs_in_memory=runs_in_memory, runs_per_batch=runs_per_batch,
     )  # fmt: skip
     return _fit(search, how)
 
@@ -139,7 +142,7 @@ def _fit(search: Search, how: Execution) -> Result:
             stack.callback(storage.close)
         show = stack.enter_context(Bar()) if how.progress is True else how.progress or (lambda progress: None)
         asked = stack.enter_context(_interrupts(storage is not None)) if how.stop is None else how.stop
-        result = _train(trainer, storage, show, asked)
+        result = _train(trainer, storage, show, asked, how.tables)
     if how.stop is None and result.stopped:
         raise KeyboardInterrupt
     return result
@@ -162,7 +165,11 @@ def _doubts(trainer: Trainer) -> Iterator[str]:
 
 
 def _train(
-    trainer: Trainer, storage: Storage | None, show: Callable[[Progress], None], asked: Callable[[], int]
+    trainer: Trainer,
+    storage: Storage | None,
+    show: Callable[[Progress], None],
+    asked: Callable[[], int],
+    tables: bool,
 ) -> Result:
     """Train from the last checkpoint, or from the beginning, to the end, or until it is asked to stop."""
     search = trainer.search
@@ -175,11 +182,10 @@ def _train(
     seconds, stopped, started = notes.get("seconds", 0.0), 0, time.monotonic()
 
     def so_far() -> Result:
-        return Result(
-            search, state.outcome, seconds + time.monotonic() - started, stopped, step == len(plan), trainer.mesh
-        )
+        spent = seconds + time.monotonic() - started
+        return Result.of(Work(search, state.outcome, trainer.mesh), spent, stopped, step == len(plan))
 
-    show(Progress(step, plan, so_far()))
+    show(Progress(step, plan, so_far(), saved=False))
     while step < len(plan) and not stopped:
         part, epoch, _ = plan[step]
         state, step = trainer.train(state, epoch), step + 1
@@ -195,15 +201,24 @@ def _train(
             state = trainer.with_best_again(state)
         elif epoch == search.epochs:
             state = trainer.begin(state.outcome, part + 1)
-        result = so_far()
-        show(Progress(step, plan, result))
-        if storage and (due or stopped or step == len(plan)):
+        result, ends = so_far(), bool(stopped) or step == len(plan)
+        saved = storage is not None and (due or ends)
+        if storage and saved:
             storage.save(step, state, {"seconds": result.seconds, **trainer.notes(state)})
+        reporting = time.monotonic()
+        if storage and saved and tables and not ends:
+            storage.write_tables(result)
+        show(Progress(step, plan, result, saved))
+        if storage and saved:
+            storage.reporting = time.monotonic() - reporting
     if storage:
         storage.wait()
     if stopped and search.keep == "all":
         state = state.with_ended({group: np.flatnonzero(members >= 0) for group, members in state.members.items()})
-    return so_far()
+    result = so_far()
+    if storage and tables:
+        storage.write_tables(result)
+    return result
 
 
 def replay(result: Result, run: int, epochs: int | None = None, **options: Any) -> Result:
@@ -223,13 +238,15 @@ def replay(result: Result, run: int, epochs: int | None = None, **options: Any) 
       ValueError, TypeError: for a run that the population does not have, or an option that would make it another.
     """
     check_is("result", result, Result, "what fit returned")
-    search = result.search
+    if result.work is None:
+        raise ValueError("result was loaded, without its task; fit, called again with the same workdir, gives it")
+    search, outcome = result.work.search, result.work.outcome
     if not isinstance(run, numbers.Integral) or run not in search.runs:
         raise ValueError(f"run is {run!r}; it must be {search.runs[0]} to {search.runs[-1]}")
     allowed = [field.name for field in dataclasses.fields(Execution)]
     if strange := [name for name in options if name not in allowed]:
         raise TypeError(f"replay takes no {strange[0]!r}; beside epochs it takes {', '.join(allowed)}")
-    own = {name: values[[run - search.first_run]] for name, values in result.outcome.columns.items()}
+    own = {name: values[[run - search.first_run]] for name, values in outcome.columns.items()}
     alone = dataclasses.replace(
         search,
         num_runs=1,
@@ -239,7 +256,7 @@ def replay(result: Result, run: int, epochs: int | None = None, **options: Any) 
         sampler=None,
         columns=own,
     )
-    return _fit(alone, Execution(**{"mesh": result.mesh, **options}))
+    return _fit(alone, Execution(**{"mesh": result.work.mesh, **options}))
 
 
 @contextlib.contextmanager

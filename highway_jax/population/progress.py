@@ -1,10 +1,11 @@
 """How far a search is, for a bar or a function of one's own."""
 
 import time
+from datetime import timedelta
 from math import isfinite
 from typing import NamedTuple, Self
 
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
 from highway_jax.population.result import Result
@@ -20,11 +21,13 @@ class Progress(NamedTuple):
       step: how many steps are done.
       plan: all of them.
       result: what there is so far.
+      saved: whether a checkpoint of it has begun; none has without a workdir.
     """
 
     step: int
     plan: list[Step]
     result: Result
+    saved: bool
 
 
 class Bar:
@@ -37,11 +40,11 @@ class Bar:
             TextColumn("epochs"),
             TimeElapsedColumn(),
             TextColumn("{task.fields[status]}"),
-            TimeRemainingColumn(compact=True),
         )
         self._task = self._bars.add_task("", status="")
         self._is_live = self._bars.console.is_terminal or self._bars.console.is_jupyter
         self._begun, self._line, self._next = False, "", 0.0
+        self._first: tuple[int, float] | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -52,23 +55,37 @@ class Bar:
         self._print()
 
     def __call__(self, progress: Progress) -> None:
-        step, plan, result = progress
+        step, plan, result, _ = progress
         if not self._begun and 0 < step < len(plan):
             print(f"resumed after epoch {step} of {len(plan)}", flush=True)
-        self._begun, status = True, "compiling"
+        said = []
         if step:
-            ranking, search = result.ranking, result.search
+            ranking = result.ranking
             best = ranking.best[ranking.order[0]]
-            status = f"best {search.rank_by} {best:.3g}" if isfinite(best) else f"no finite {search.rank_by} yet"
+            said.append(f"best {result.rank_by} {best:.3g}" if isfinite(best) else f"no finite {result.rank_by} yet")
             if ranking.diverged.any():
-                status += f", {ranking.diverged.sum()} diverged"
+                said.append(f"{ranking.diverged.sum()} diverged")
+        if self._begun:
+            said += self._left(step, plan)
+        elif step < len(plan):
+            said.append("compiling")
+        self._begun = True
         if self._is_live:
             self._bars.start()
-            self._bars.update(self._task, total=len(plan), completed=step, status=status)
+            self._bars.update(self._task, total=len(plan), completed=step, status=", ".join(said))
             return
-        self._line = f"{step}/{len(plan)} epochs, {status}" + f", {result.seconds:.0f} s" * (step > 0)
+        said += [f"{result.seconds:.0f} s"] * (step > 0)
+        self._line = ", ".join([f"{step}/{len(plan)} epochs", *said])
         if time.monotonic() >= self._next:
             self._print()
+
+    def _left(self, step: int, plan: list[Step]) -> list[str]:
+        """The time left, once there are two steps to go by: rich's own estimate is gone after 30 seconds."""
+        now = time.monotonic()
+        self._first = self._first or (step, now)  # the time of the first is mostly the compiler's
+        first, since = self._first
+        done, rest = (sum(step.runs for step in part) for part in (plan[first:step], plan[step:]))
+        return [f"{timedelta(seconds=round((now - since) * rest / done))} left"] if done and rest else []
 
     def _print(self) -> None:
         if self._line:

@@ -1,14 +1,15 @@
 """What came out of a search."""
 
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from highway_jax.population.ranking import Ranking
+from highway_jax.population.ranking import Ranking, rank
 from highway_jax.population.search import MOMENTS, Search
 from highway_jax.population.state import Outcome
 
@@ -47,68 +48,117 @@ class Trained:
         return self.state.variables
 
 
-@dataclass(frozen=True)
-class Result:
-    """What came out of a search, finished or not.
-
-    Attributes:
-      search: what was asked for.
-      outcome: its numbers and states as they are stored.
-      seconds: of training, those of earlier processes included.
-      stopped: what asked it to stop, 0 if nothing did.
-      finished: whether all is done.
-      mesh: the devices that the runs were split over.
-    """
+@dataclass(frozen=True, eq=False)
+class Work:
+    """What a result was made of in this process: the states of its runs, and what it takes to train them again."""
 
     search: Search
     outcome: Outcome
-    seconds: float
-    stopped: int
-    finished: bool
     mesh: Mesh
 
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Result:
+    """What came out of a search, finished or not: from `fit`, or the numbers alone from `load`.
+
+    Attributes:
+      runs: (runs,) the runs' numbers, ascending.
+      hyperparameters: (runs,) values by name; of a choice the options themselves.
+      curves: every number after every epoch, (runs, epochs), NaN where a run was not trained or it was not measured.
+      rank_by: the number by which runs are ranked.
+      mode: "min" if lower is better, or "max".
+      epochs: how many the runs are trained for, unless they are stopped.
+      seeds: how many runs each configuration has.
+      seconds: of training, those of earlier processes included.
+      stopped: what asked the search to stop, 0 if nothing did.
+      finished: whether all is done.
+      work: what `fit` made it of; None of a result that was loaded.
+    """
+
+    runs: np.ndarray
+    hyperparameters: Mapping[str, np.ndarray]
+    curves: Mapping[str, np.ndarray]
+    rank_by: str
+    mode: str
+    epochs: int
+    seeds: int = 1
+    seconds: float = 0.0
+    stopped: int = 0
+    finished: bool = True
+    work: Work | None = None
+
+    @classmethod
+    def of(cls, work: Work, seconds: float, stopped: int, finished: bool) -> Self:
+        """What a search has come to."""
+        search, outcome = work.search, work.outcome
+        return cls(
+            runs=search.runs,
+            hyperparameters=search.space.readable(outcome.columns, search.num_runs),
+            curves=outcome.curves,
+            rank_by=search.rank_by,
+            mode=search.mode or "min",
+            epochs=search.epochs,
+            seeds=search.seeds,
+            seconds=seconds,
+            stopped=stopped,
+            finished=finished,
+            work=work,
+        )
+
     def __repr__(self) -> str:
-        search, ranking = self.search, self.ranking
+        ranking = self.ranking
         best = int(ranking.order[0])
-        leader = f"best {search.rank_by} {ranking.best[best]:.4g} of run {search.runs[best]}"
+        leader = f"best {self.rank_by} {ranking.best[best]:.4g} of run {self.runs[best]}"
         if not np.isfinite(ranking.best[best]):
-            leader = f"no run had a finite {search.rank_by}"
+            leader = f"no run had a finite {self.rank_by}"
         state = "finished" if self.finished else f"stopped after {ranking.epochs.max()} epochs"
         return (
-            f"Result({search.num_runs} runs of {search.epochs} epochs, {state} in {self.seconds:.1f} s; {leader}, "
+            f"Result({self.num_runs} runs of {self.epochs} epochs, {state} in {self.seconds:.1f} s; {leader}, "
             f"{ranking.diverged.sum()} diverged)"
         )
 
     @property
-    def curves(self) -> dict[str, np.ndarray]:
-        """Every number after every epoch, (runs, epochs), NaN where a run was not trained or it was not measured."""
-        return self.outcome.curves
-
-    @functools.cached_property
-    def hyperparameters(self) -> dict[str, np.ndarray]:
-        """(runs,) values by name; of a choice the options themselves."""
-        return self.search.space.readable(self.outcome.columns, self.search.num_runs)
+    def num_runs(self) -> int:
+        """How many runs there are."""
+        return len(self.runs)
 
     @functools.cached_property
     def ranking(self) -> Ranking:
         """How the runs are ranked."""
-        return self.outcome.ranking(self.search)
+        return rank(self.curves, self.rank_by, self.mode)
+
+    def index(self, run: int) -> int:
+        """The place of a run in the arrays, by its number.
+
+        Raises:
+          ValueError: for a run that there is not.
+        """
+        found = np.flatnonzero(self.runs == run)
+        if not len(found):
+            raise ValueError(f"run is {run!r}; it must be {self.runs[0]} to {self.runs[-1]}")
+        return int(found[0])
+
+    def curve(self, run: int) -> np.ndarray:
+        """(epochs,) the number by which runs are ranked, of the run of that number, as long as it was trained."""
+        index = self.index(run)
+        return self.curves[self.rank_by][index, : self.ranking.epochs[index]]
 
     @property
     def best(self) -> Trained:
         """The best run, as it was after its best epoch; where the search was stopped, the best that is at hand.
 
         Raises:
-          ValueError: where no run has had a finite number to be ranked by.
+          ValueError: where no run has had a finite number to be ranked by, or the result was loaded.
         """
-        index, epoch = map(int, self.outcome.best_at)
+        work = self._work()
+        index, epoch = map(int, work.outcome.best_at)
         if index < 0 or not np.isfinite(self.ranking.best[index]):
             raise ValueError(
-                f"no run has had a finite {self.search.rank_by}, so none is the best; {self.ranking.diverged.sum()} of "
-                f"{self.search.num_runs} have diverged"
+                f"no run has had a finite {self.rank_by}, so none is the best; {self.ranking.diverged.sum()} of "
+                f"{self.num_runs} have diverged"
             )
-        (state,) = self.outcome.best.values()
-        return Trained(int(self.search.runs[index]), epoch, self._of(index), state)
+        (state,) = work.outcome.best.values()
+        return Trained(int(self.runs[index]), epoch, self.hyperparameters_of(index), state)
 
     def run(self, number: int) -> Trained:
         """A run as it was after its last epoch, if `fit` was told `keep="all"`.
@@ -116,16 +166,20 @@ class Result:
         Raises:
           ValueError: for a run that there is not, or whose state was not kept.
         """
-        for group, rows in self.outcome.ended.items():
-            for place in np.flatnonzero(self.search.runs[rows] == number):
-                index = rows[place]
-                state = jax.tree.map(lambda leaf, place=place: leaf[place], self.outcome.states[group])
-                return Trained(number, int(self.ranking.epochs[index]), self._of(index), state)
-        if number not in self.search.runs:
-            raise ValueError(f"run is {number!r}; it must be {self.search.runs[0]} to {self.search.runs[-1]}")
+        outcome, index = self._work().outcome, self.index(number)
+        for group, rows in outcome.ended.items():
+            for place in np.flatnonzero(rows == index):
+                state = jax.tree.map(lambda leaf, place=place: leaf[place], outcome.states[group])
+                return Trained(number, int(self.ranking.epochs[index]), self.hyperparameters_of(index), state)
         raise ValueError(f"the state of run {number} was not kept; fit keeps those of all runs with keep='all'")
 
-    def _of(self, index: int) -> dict[str, Any]:
+    def _work(self) -> Work:
+        if self.work is None:
+            raise ValueError("a loaded result has no states; fit, called again with the same workdir, gives them")
+        return self.work
+
+    def hyperparameters_of(self, index: int) -> dict[str, Any]:
+        """The hyperparameters of the run at a place in the arrays."""
         values = {name: values[index] for name, values in self.hyperparameters.items()}
         return {name: v.item() if isinstance(v, np.generic) else v for name, v in values.items()}
 
@@ -150,17 +204,19 @@ class Result:
 
         if by not in (allowed := ("run", "configuration", *self.hyperparameters)):
             raise ValueError(f"by is {by!r}; it must be one of {', '.join(allowed)}")
-        search, ranking, every = self.search, self.ranking, np.arange(self.search.num_runs)
-        rank_of = np.empty(search.num_runs, int)
+        ranking, every = self.ranking, np.arange(self.num_runs)
+        rank_of = np.empty(self.num_runs, int)
         rank_of[ranking.order] = every + 1
         numbers = {}
         for moment, epoch in zip(MOMENTS, (ranking.best_epoch, ranking.epochs), strict=True):
             for name, curve in self.curves.items():
                 numbers[f"{moment}{name}"] = np.where(epoch > 0, curve[every, np.maximum(epoch, 1) - 1], np.nan)
+        configurations = self.runs // self.seeds
+        paired = {"configuration": configurations, "seed": self.runs % self.seeds} if self.seeds > 1 else {}
         table = pandas.DataFrame(
             {
-                "run": search.runs,
-                **({"configuration": search.configurations, "seed": search.own_seeds} if search.seeds > 1 else {}),
+                "run": self.runs,
+                **paired,
                 **{name: list(map(_shown, values)) for name, values in self.hyperparameters.items()},
                 "rank": rank_of,
                 "best_epoch": ranking.best_epoch,
@@ -172,19 +228,32 @@ class Result:
         if by == "run":
             return table
         of_configurations = by == "configuration"
-        # Those of a choice by their positions: values need not have an order, nor functions different names.
-        values = search.configurations if of_configurations else self.outcome.columns.get(by, np.zeros(len(every)))
-        groups = table.groupby(values, dropna=False)
+        groups = table.groupby(configurations if of_configurations else self._places(by), dropna=False)
         spread = groups[list(numbers)].agg(["mean", "std"])
         spread.columns = ["_".join(pair) for pair in spread.columns]
         first = groups[list(self.hyperparameters) if of_configurations else [by]].first()
         counts = groups["diverged"].agg(**{"seeds" if of_configurations else "runs": "size", "diverged": "sum"})
         if of_configurations:
-            means = spread[f"{MOMENTS[0]}{search.rank_by}_mean"] * (-1 if search.mode == "max" else 1)
+            means = spread[f"{MOMENTS[0]}{self.rank_by}_mean"] * (-1 if self.mode == "max" else 1)
             order = np.lexsort((means, counts["diverged"]))
             counts.loc[counts.index[order], "rank"] = np.arange(1, len(counts) + 1)
             counts = counts.astype({"rank": int})
         return pandas.concat([first, counts, spread], axis=1).rename_axis(by).reset_index(drop=not of_configurations)
+
+    def _places(self, name: str) -> np.ndarray:
+        """What tells the values of a hyperparameter apart: a choice's positions, as options need have no order."""
+        if self.work is None:
+            return self.hyperparameters[name]
+        return self.work.outcome.columns.get(name, np.zeros(self.num_runs))
+
+    def curves_table(self) -> "pandas.DataFrame":
+        """The curves as a table: a row per run and epoch that it was trained for, a column per number."""
+        import pandas
+
+        trained = np.arange(len(next(iter(self.curves.values())).T)) < self.ranking.epochs[:, None]
+        index, epoch = np.nonzero(trained)
+        numbers = {name: curve[index, epoch] for name, curve in self.curves.items()}
+        return pandas.DataFrame({"run": self.runs[index], "epoch": epoch + 1, **numbers})
 
     def plot(self) -> "Figure":
         """The best runs' curves, and the distribution of all runs' best values, labelled with what was measured."""

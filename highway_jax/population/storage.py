@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import filelock
+import jax
 
 from highway_jax import parallel
 from highway_jax.checkpoint import NAME, Checkpoints, steps_in
 from highway_jax.files import PARTIAL, first_line
+from highway_jax.population import tables
 from highway_jax.population.memory import num_bytes
+from highway_jax.population.result import Result
 
 LOCK = ".lock"
 DIGEST = re.compile("[0-9a-f]{32}")
@@ -49,7 +52,7 @@ class Storage:
         self._lock = filelock.FileLock(directory / LOCK, timeout=0)
         parallel.at_first(self._take)
         self.checkpoints = Checkpoints(directory)
-        self.last = time.monotonic()
+        self.last, self.reporting = time.monotonic(), 0.0  # seconds: what goes with a checkpoint, such as tables
 
     def _take(self) -> None:
         with self._writing():
@@ -68,7 +71,8 @@ class Storage:
             return
         locked = (self.directory / LOCK).exists()  # a search was here, maybe killed in its first checkpoint
         for path in sorted(self.directory.iterdir()):
-            if not (path.name == LOCK or path.match(PARTIAL) or (locked and NAME.fullmatch(path.name))):
+            own = locked and (path.name in tables.FILES or NAME.fullmatch(path.name))
+            if not (own or path.name == LOCK or path.match(PARTIAL)):
                 raise WorkdirError(
                     f"{self.directory}: it holds {path.name!r} and no checkpoint, so it is no workdir of a search; "
                     "choose another one, or an empty directory"
@@ -120,6 +124,7 @@ class Storage:
         if self.every is not None:
             return step % self.every == 0
         cost = self.checkpoints.seconds or 0.1 + num_bytes(state) / self.bytes_per_second
+        cost += self.reporting
         if busy or now - self.last < cost / self.share:
             return False
         self.last = now
@@ -134,6 +139,15 @@ class Storage:
         with self._writing():
             parallel.at_first(lambda: self._check_space(state))
             self.checkpoints.save(step, state, {**notes, "step": step, "identity": self.identity})
+
+    def write_tables(self, result: Result) -> None:
+        """Write a result's numbers beside the checkpoints; warns where that fails, since they follow from those."""
+        if jax.process_index() == 0:
+            try:
+                tables.save(result, self.directory)
+            except Exception as error:
+                said = f"{self.directory}: tables cannot be written: {first_line(error)}"
+                warnings.warn(said, WorkdirWarning, stacklevel=2)
 
     def _check_space(self, state: Any) -> None:
         needed, free = num_bytes(state), shutil.disk_usage(self.directory).free

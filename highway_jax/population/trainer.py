@@ -16,7 +16,7 @@ from highway_jax.checkpoint import check_names
 from highway_jax.population import memory
 from highway_jax.population.programs import Group, gather_batches, take_rows, take_run
 from highway_jax.population.ranking import TRAIN, rank
-from highway_jax.population.result import Result
+from highway_jax.population.result import Result, Work
 from highway_jax.population.run import Run
 from highway_jax.population.search import Search
 from highway_jax.population.state import Outcome, State, put
@@ -25,7 +25,19 @@ from highway_jax.population.tracing import described
 
 
 class MemoryTooSmall(ValueError):
-    """Memory does not hold all runs, and a policy needs to know how many to compare."""
+    """Memory does not hold the runs that are to be trained side by side."""
+
+
+class RunTooLarge(MemoryTooSmall):
+    """Memory does not hold a single run.
+
+    Args:
+      need: bytes that a run takes.
+      memory: bytes that there are.
+    """
+
+    def __init__(self, need: int, memory: int):
+        super().__init__(f"a single run takes {need / 2**30:,.1f} GiB of memory, and there are {memory / 2**30:,.1f}")
 
 
 class Trainer:
@@ -55,6 +67,7 @@ class Trainer:
             self._group(str(number))
         search.check_numbers(self._numbers)
         self.runs_in_memory = runs_in_memory or self._choose_runs_in_memory()
+        self._check_memory()
 
     def _group(self, name: str) -> Group:
         if name not in self._groups:
@@ -82,11 +95,37 @@ class Trainer:
         for group in self._groups.values():
             check_names(group.shapes)
 
+    @property
+    def _largest(self) -> Group:
+        """The group whose runs take most memory."""
+        return max(self._groups.values(), key=lambda group: memory.num_bytes(group.shapes))
+
+    def _check_memory(self) -> None:
+        """Refuse runs side by side that memory cannot hold, before any of it is taken.
+
+        Raises:
+          MemoryTooSmall: saying what they need.
+        """
+        group, free = self._largest, parallel.free_memory(self.mesh)
+        state, runs = memory.num_bytes(group.shapes), min(self.runs_in_memory, self.search.num_runs)
+        rows, working, devices = parallel.padded(runs, self.mesh) // self.mesh.shape[parallel.RUNS], 0, 1
+        if free is None:  # the devices share this machine's memory
+            free, devices = parallel.host_memory(), len(self.mesh.local_devices)
+            # The compiler knows the rest, which matters where a run fills a good part of the memory.
+            if state <= free < 20 * state * devices:
+                working = group.memory_of_a_run(self.mesh.local_devices[0]).working
+        if state + working > free:
+            raise RunTooLarge(state + working, free)
+        if (needed := devices * (rows * state + working)) > free:
+            raise MemoryTooSmall(
+                f"runs_in_memory is {self.runs_in_memory}; so many runs take {needed / 2**30:,.1f} GiB of memory, and "
+                f"there are {free / 2**30:,.1f}"
+            )
+
     def _choose_runs_in_memory(self) -> int:
         search = self.search
-        largest = max((group.shapes for group in self._groups.values()), key=memory.num_bytes)
         devices, free = self.mesh.shape[parallel.RUNS], parallel.free_memory(self.mesh)
-        fitting = int(parallel.agree(memory.runs_in_memory(largest, search.num_runs, devices, free)).min())
+        fitting = int(parallel.agree(memory.runs_in_memory(self._largest.shapes, search.num_runs, devices, free)).min())
         if search.policy is not None and fitting < search.num_runs:
             raise MemoryTooSmall(
                 f"runs_in_memory is None, and memory holds {fitting} of {search.num_runs} runs; for a policy, which "
@@ -104,7 +143,7 @@ class Trainer:
         search = self.search
         rows = np.sort(search.part(part, self.runs_in_memory))
         if search.sampler is not None:
-            before = Result(search, outcome, 0.0, 0, False, self.mesh)
+            before = Result.of(Work(search, outcome, self.mesh), 0.0, 0, False)
             chosen = search.space.positions(search.sampler(search.runs[rows], before))
             new = {name: put(outcome.columns[name], rows, values) for name, values in chosen.items()}
             outcome = dataclasses.replace(outcome, columns={**outcome.columns, **new})

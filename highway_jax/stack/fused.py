@@ -11,6 +11,7 @@ import hashlib
 import os
 import platform
 import shutil
+import signal
 import stat
 import subprocess
 import tempfile
@@ -27,6 +28,7 @@ from highway_jax.stack import kinds as blocks
 from highway_jax.stack.kinds import Kind
 
 SOURCE = Path(__file__).with_suffix(".cc")
+BUILD_SECONDS = 60  # a compiler that takes longer is stopped; it takes about 5
 WIDEST = 128  # beyond it XLA's products, made for all caches and cores, are mostly as fast or faster
 COMPILERS = ("c++", "g++", "clang++")
 HANDLERS = ("highway_forward", "highway_backward")
@@ -76,33 +78,75 @@ def choose(width: int) -> str:
     return "xla"
 
 
-def _built() -> Path:
-    """The library of this source for this machine; its name ends in its checksum."""
+def needs_build() -> bool:
+    """Whether `load` is about to run a C++ compiler, for some seconds, if it can at all."""
+    try:
+        compilers, _, folder, name = _recipe()
+        return bool(compilers) and _kept(folder, name) is None
+    except (OSError, RuntimeError):
+        return False
+
+
+def _recipe() -> tuple[list[str], list[str], Path, str]:
+    """The compilers there are, their options, and the folder and the beginning of the name of what they build."""
     compilers = [path for path in map(shutil.which, COMPILERS) if path]
     tuned = "-march=native" if platform.machine().lower() in ("x86_64", "amd64") else "-mcpu=native"
     options = ["-std=c++17", "-O3", tuned, "-fPIC", "-shared", "-isystem", jax.ffi.include_dir(), str(SOURCE)]
     identity = SOURCE.read_bytes(), " ".join(compilers + options).encode(), jaxlib.version.__version__.encode(), _cpu()
-    name = f"fused-{_digest(b''.join(identity))}"
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").resolve() / "highway-jax"
-    if compilers or folder.exists():
-        _make_private(folder)
+    return compilers, options, folder, f"fused-{_digest(b''.join(identity))}"
+
+
+def _kept(folder: Path, name: str) -> Path | None:
+    """What was built before and is as it was; its name ends in its checksum."""
     for library in folder.glob(f"{name}-*.so"):
         if _is_private(library) and library.stem == f"{name}-{_digest(library.read_bytes())}":
             return library
+    return None
+
+
+def _built() -> Path:
+    """The library of this source for this machine."""
+    compilers, options, folder, name = _recipe()
+    if compilers or folder.exists():
+        _make_private(folder)
+    if library := _kept(folder, name):
+        return library
     if not compilers:
         raise NoCompiler(f"no C++ compiler ({', '.join(COMPILERS)}) is in the PATH")
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         made = Path(scratch, "fused.so")
         for compiler in compilers:
-            command = [compiler, *options, "-o", str(made)]
-            environment = {**os.environ, "LC_ALL": "C"}
-            done = subprocess.run(command, capture_output=True, text=True, errors="replace", env=environment)
-            if done.returncode == 0:
+            status, said = _run([compiler, *options, "-o", str(made)])
+            if status == 0:
                 made.chmod(0o700)  # whatever the umask
                 # At once: another process may be about to load it.
                 return made.replace(folder / f"{name}-{_digest(made.read_bytes())}.so")
-    reason = next((line for line in done.stderr.splitlines() if "error" in line), f"status {done.returncode}")
+    reason = next((line for line in said.splitlines() if "error" in line), f"status {status}")
     raise Unavailable(f"{compiler} cannot build it: {reason}")
+
+
+def _run(command: list[str]) -> tuple[int, str]:
+    """The status and errors of a compiler; one that takes too long is stopped, with all that it has started."""
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        env={**os.environ, "LC_ALL": "C"},
+        start_new_session=True,
+    )
+    try:
+        _, said = process.communicate(timeout=BUILD_SECONDS)
+    except BaseException as error:  # also Ctrl-C, which does not reach it by itself
+        with contextlib.suppress(ProcessLookupError):  # it has just ended
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        if isinstance(error, subprocess.TimeoutExpired):
+            raise Unavailable(f"{command[0]} has not built it within {BUILD_SECONDS} seconds") from None
+        raise
+    return process.returncode, said
 
 
 # The cache's files are run. So they and their folder must belong to this user, and nobody else may write to them. A

@@ -6,7 +6,9 @@ import re
 import numpy as np
 import pytest
 
-from experiments import analyze, cli, results, search, train
+from experiments import analyze, search, train
+from experiments.app import errors
+from experiments.workdir import reading
 from highway_jax import data
 from highway_jax.data import DataError
 
@@ -79,7 +81,7 @@ def test_a_program_takes_a_path_and_a_workdir_none(tmp_path, monkeypatch, capsys
     work = tmp_path / "work"
     search.main([*SMALL, f"--config.dataset={tmp_path}/mine.npz", f"--workdir={work}"])
     assert "mine.npz, depth 3: 48 training examples" in capsys.readouterr().out
-    assert results.load(work).config.dataset == "mine.npz"
+    assert reading.load(work).config.dataset == "mine.npz"
     train.main(
         [
             f"--from_search={work}",
@@ -98,5 +100,5 @@ def test_a_program_takes_a_path_and_a_workdir_none(tmp_path, monkeypatch, capsys
     (work / "SHA256SUMS").unlink()
     with pytest.raises(DataError, match="has a directory"):
         analyze.main([f"--workdir={work}"])
-    with pytest.raises(cli.UserError, match=r"a path; config\.data_dir says where"):
+    with pytest.raises(errors.UserError, match=r"a path; config\.data_dir says where"):
         search.main([*SMALL, f"--config.dataset={tmp_path}/mine.npz", f"--config.data_dir={tmp_path}"])

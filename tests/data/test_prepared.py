@@ -7,7 +7,8 @@ import sys
 import numpy as np
 import pytest
 
-from experiments import cli, prepare_data
+from experiments import prepare_data
+from experiments.app import errors
 from highway_jax import data
 from tests.tfds_files import FEATURES, write_tfds
 
@@ -84,7 +85,7 @@ def test_a_class_that_is_not_of_tfds_is_refused_before_it_is_imported(form, file
             with pytest.raises(data.DataError, match=r"'mine.* names the class '\S*stranger") as refusal:
                 ask(name, str(tmp_path))
             assert "\n" not in str(refusal.value)
-    with pytest.raises((data.DataError, cli.UserError), match="'mine'"):
+    with pytest.raises((data.DataError, errors.UserError), match="'mine'"):
         prepare_data.prepare(NAME, str(tmp_path), overwrite=True)
     assert folder.is_dir()
     assert not marker.exists()

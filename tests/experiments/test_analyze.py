@@ -13,7 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import analyze, cli, report, results, search, train
+from experiments import analyze, search, train
+from experiments.app import entry
+from experiments.pages import page
+from experiments.workdir import reading
 from highway_jax import MLP, analysis, checkpoint, data
 from tests.experiments.test_report import Page
 from tests.tfds_files import CIFAR100, write_tfds
@@ -45,7 +48,7 @@ def analyzed(searched, tmp_path_factory):
 @pytest.fixture
 def unreported(monkeypatch):
     """To draw the report's figures again costs as much as to draw the analysis's."""
-    monkeypatch.setattr(report, "write", lambda *_: None)
+    monkeypatch.setattr(page, "write", lambda *_: None)
 
 
 def read(workdir):
@@ -75,8 +78,8 @@ def test_what_a_search_found_is_analyzed_and_shown(analyzed, searched):
 def test_the_numbers_are_the_librarys(analyzed):
     workdir, *_ = analyzed
     found, digits = read(workdir), data.load("digits")
-    highway = results.load(workdir).networks["highway"]
-    activation = highway.hyperparameters["activation"][highway.order[0]]
+    highway = reading.load(workdir).results["highway"]
+    activation = highway.hyperparameters["activation"][highway.ranking.order[0]]
     model = MLP(depth=10, activation=str(activation))
     params = checkpoint.restore_params(workdir / "best/highway")
     scale = functools.partial(data.rescale, max_value=16)
@@ -103,7 +106,7 @@ def test_the_numbers_are_the_librarys(analyzed):
     assert found["sample"]["label"] == digits.train["y"][0]
 
     summary = found["summary"]
-    initial = highway.hyperparameters["transform_bias"][highway.order[0]]
+    initial = highway.hyperparameters["transform_bias"][highway.ranking.order[0]]
     assert summary["biases_lowered"] == np.mean(gates.bias < initial)
     assert summary["worst_layer"] == lesions.error.argmax() + 1
     assert summary["minor_layers"] == sum(10 * lesions.damage <= lesions.damage.max())
@@ -128,8 +131,8 @@ def test_a_second_analysis_of_the_run_trained_again_says_the_same(analyzed, sear
 def test_any_run_whose_parameters_are_there_is_analyzed(searched, tmp_path):
     workdir = shutil.copytree(searched, tmp_path / "work")
     (workdir / "SHA256SUMS").unlink()
-    runs = results.load(workdir).networks["highway"]
-    last = int(runs.run[runs.rank == 3][0])
+    runs = reading.load(workdir).results["highway"]
+    last = int(runs.runs[runs.ranking.order[2]])
     params = jax.tree.map(lambda leaf: leaf / 2, checkpoint.restore_params(workdir / "best/highway"))
     checkpoint.save_params(workdir / f"params/highway/run{last}", params)
     analyze.main([f"--workdir={workdir}", f"--run={last}", "--title=Half, $x_$ \udcff"])
@@ -161,7 +164,7 @@ def test_cifar100_is_searched_and_analyzed_even_where_its_data_has_moved(tmp_pat
 
 
 MISTAKES = {
-    "no workdir": ([], "--workdir is missing; it must be the workdir of a search"),
+    "no workdir": ([], "WORKDIR is missing; it must be the workdir of a search"),
     "not there": (["--workdir=nowhere"], "workdir 'nowhere' does not exist"),
     "no search's": (["--workdir={empty}"], "config.json is missing"),
     "unfinished": (["--workdir={unfinished}"], r"best/highway is missing; the workdir holds no parameters"),
@@ -175,7 +178,7 @@ MISTAKES = {
     ),
     "rank 4": (["--workdir={work}", "--rank=4"], "--rank is 4; it must be 1 to 3"),
     "both": (["--workdir={work}", "--rank=1", "--run=1"], "one of --run=N and --rank=N must be given, and not both"),
-    "a flipped bit": (["--workdir={flipped}"], r"best/highway/.* is damaged; remove the workdir"),
+    "a flipped bit": (["--workdir={flipped}"], r"best/highway/.* is damaged: it is not as it was written"),
     "cut off": (["--workdir={cut}"], r"best/highway is damaged, or holds no parameters"),
     "another network's": (["--workdir={strange}"], "best/highway does not fit the workdir's config"),
     "diverged": (["--workdir={diverged}"], "best/highway holds parameters that are not finite"),
@@ -225,7 +228,7 @@ def test_a_mistake_is_one_line_and_status_2(kind, workdirs, tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["analyze", *(arg.format(**workdirs) for arg in args)])
     with pytest.raises(SystemExit) as stop:
-        cli.run(analyze.main, analyze.__doc__)
+        entry.run(analyze.main, analyze.__doc__)
     errors = capsys.readouterr().err
     assert (stop.value.code, errors.count("\n"), errors[:7]) == (2, 1, "error: "), errors
     assert re.search(message, errors)

@@ -10,18 +10,33 @@ from pathlib import Path
 
 import pytest
 
-from experiments import cluster
+from experiments.app import cluster
 
 ROOT = Path(__file__).parents[2]
 ELSEWHERE = "198.51.100.1"  # of documentation; no machine has it
 JOIN = """
 import sys
 from absl import flags
-from experiments import cli, cluster
+from experiments.app import cluster, entry
 values = flags.FlagValues()
 cluster.define_flags(values)
 values(sys.argv)
-cli.run(lambda argv: cluster.join(values), "")
+entry.run(lambda argv: cluster.join(values), "")
+"""
+LEADER_DIES = """
+import os, signal, sys, time
+from absl import flags
+from experiments.app import cluster, entry
+values = flags.FlagValues()
+cluster.define_flags(values)
+values(sys.argv)
+cluster.PATIENCE_SECONDS = 0
+def main(argv):
+    cluster.join(values)
+    if values.process_id == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(60)
+entry.run(main, "")
 """
 linux = pytest.mark.skipif(sys.platform != "linux", reason="all of 127.0.0.0/8 is this machine on Linux alone")
 
@@ -32,10 +47,10 @@ def free_port():
         return free.getsockname()[1]
 
 
-def start(coordinator, **environment):
-    flags = f"--coordinator={coordinator}", "--num_processes=2", "--process_id=0"
+def start(coordinator, number=0, program=JOIN, **environment):
+    flags = f"--coordinator={coordinator}", "--num_processes=2", f"--process_id={number}"
     return subprocess.Popen(
-        [sys.executable, "-c", JOIN, *flags],
+        [sys.executable, "-c", program, *flags],
         cwd=ROOT,
         env={**os.environ, "JAX_PLATFORMS": "cpu", **environment},
         stderr=subprocess.PIPE,
@@ -107,3 +122,12 @@ def test_an_address_that_cannot_be_listened_at_is_one_line_and_status_2():
             _, errors = process.communicate(timeout=60)
             assert (process.returncode, errors.count("\n")) == (2, 1), errors
             assert errors.startswith(f"error: process 0 cannot listen at '{coordinator}': {reason}")
+
+
+def test_the_others_end_in_one_line_when_process_0_is_killed_while_they_do_not_talk_to_it():
+    coordinator = f"127.0.0.1:{free_port()}"
+    first, second = (start(coordinator, number, LEADER_DIES) for number in (0, 1))
+    _, errors = second.communicate(timeout=60)
+    first.communicate(timeout=60)
+    assert (second.returncode, errors.count("\n")) == (1, 1), errors
+    assert errors.startswith("error: another process has ended or cannot be reached, or JAX itself has failed; TF_CPP")

@@ -7,7 +7,11 @@ import sys
 import numpy as np
 import pytest
 
-from experiments import analyze, cli, datasets, plan, results, search, train
+from experiments import analyze, plan, search, train
+from experiments.app import entry
+from experiments.configs import loading
+from experiments.jobs import datasets
+from experiments.workdir import reading
 from highway_jax import data
 
 FILE = """
@@ -40,7 +44,7 @@ def status(main, argv, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["x", *argv])
     capsys.readouterr()
     with pytest.raises(SystemExit) as exit:
-        cli.run(main, "")
+        entry.run(main, "")
     return exit.value.code, capsys.readouterr().err
 
 
@@ -53,7 +57,7 @@ def searched(tmp_path_factory):
 
 
 def test_a_workdir_has_the_functions_name_and_the_datas_md5(searched, tmp_path):
-    found = results.load(searched / "work")
+    found = reading.load(searched / "work")
     assert found.config.dataset == "mine.rings()"
     x = np.random.default_rng(0).normal(size=(60, 5))
     given = data.from_arrays("any", {"x": x, "y": (x[:, 0] > 0).astype(int)})
@@ -85,13 +89,13 @@ def test_a_finished_search_is_not_another_functions(searched, monkeypatch, capsy
     assert code == 2 and "was made with other data" in errors
     search.main([write(tmp_path / "mine.py"), "--config.dataset=digits", "--config.num_runs=1", "--config.epochs=1",
                  "--config.networks=highway", f"--workdir={tmp_path}/digits"])  # fmt: skip
-    assert results.load(tmp_path / "digits").config.dataset == "digits"
+    assert reading.load(tmp_path / "digits").config.dataset == "digits"
 
 
 def test_a_convolutional_network_takes_a_dataset(tmp_path):
     body = "s = {'x': images // 16, 'y': y}; return data.Dataset('any', s, s, 4, max_value=15)"
     train.main([write(tmp_path / "mine.py", body, **TRAINING), f"--workdir={tmp_path}/work"])
-    assert results.load(tmp_path / "work").config.dataset == "mine.rings()"
+    assert reading.load(tmp_path / "work").config.dataset == "mine.rings()"
 
 
 @pytest.mark.parametrize(
@@ -119,6 +123,6 @@ def test_what_a_function_returns_wrongly_is_one_line_and_status_2(body, message,
 
 def test_numbers_of_a_dataset_keep_its_classes(tmp_path):
     body = "s = {'x': x, 'y': y}; return data.Dataset('any', s, s, 7, None)"
-    _, config, function = cli.load_config(write(tmp_path / "mine.py", body).partition("=")[2])
+    _, config, function = loading.load(write(tmp_path / "mine.py", body).partition("=")[2], {})
     found = datasets.load(config.dataset, None, function)
     assert (found.name, found.num_classes, found.train["x"].dtype) == ("mine.rings()", 7, np.float32)

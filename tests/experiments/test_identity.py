@@ -10,7 +10,10 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing import event_accumulator
 
-from experiments import analyze, cli, report, results, search, settings, train, workdir
+from experiments import analyze, report, search, train
+from experiments.app import entry, errors, settings, stops
+from experiments.jobs import making
+from experiments.workdir import files, reading
 from highway_jax import checkpoint, data
 from highway_jax.population.programs import Group
 from tests.tfds_files import MNIST, write_tfds
@@ -37,16 +40,16 @@ def data_dirs(tmp_path_factory):
 
 @contextlib.contextmanager
 def told_to_stop():
-    """Stands in for `cli.stop_requests`: a signal has come before the first epoch ends."""
-    request = cli.StopRequest()
+    """Stands in for `stops.stop_requests`: a signal has come before the first epoch ends."""
+    request = stops.StopRequest()
     request.signal = 15
     yield request
 
 
 def stop_halfway(directory, monkeypatch, *args):
     """A search with one epoch done."""
-    with monkeypatch.context() as patch, pytest.raises(cli.Interrupted):
-        patch.setattr(cli, "stop_requests", told_to_stop)
+    with monkeypatch.context() as patch, pytest.raises(errors.Interrupted):
+        patch.setattr(stops, "stop_requests", told_to_stop)
         search.main([*SMALL, f"--workdir={directory}", *args])
     return directory
 
@@ -74,7 +77,7 @@ def refused(program, *args, monkeypatch, capsys, untouched=()):
     monkeypatch.setattr(sys, "argv", [program.__name__, *map(str, args)])
     capsys.readouterr()
     with pytest.raises(SystemExit) as stop:
-        cli.run(program.main, program.__doc__)
+        entry.run(program.main, program.__doc__)
     errors = capsys.readouterr().err
     assert (stop.value.code, errors.count("\n"), errors[:7]) == (2, 1, "error: "), errors
     assert [contents(directory) for directory in untouched] == before
@@ -168,7 +171,7 @@ def test_layers_are_computed_as_before_or_not_at_all(data_dirs, refuse, monkeypa
     directory = stop_halfway(tmp_path / "work", monkeypatch, mine)
     about = json.loads((directory / "provenance.json").read_text())
     before = about["implementations"]["highway"]
-    monkeypatch.setattr(search, "choose_implementations", lambda *args: {"highway": "another"})
+    monkeypatch.setattr(making, "choose_implementations", lambda *args: {"highway": "another"})
     said = refuse(search, *SMALL, mine, f"--workdir={directory}", untouched=[directory])
     assert f"the implementation of its highway layers is {before!r}, here it is 'another'" in said
 
@@ -192,6 +195,24 @@ def test_a_machine_without_the_devices_asked_for_is_one_line(error, refuse, monk
     assert "JAX finds no device; JAX_PLATFORMS is 'foo'" in refuse(search, *SMALL, f"--workdir={tmp_path}/work")
 
 
+def test_a_search_at_work_has_the_tables_of_its_last_checkpoint(data_dirs, monkeypatch, tmp_path):
+    seen = []
+
+    class Watching(stops.StopRequest):
+        """Asked after every epoch, before its checkpoint."""
+
+        @property
+        def signal(self):
+            there = (tmp_path / "work/runs.csv").exists()
+            seen.append(there and reading.load(tmp_path / "work").results["highway"].ranking.epochs.max())
+            return 0
+
+    monkeypatch.setattr(stops, "stop_requests", lambda: contextlib.nullcontext(Watching()))
+    flags = "--config.epochs=3", "--config.checkpoint_every=1", f"--config.data_dir={data_dirs[0]}"
+    search.main([*SMALL, *flags, f"--workdir={tmp_path}/work"])
+    assert seen == [False, 1, 2]
+
+
 def test_tables_never_stand_beside_parameters_of_other_epochs(data_dirs, refuse, monkeypatch, tmp_path):
     """A search that was stopped goes on, and is killed once its new tables are there, but not its parameters."""
     mine = f"--config.data_dir={data_dirs[0]}"
@@ -200,10 +221,10 @@ def test_tables_never_stand_beside_parameters_of_other_epochs(data_dirs, refuse,
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(checkpoint, "save_params", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
         search.main([*SMALL, mine, f"--workdir={directory}"])
-    assert results.load(directory).networks["highway"].epochs.tolist() == [2, 2]
+    assert reading.load(directory).results["highway"].ranking.epochs.tolist() == [2, 2]
     assert "best/highway is missing" in refuse(analyze, f"--workdir={directory}", mine.replace("config.", ""))
     search.main([*SMALL, mine, f"--workdir={directory}"])
-    assert results.load(directory).summary
+    assert reading.load(directory).finished
 
 
 @pytest.mark.parametrize("name", ["learning_rate", "activation", "transform_bias"])
@@ -235,7 +256,7 @@ def test_what_a_killed_process_leaves_at_the_very_beginning_is_no_hindrance(data
     (tmp_path / "work/.provenance.json.0123.partial").write_text("{")
     search.main([*SMALL, f"--config.data_dir={data_dirs[0]}", f"--workdir={tmp_path}/work"])
     assert not list((tmp_path / "work").glob("*.partial"))
-    assert results.load(tmp_path / "work").summary
+    assert reading.load(tmp_path / "work").finished
 
 
 LINKS = ("config.json", "runs.csv", ".lock", "checkpoints", "best", "tensorboard", "figure1.png", "config.json.partial")
@@ -344,11 +365,11 @@ def test_finished_work_of_the_format_before_can_be_read_but_not_gone_on_with(
         stop_halfway(tmp_path / "halfway", monkeypatch, mine),
     ):
         path = directory / "provenance.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"format": workdir.FORMAT - 1}))
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"format": files.FORMAT - 1}))
     checkpoint.write_sums(
         tmp_path / "finished", set(checkpoint.files_in(tmp_path / "finished")) - {tmp_path / "finished/SHA256SUMS"}
     )
-    assert results.load(tmp_path / "finished").summary
+    assert reading.load(tmp_path / "finished").finished
     search.main([*SMALL, mine, f"--workdir={tmp_path}/finished"])
     again = [f"--from_search={tmp_path}/finished", "--run=0", mine, f"--workdir={tmp_path}/again"]
     train.main(again)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments import cli, prepare_data
+from experiments import prepare_data
+from experiments.app import entry
 
 ROOT = Path(__file__).parents[2]
 without_tensorflow = pytest.mark.skipif(
@@ -32,7 +33,7 @@ def test_a_mistake_is_one_line_and_status_2(args, message, tmp_path, monkeypatch
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     monkeypatch.setattr(sys, "argv", ["prepare_data", *args])
     with pytest.raises(SystemExit) as stop:
-        cli.run(prepare_data.main, prepare_data.__doc__)
+        entry.run(prepare_data.main, prepare_data.__doc__)
     errors = capsys.readouterr().err
     assert (stop.value.code, errors.count("\n")) == (2, 1), errors
     assert re.search(message, errors)

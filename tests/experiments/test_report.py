@@ -21,10 +21,17 @@ from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 from PIL import Image
 
-from experiments import cli, findings, report, results, search
-from experiments.cli import UserError
-from experiments.results import Result
-from highway_jax import checkpoint
+from experiments import report, search
+from experiments.app import command_line, entry
+from experiments.app.errors import UserError
+from experiments.configs import loading
+from experiments.configs.keys import leaves
+from experiments.pages import commands, figures, outcomes, page
+from experiments.workdir import reading
+from experiments.workdir.contents import Workdir
+from experiments.workdir.identity import as_json
+from highway_jax import checkpoint, plotting, population
+from highway_jax.population import Result
 from tests.workdirs import write_workdir
 
 ROOT = Path(__file__).parents[2]
@@ -78,7 +85,8 @@ def write_report(*args):
     """The page that the program makes, in this process, without a warning."""
     args = list(map(str, args))
     report.main(args)
-    output = next((arg.partition("=")[2] for arg in args if arg.startswith("--output=")), args[0])
+    several = Path(args[0]).parent / "report" if len(args) > 1 else args[0]
+    output = next((arg.partition("=")[2] for arg in args if arg.startswith("--output=")), several)
     page = Page(Path(output) / "report.html")
     assert not page.fetched
     for picture in page.pictures:
@@ -87,7 +95,11 @@ def write_report(*args):
 
 
 DRAWN = True
-pytestmark = pytest.mark.filterwarnings("error")
+# The second: of ml_collections, which loads configs.
+pytestmark = [
+    pytest.mark.filterwarnings("error"),
+    pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning"),
+]
 
 
 @pytest.fixture
@@ -95,7 +107,7 @@ def undrawn(monkeypatch):
     """Figures are made, but every picture of them is a dot: to draw them is most of a page's work."""
     dot = io.BytesIO()
     Image.new("RGB", (1, 1)).save(dot, format="png")
-    monkeypatch.setattr(report, "png", lambda figure: dot.getvalue())
+    monkeypatch.setattr(figures, "png", lambda figure: dot.getvalue())
 
 
 @pytest.fixture(scope="module")
@@ -144,21 +156,20 @@ def test_the_command_in_the_page_makes_the_same_config(tmp_path):
     networks = {"highway": SMALL["highway"]}
     changes = {"seed": 3, "networks": ("highway",), "width": {"highway": 40}, "search": {"learning_rate": (0.01, 0.1)}}
     directory = write_workdir(tmp_path / "a b", networks, depth=20, **changes)
-    command = findings.command(results.load(directory))
+    command = commands.command(reading.load(directory))
     assert command in write_report(directory).text
     words = shlex.split(command)
     assert words[:4] == ["python", "-m", "experiments.search", "--config=digits_depth20"]
     assert words[-1] == f"--workdir={directory}"
-    assert repeated(command) == cli.leaves(json.loads(results.load(directory).config.to_json()))
+    assert repeated(command) == leaves(as_json(reading.load(directory).config))
 
 
 def repeated(command):
     """The config that a command of the page gives a program."""
-    name, overrides, rest = cli.split_config_flags(shlex.split(command)[3:])
-    config = cli.load_config(name)[1]
-    cli.override(config, overrides)
+    name, overrides, rest = command_line.split_config_flags(shlex.split(command)[3:])
+    config = loading.load(name, overrides).config
     assert [argument.partition("=")[0] for argument in rest] == ["--workdir"]
-    return cli.leaves(json.loads(config.to_json()))
+    return leaves(as_json(config))
 
 
 KEPT = sorted(path.parent for path in (ROOT / "results").glob("*/config.json"))
@@ -167,15 +178,15 @@ KEPT = sorted(path.parent for path in (ROOT / "results").glob("*/config.json"))
 @pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("directory", KEPT, ids=lambda path: path.name)
 def test_kept_workdirs_of_older_versions_are_reported_with_the_command_that_repeats_them(directory, tmp_path):
-    found = results.load(directory)
-    config = repeated(findings.command(found))
-    given = cli.leaves(json.loads((directory / "config.json").read_text()))
+    found = reading.load(directory)
+    config = repeated(commands.command(found))
+    given = leaves(json.loads((directory / "config.json").read_text()))
     assert given == {key: config[key] for key in given}
     new = {key: config[key] for key in config.keys() - given.keys()}
-    assert new.items() <= cli.leaves(json.loads(results.defaults(found.config).to_json())).items()
+    assert new.items() <= leaves(as_json(reading.defaults(found.config))).items()
     if directory.name == "very_deep":
-        report.write([found], tmp_path)
-        assert findings.command(found) in Page(tmp_path / "report.html").text
+        page.write([found], tmp_path)
+        assert commands.command(found) in Page(tmp_path / "report.html").text
 
 
 CHANGES = {
@@ -198,27 +209,27 @@ CHANGES = {
 
 
 @settings(max_examples=25)
-@given(name=st.sampled_from(sorted(cli.known_configs())), data=st.data())
+@given(name=st.sampled_from(sorted(loading.known_configs())), data=st.data())
 def test_the_command_gives_the_same_config_or_there_is_none(name, data):
-    config = json.loads(cli.load_config(name)[1].to_json())
-    keys = sorted(CHANGES.keys() & (cli.leaves(config).keys() | {"new"}))
+    config = as_json(loading.load(name, {}).config)
+    keys = sorted(CHANGES.keys() & (leaves(config).keys() | {"new"}))
     changes = data.draw(st.lists(st.sampled_from(keys), max_size=3, unique=True)) if keys else []
     changes = {key: data.draw(CHANGES[key]) for key in changes}
     for key, value in changes.items():
         *parents, leaf = key.split(".")
         functools.reduce(dict.get, parents, config)[leaf] = value
-    command = findings.command(Result(Path("x"), ConfigDict(config), (), 1, {}, {}, None))
+    command = commands.command(Workdir(Path("x"), ConfigDict(config), (), 1, {}, {}, True))
     if command:
-        assert repeated(command) == cli.leaves(config)
+        assert repeated(command) == leaves(config)
     else:
         assert changes.keys() & {"new", "learning_rate", "transform_bias", "output_std", "data_dir"}
 
 
 def test_a_config_that_no_flags_make_is_said_to_be_ones_own(tmp_path):
     changes = {"a": {}, "b": {"mine": 3}}
-    found = [results.load(write_workdir(tmp_path / name, SMALL, **more)) for name, more in changes.items()]
-    picture = report.Picture("x.png", b"", "")
-    text = report.render(found, {key: [picture] for key in ("figure1", "hyperparameters", "losses")})
+    found = [reading.load(write_workdir(tmp_path / name, SMALL, **more)) for name, more in changes.items()]
+    picture = figures.Picture("x.png", b"")
+    text = page.render(found, {key: [picture] for key in ("figure1", "hyperparameters", "losses")})
     assert "The config of depth 10, b is one of its own" in text and "of depth 10, a is one of" not in text
     assert text.count("experiments.search ") == 1
 
@@ -290,25 +301,124 @@ ODD = {
     "huge losses": {"highway": [[1e30, 1e-30]], "plain": [[3e35, 2e35]]},
 }
 
+ALONE = ("one run of one epoch", "huge losses")
+
 
 @pytest.mark.parametrize("kind", ODD)
 def test_odd_searches_make_a_page_too(kind, tmp_path, monkeypatch):
-    monkeypatch.setattr(report.plotting, "loss_distribution", lambda *_: Figure())  # that of all is drawn below
+    monkeypatch.setattr(plotting, "distribution", lambda *_: Figure())  # that of all is drawn below
     curves = {network: np.float32(losses) for network, losses in ODD[kind].items()}
     page = write_report(write_workdir(tmp_path / "x", curves, networks=tuple(curves)))
-    assert len(page.pictures) == 3
+    assert len(page.pictures) == 3 - (kind in ALONE)  # no hyperparameters vary
     if kind == "all runs diverged":
         assert "no highway run ever had a finite loss, no plain run ever had a finite loss." in page.text
         assert [row["diverged_in_epoch"] for row in page.runs()[-1]] == ["1"] * 3
 
 
+def write_own(directory, num_runs=30, rank_by="valid_mae", mode="min", finished=True, **curves):
+    """The workdir of a search by `population.fit`, of a task that is none of the programs'."""
+    random = np.random.default_rng(num_runs)
+    values = {
+        "lr": np.float32(10 ** random.uniform(-4, 0, num_runs)),
+        "width": random.choice([8, 32], num_runs),
+        "norm": random.choice(np.array(["batch", "layer"], object), num_runs),
+    }
+    losses = np.float32(random.uniform(0.1, 2, (num_runs, 3)))
+    losses[1, 1:] = INF, NAN
+    measured = np.where(np.isfinite(losses), losses / 2, NAN)
+    numbers = {"train_loss": losses, rank_by: measured} | curves
+    directory.mkdir(parents=True)
+    result = Result(np.arange(num_runs), values, numbers, rank_by, mode, 3 if finished else 9, 1, 75.0, 0, finished)
+    population.save(result, directory)
+    return result
+
+
+@pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize(("rank_by", "mode"), [("valid_mae", "min"), ("valid_accuracy", "max")])
+def test_a_search_of_ones_own_has_a_page_in_its_own_words(rank_by, mode, tmp_path):
+    result = write_own(tmp_path / "mine", rank_by=rank_by, mode=mode)
+    page = write_report(tmp_path / "mine")
+    best = result.ranking.order[0]
+    said = (
+        f"Best {rank_by} {result.ranking.best[best]:.4g} of run {best}, after epoch {result.ranking.best_epoch[best]}."
+    )
+    assert said in page.text
+    assert f"ranked by their {'lowest' if mode == 'min' else 'highest'} {rank_by}" in page.text
+    assert not re.search(r"\bloss(es)?\b|nats|depth|network|experiments\.(search|train)", page.text)
+    assert len(page.pictures) == 3
+    table = result.table().sort_values("rank")
+    best_runs, diverged = (table for table in page.tables if "norm" in table[0] and "run" in table[0])
+    assert best_runs[0][:5] == ["rank", "run", "lr", "width", "norm"] and f"best_{rank_by}" in best_runs[0]
+    assert [row[1] for row in best_runs[1:]] == [str(run) for run in table["run"][:10]]
+    assert best_runs[1][2] == str(result.hyperparameters["lr"][best])
+    assert [row[:2] for row in diverged] == [["diverged_in_epoch", "run"], ["2", "1"]]
+    glance, mattered = page.tables[:2]
+    assert (
+        glance[0][2:6] == [f"best {rank_by}", "mean of best 10", "median", "diverged"] and glance[1][-1] == "1 min 15 s"
+    )
+    assert mattered[0][2:] == ["lr", "width", "norm"]
+    assert ["rank_by", rank_by] in page.tables[-1]
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_searches_of_ones_own_are_labelled_by_their_directories(tmp_path):
+    write_own(tmp_path / "a")
+    write_own(tmp_path / "b", num_runs=40, finished=False)
+    page = write_report(tmp_path / "a", tmp_path / "b")
+    assert "a and b: runs ranked by valid_mae" in page.text and "a and b; 30 and 40 runs; 3 and 9 epochs." in page.text
+    assert "b is unfinished: epoch 3 of 9." in page.text and "a is unfinished" not in page.text
+    assert "These searches differ in epochs, num_runs" in page.text
+    assert [row[0] for row in page.tables[0][1:]] == ["a", "b"]
+
+
+def test_a_search_of_ones_own_is_drawn_whatever_its_numbers_are(tmp_path):
+    losses = np.float32([[-1, -2], [INF, NAN], [3, 0]])
+    for mode in "min", "max":
+        measured = np.where(np.isfinite(losses), losses, NAN)
+        write_own(tmp_path / mode, 3, "valid_score", mode, train_loss=losses, valid_score=measured)
+        assert len(write_report(tmp_path / mode).pictures) == 3
+    write_own(tmp_path / "more", 3, "valid_score", "max", train_loss=losses, valid_score=measured)
+    write_report(tmp_path / "max", tmp_path / "more")
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_what_one_page_cannot_hold_is_refused(tmp_path):
+    work = write_workdir(tmp_path / "work", SMALL)
+    write_own(tmp_path / "mine")
+    write_own(tmp_path / "other", rank_by="valid_accuracy", mode="max")
+    with pytest.raises(UserError, match=r"mine' is of population.fit, and others are of the programs here"):
+        report.main([str(work), str(tmp_path / "mine")])
+    with pytest.raises(UserError, match=r"other' is ranked by valid_accuracy \(max\), '.*mine' by valid_mae \(min\)"):
+        report.main([str(tmp_path / "mine"), str(tmp_path / "other")])
+    with pytest.raises(UserError, match="holds none of the networks of Tables 1 to 3"):
+        report.main(["--tables", str(tmp_path / "mine")])
+    for directory in work, tmp_path / "mine":
+        with pytest.raises(UserError, match="holds no accuracies epoch by epoch"):
+            report.main(["--curves", str(directory)])
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_page_of_several_workdirs_leaves_the_first_ones_own_alone(tmp_path, monkeypatch, capsys):
+    for name in "a", "b":
+        write_workdir(tmp_path / name, SMALL)
+    write_report(tmp_path / "a")
+    before = (tmp_path / "a/report.html").read_bytes()
+    monkeypatch.chdir(tmp_path)
+    report.main(["a", "b/"])
+    assert capsys.readouterr().out.endswith("report: report/report.html\n")
+    monkeypatch.chdir("a")
+    report.main([".", "../b"])
+    assert capsys.readouterr().out == f"report: {tmp_path}/report/report.html\n"
+    assert (tmp_path / "a/report.html").read_bytes() == before
+
+
 def test_odd_searches_make_one_page_together(tmp_path, monkeypatch):
-    monkeypatch.setattr(report.plotting, "hyperparameters", lambda *_: Figure())  # every search's own are drawn above
-    for depth, losses in enumerate(ODD.values(), start=1):
+    monkeypatch.setattr(plotting, "hyperparameters", lambda *_: Figure())  # every search's own are drawn above
+    for depth, losses in enumerate(ODD.values(), start=2):
         curves = {network: np.float32(curve) for network, curve in losses.items()}
         write_workdir(tmp_path / str(depth), curves, depth=depth, networks=tuple(curves))
-    page = write_report(*(tmp_path / str(depth + 1) for depth in range(len(ODD))))
-    assert len(page.pictures) == 2 + len(ODD)
+    page = write_report(*(tmp_path / str(depth + 2) for depth in range(len(ODD))))
+    assert len(page.pictures) == 2 + len(ODD) - len(ALONE)
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -345,7 +455,7 @@ def test_the_figures_of_an_analysis_are_shown(tmp_path):
     assert shown[-2:] == [2, 3] and len(shown) == len(plain.pictures) + 2
     for damaged in "{", "{}":
         (directory / "analysis.json").write_text(damaged)
-        with pytest.raises(cli.UserError, match=r"analysis\.json is damaged"):
+        with pytest.raises(UserError, match=r"analysis\.json is damaged"):
             report.main([str(directory)])
 
 
@@ -370,7 +480,7 @@ def test_a_mistake_is_one_line_and_status_2(args, message, tmp_path, monkeypatch
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(sys, "argv", ["report", *(arg.format(work=work, cut=cut) for arg in args)])
     with pytest.raises(SystemExit) as stop:
-        cli.run(report.main, report.__doc__)
+        entry.run(report.main, report.__doc__)
     errors = capsys.readouterr().err
     assert (stop.value.code, errors.count("\n"), errors[:7]) == (2, 1, "error: "), errors
     assert re.search(message, errors)
@@ -391,27 +501,33 @@ def test_what_a_hyperparameter_explains(seed, ties):
     names = np.where(values < np.median(values), "relu", "tanh")
     noise = random.integers(ties + 1, size=100).astype(np.float32)
     noise[0] = np.inf
-    share = findings.explained(values, noise)
+    share = explained(values, noise)
     assert 0 <= share <= 0.4
-    assert findings.explained(values, values) > 0.93
-    assert findings.explained(values, -values) > 0.93
-    assert findings.explained(names, np.where(names == "relu", 1.0, 2.0)) > 0.99
-    assert findings.explained(values, np.exp(noise)) == pytest.approx(share)  # ranks only
-    assert findings.explained(np.full(100, 0.5, np.float32), noise) is None
-    assert findings.explained(np.full(100, NAN, np.float32), noise) is None
+    assert explained(values, values) > 0.93
+    assert explained(values, -values) > 0.93
+    assert explained(names, np.where(names == "relu", 1.0, 2.0)) > 0.99
+    assert explained(np.where(names == "relu", 8, 32), np.where(names == "relu", 1.0, 2.0)) > 0.99
+    assert explained(values, np.exp(noise)) == pytest.approx(share)  # ranks only
+    assert explained(np.full(100, 0.5, np.float32), noise) is None
+    assert explained(np.full(100, NAN, np.float32), noise) is None
+
+
+def explained(values, losses):
+    curves = {"train_loss": losses[:, None]}
+    return outcomes.explained(values, Result(np.arange(len(losses)), {}, curves, "train_loss", "min", 1))
 
 
 def test_a_finished_workdir_is_read_only_as_it_was_written(tmp_path):
     directory = write_workdir(tmp_path / "work", SMALL)
     checkpoint.write_sums(directory, [directory / "runs.csv"])
-    results.load(directory)
+    reading.load(directory)
     (directory / "runs.csv").write_text((directory / "runs.csv").read_text().replace("relu", "tanh"))
-    with pytest.raises(UserError, match=r"runs.csv is damaged; remove the workdir"):
-        results.load(directory)
+    with pytest.raises(UserError, match=r"runs.csv is damaged: it is not as it was written"):
+        reading.load(directory)
 
 
 def test_a_workdir_of_an_older_format_says_so(tmp_path):
     directory = write_workdir(tmp_path / "work", SMALL)
     (directory / "provenance.json").write_text("{}")
     with pytest.raises(UserError, match="written by another version, in format 1; this version reads format 3"):
-        results.load(directory)
+        reading.load(directory)

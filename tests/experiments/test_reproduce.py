@@ -1,6 +1,5 @@
 import dataclasses
 import json
-import math
 import os
 import re
 import signal
@@ -10,11 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
 
-from experiments import checks, claims, cli, reproduce, reproduction_page, results
+from experiments import reproduce
+from experiments.app import command_line, entry
+from experiments.configs import loading
+from experiments.configs.validation import check
+from experiments.reproduction import claims, collecting, experiments
+from experiments.reproduction import page as reproduction_page
+from experiments.workdir import reading
 from highway_jax.zoo import paper
 from tests.tfds_files import MNIST, write_tfds
 from tests.workdirs import write_workdir
@@ -23,25 +25,20 @@ ROOT = Path(__file__).parents[2]
 EPOCHS = 40
 GO = """
 import dataclasses, pathlib, sys
-from experiments import cli, reproduce
+from experiments import reproduce
+from experiments.app import entry
+from experiments.reproduction import experiments
 reproduce.ROOT = pathlib.Path(sys.argv.pop(1))
-few = dataclasses.replace(reproduce.EXPERIMENTS[0], what="few", small=("epochs=40", "num_runs=4"))
-reproduce.EXPERIMENTS += (few,)
-reproduce.PARTS += ("few",)
-cli.run(reproduce.main, reproduce.__doc__)
+few = dataclasses.replace(experiments.EXPERIMENTS[0], what="few", small=("epochs=40", "num_runs=4"))
+experiments.EXPERIMENTS += (few,)
+experiments.PARTS += ("few",)
+entry.run(reproduce.main, reproduce.__doc__)
 """
 
 
 def test_the_page_and_the_readme_say_what_the_results_do():
     for path, text in reproduction_page.texts(ROOT, reproduction_page.load(ROOT / "results")).items():
         assert path.read_text() == text, f"{path.name}: write it again with: python -m experiments.reproduce"
-
-
-def test_the_results_have_every_loss_that_a_number_of_the_page_may_need():
-    for name, result in reproduction_page.load(ROOT / "results").items():
-        for network, runs in result.networks.items():
-            trained = np.arange(runs.curves.shape[1]) < runs.epochs[:, None]
-            assert not (np.isnan(runs.curves) & trained & reproduce.needed(runs)).any(), (name, network)
 
 
 def test_the_results_are_small_and_name_no_machine():
@@ -62,7 +59,7 @@ def searches(folder, **losses):
             all_runs = np.float32([[2.3, third, third, last], [2.3, 2.3, 2.2, 2 * last], [2.3, 2.3, 2.2, 2.1]])
             curves[network] = all_runs if last < np.inf else np.full_like(all_runs, np.inf)
         directory = folder / f"figure1_depth{depth}"
-        found[depth] = results.load(write_workdir(directory, curves, depth=depth, dataset="mnist"))
+        found[depth] = reading.load(write_workdir(directory, curves, depth=depth, dataset="mnist"))
     return found
 
 
@@ -125,7 +122,7 @@ def test_half_as_many_epochs_again_is_significantly_faster(highway, plain, verdi
     for network, epoch in (("highway", highway), ("plain", plain)):
         curves[network] = np.full((2, 12), 0.5, np.float32)
         curves[network][0, 11 if epoch is None else epoch - 1 :] = 0.02 if epoch is None else 0.01
-    found = results.load(write_workdir(tmp_path / "x", curves, dataset="mnist"))
+    found = reading.load(write_workdir(tmp_path / "x", curves, dataset="mnist"))
     judged = claims.figure1(dict.fromkeys((10, 20, 50, 100), found), {})[5]
     assert judged.verdict == verdict
     assert f"highway and plain: {highway or 'never'} and {plain or 'never'} at 10, " in judged.evidence
@@ -158,8 +155,8 @@ def test_the_table_of_figure_1(tmp_path):
     curves[0] = 2.0, 0.1, 0.01, 0.0011, 0.001
     curves[10, 4] = 0.012
     curves[19, 2:] = np.inf  # its best is 2
-    found = results.load(write_workdir(tmp_path / "many", {"highway": curves}, networks=("highway",)))
-    few = results.load(write_workdir(tmp_path / "few", {"highway": curves[[0, 5, 1]]}, networks=("highway",)))
+    found = reading.load(write_workdir(tmp_path / "many", {"highway": curves}, networks=("highway",)))
+    few = reading.load(write_workdir(tmp_path / "few", {"highway": curves[[0, 5, 1]]}, networks=("highway",)))
     said = reproduction_page.figure1_table({10: found, 20: few}).splitlines()
     # Means of 1 to 10 and of 1 and 2, median between 10 and 12, all in thousandths.
     assert said[2] == "| 10 | highway | 1.0e-3 | 5.5e-3 | 1.5e-3 | 0.011 | 2 | 3 | 5 | 1 of 20 | 1 min 15 s |"
@@ -171,35 +168,24 @@ def test_a_training_of_the_papers_length_decides(tmp_path, monkeypatch):
     monkeypatch.setattr(claims, "EPOCHS", 4)
     found = searches(tmp_path, **PAPER | {"plain": (9e-5, 2e-4, 7e-2, 0.5)})
     shorter = {n: np.float32([[2.3, 2.2, 9e-5]]) for n in ("highway", "plain")}
-    found[10] = results.load(write_workdir(tmp_path / "shorter", shorter))
+    found[10] = reading.load(write_workdir(tmp_path / "shorter", shorter))
     assert claims.figure1(found, {})[1].verdict == claims.FAILS  # at 20 layers
     shorter = {n: np.float32([[2.3, 2.2, 2e-4]]) for n in ("highway", "plain")}
-    found[10] = results.load(write_workdir(tmp_path / "missed", shorter))
+    found[10] = reading.load(write_workdir(tmp_path / "missed", shorter))
     assert claims.figure1(found, {})[1].verdict == claims.FAILS
-    found[20] = results.load(write_workdir(tmp_path / "both", shorter, depth=20))
+    found[20] = reading.load(write_workdir(tmp_path / "both", shorter, depth=20))
     assert claims.figure1(found, {})[1].verdict == claims.NOT_RUN
 
 
 def test_no_run_of_an_activation_is_not_judged(tmp_path):
     found = searches(tmp_path, **PAPER)
-    relu = found[100].networks["highway"]
+    relu = found[100].results["highway"]
     relu.hyperparameters["activation"][:] = "relu"
     judged = claims.figure1(found, {})[0]
     assert (judged.verdict, judged.evidence) == (
         claims.NOT_RUN,
         "no run of 100 layers is a tanh network; after 4 of 400 epochs",
     )
-
-
-def test_losses_that_were_not_kept_are_not_guessed(tmp_path):
-    """Such as of a run that led for a while, in results that kept the last epochs' best runs alone."""
-    found = searches(tmp_path, **PAPER)
-    short = np.float32([[2.3, 1e-3]])
-    found[100] = results.load(write_workdir(tmp_path / "short", {"highway": short, "plain": short}, depth=100))
-    found[10].networks["highway"].curves[0, 0] = np.nan
-    for claim in claims.figure1(found, {})[2:4] + claims.figure1(found, {})[5:]:
-        assert claim.verdict == claims.NOT_RUN
-        assert claim.evidence == "depth 10: the losses that were kept do not say what was best after 2 epochs"
 
 
 def test_a_loss_that_is_not_reached_may_need_more_epochs_or_another_search(tmp_path):
@@ -215,7 +201,7 @@ def test_a_loss_that_is_not_reached_may_need_more_epochs_or_another_search(tmp_p
 def test_depths_are_compared_after_as_many_epochs(tmp_path):
     found = searches(tmp_path, **PAPER)
     two = np.float32([[2.3, 1e-3]])
-    found[100] = results.load(write_workdir(tmp_path / "short", {"highway": two, "plain": two}, depth=100))
+    found[100] = reading.load(write_workdir(tmp_path / "short", {"highway": two, "plain": two}, depth=100))
     like = claims.figure1(found, {})[3]
     assert like.evidence.endswith("after 2 of 400 epochs") and "5.0e-5, 4.0e-5, 5.0e-5 and 1.0e-3" in like.evidence
 
@@ -223,7 +209,7 @@ def test_depths_are_compared_after_as_many_epochs(tmp_path):
 def test_what_has_not_been_run_is_not_judged(tmp_path):
     found = searches(tmp_path, **PAPER)
     del found[50]
-    found[100] = dataclasses.replace(found[100], networks={"plain": found[100].networks["plain"]})
+    found[100] = dataclasses.replace(found[100], results={"plain": found[100].results["plain"]})
     verdicts = [claim.verdict for claim in claims.figure1(found, {})]
     assert verdicts == [claims.NOT_RUN, claims.HOLDS, *[claims.NOT_RUN] * 4]  # plain networks of 10 and 20 layers
     nothing = reproduction_page.judge(tmp_path / "none", {})
@@ -232,15 +218,25 @@ def test_what_has_not_been_run_is_not_judged(tmp_path):
     assert claims.very_deep(found[100]).verdict == claims.NOT_RUN  # it is no deeper than 1000
 
 
+def trained(accuracies, **changes):
+    """The kept MNIST network, of another config, with other test accuracies after its last epoch."""
+    found = reading.load(ROOT / "results" / "mnist_conv16")
+    found.config.update(changes)
+    losses = np.ones((len(accuracies), 1), np.float32)
+    curves = {"train_loss": losses, "test_accuracy": np.float32(accuracies)[:, None]}
+    values = {name: values.repeat(len(losses)) for name, values in found.results["highway"].hyperparameters.items()}
+    result = dataclasses.replace(
+        found.results["highway"], runs=np.arange(len(losses)), curves=curves, hyperparameters=values
+    )
+    return dataclasses.replace(found, results={"highway": result})
+
+
 @pytest.mark.parametrize(
     ("accuracy", "epochs", "verdict"),
     [(0.9933, 12, claims.HOLDS), (0.991, 12, claims.NOT_RUN), (0.9932, 300, claims.FAILS), (np.nan, 300, claims.FAILS)],
 )
 def test_an_accuracy_is_judged_once_the_training_is_long_enough(accuracy, epochs, verdict):
-    found = results.load(ROOT / "results" / "mnist_conv16")
-    found.config.epochs = epochs
-    runs = dataclasses.replace(found.networks["highway"], test_accuracy=np.float32([0.9, accuracy]))
-    judged = claims.accuracies([dataclasses.replace(found, networks={"highway": runs})])
+    judged = claims.accuracies([trained([0.9, accuracy], epochs=epochs)])
     assert [claim.verdict for claim in judged] == [verdict] + [claims.NOT_RUN] * 6
 
 
@@ -248,22 +244,19 @@ def test_an_accuracy_is_judged_once_the_training_is_long_enough(accuracy, epochs
     ("accuracy", "verdict"), [(0.9018, claims.FAILS), (0.9019, claims.HOLDS), (np.nan, claims.FAILS)]
 )
 def test_highway_c_is_to_have_more_than_the_teacher(accuracy, verdict):
-    found = results.load(ROOT / "results" / "mnist_conv16")
-    found.config.update({"dataset": "cifar10", "stages": paper.HIGHWAY_C, "epochs": 400})
-    runs = dataclasses.replace(found.networks["highway"], test_accuracy=np.float32([accuracy]))
-    judged = claims.accuracies([dataclasses.replace(found, networks={"highway": runs})])
+    judged = claims.accuracies([trained([accuracy], dataset="cifar10", stages=paper.HIGHWAY_C, epochs=400)])
     assert [claim.verdict for claim in judged] == [*[claims.NOT_RUN] * 4, verdict, *[claims.NOT_RUN] * 2]
 
 
 @pytest.mark.parametrize("loss", [0.01, 0.23, 0.231, 0.3, np.inf])
 def test_a_thousand_layers_stall_or_not(loss, tmp_path):
     curves = {"highway": np.float32([[2.3, loss], [2.3, 2.3]])}
-    found = results.load(write_workdir(tmp_path / "x", curves, depth=1100, networks=("highway",)))
+    found = reading.load(write_workdir(tmp_path / "x", curves, depth=1100, networks=("highway",)))
     if loss == 0.23:
         said = "depth 1,100: 1 of 2 runs get below 0.23, the best to 0.23 in 2 epochs (guessing: 2.3)"
         assert claims.very_deep(found).evidence == said
     assert claims.very_deep(found).verdict == (claims.HOLDS if loss < 0.2303 else claims.FAILS)
-    stopped = claims.very_deep(dataclasses.replace(found, summary=None)).verdict
+    stopped = claims.very_deep(dataclasses.replace(found, finished=False)).verdict
     assert stopped == (claims.HOLDS if loss < 0.2303 else claims.NOT_RUN)
 
 
@@ -420,64 +413,16 @@ def test_a_network_with_too_few_layers_or_numbers_is_not_judged(judge):
     assert judge(shallow)[0].evidence == f"the network has {len(shallow['lesions']['error'])} highway layers"
 
 
-curves = arrays(
-    np.float32,
-    st.tuples(st.integers(1, 14), st.just(70)),
-    elements=st.one_of(
-        st.floats(2**-20, 10, width=32),
-        st.sampled_from(np.float32([2.3, 0.1, 0.01, 0.001, np.inf])),  # ties, and the losses that are asked for
-    ),
-)
-
-
-@settings(max_examples=20)
-@given(curves, st.data())
-def test_the_page_says_of_thinned_curves_what_it_says_of_whole_ones(tmp_path_factory, losses, draw):
-    for i, row in enumerate(losses):
-        row[draw.draw(st.integers(1, 70)) if i else 70 :] = np.nan
-    folder = tmp_path_factory.mktemp("thin")
-    work = write_workdir(folder / "work", {"highway": losses}, networks=("highway",))
-    whole = results.load(work)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reproduce, "LARGE", 0)
-        patch.setattr(reproduce, "WHOLE_CURVES", 3)
-        reproduce.collect(work, folder / "kept")
-    kept = results.load(folder / "kept")  # which holds them against runs.csv
-    before, after = whole.networks["highway"], kept.networks["highway"]
-    best = before.order[:3]
-    np.testing.assert_array_equal(after.curves[best], before.curves[best])
-    assert reproduction_page.figure1_table({10: kept}) == reproduction_page.figure1_table({10: whole})
-    led = set()
-    for epochs in range(1, 71):
-        then, now = (claims.Best({10: {"highway": runs}}, epochs) for runs in (before, after))
-        # By another way: the runs' lowest losses so far, and the first of those who have the lowest of all.
-        lowest = np.where(np.isfinite(losses), losses, np.inf)[:, :epochs].min(axis=1)
-        led.add(leader := lowest.tolist().index(lowest.min()))
-        expected = np.where(np.isfinite(losses[leader, :epochs]), losses[leader, :epochs], np.inf)
-        np.testing.assert_array_equal(then.curve("highway", 10), expected)
-        np.testing.assert_array_equal(now.curve("highway", 10), expected)
-        assert now.lacking() == []
-        for loss in (0.1, 0.01, 0.001):
-            first = next((e for e, value in enumerate(expected, start=1) if value <= loss), math.inf)
-            assert claims.epochs_to(loss, now.curve("highway", 10)) == first
-    others = np.setdiff1d(np.arange(len(losses)), [*best, *led])
-    assert (np.count_nonzero(~np.isnan(after.curves[others]), axis=1) <= 70 // reproduce.THIN + 4).all()
-
-
-def test_a_run_that_led_for_a_while_is_kept_whole(tmp_path, monkeypatch):
-    """A run that gets to 0.01 in epoch 22 and is overtaken: every twentieth epoch alone would say 25, or never."""
-    losses = np.full((30, 60), 1.0, np.float32)
-    losses[:, 59] = 0.5
-    losses[:11, 50:] = 0.001
-    losses[29, 21:] = 0.01
-    losses[29, 24] = 0.009
-    work = write_workdir(tmp_path / "work", {"highway": losses}, networks=("highway",))
-    monkeypatch.setattr(reproduce, "LARGE", 0)
-    reproduce.collect(work, tmp_path / "kept")
-    kept = results.load(tmp_path / "kept").networks["highway"]
-    assert kept.rank[29] == 12
-    assert claims.epochs_to(0.01, claims.Best({10: {"highway": kept}}, 40).curve("highway", 10)) == 22
-    assert np.count_nonzero(~np.isnan(kept.curves)) == 11 * 60 + 5 + 18 * 4  # epochs 1, 20, 40, 60, and 51
+def test_what_is_kept_says_what_the_workdir_says(tmp_path):
+    curves = {"highway": np.float32([[2, 1, 0.5], [2, np.inf, np.nan]])}
+    work = write_workdir(tmp_path / "work", curves, networks=("highway",))
+    for name in "figure1.png", "report_figure1.png", "report.html":
+        (work / name).touch()
+    collecting.collect(work, tmp_path / "kept")
+    before, after = (reproduction_page.figure1_table({10: reading.load(path)}) for path in (work, tmp_path / "kept"))
+    assert before == after
+    expected = {"config.json", "runs.csv", "curves.csv", "summary.json", "provenance.json", "figure1.png"}
+    assert {path.name for path in (tmp_path / "kept").iterdir()} == expected
 
 
 def test_an_analysis_is_kept_to_four_digits(tmp_path):
@@ -485,7 +430,7 @@ def test_an_analysis_is_kept_to_four_digits(tmp_path):
     numbers = {"share": 0.123456, "list": [-2.34567e-5, 1234567.0, None, 3, "0.123456"], "gates": {"mean": 1.0}}
     numbers["gates"]["class_mean"] = [1.0]
     (work / "analysis.json").write_text(json.dumps(numbers))
-    reproduce.collect(work, tmp_path / "kept")
+    collecting.collect(work, tmp_path / "kept")
     assert json.loads((tmp_path / "kept" / "analysis.json").read_text()) == {
         "share": 0.1235,
         "list": [-2.346e-5, 1235000.0, None, 3, "0.123456"],
@@ -500,18 +445,18 @@ def test_less_work_does_not_replace_more(tmp_path, capsys):
     stopped = write_workdir(tmp_path / "stopped", {"highway": long}, networks=("highway",), epochs=9, finished=False)
     kept = tmp_path / "kept"
     for work in more, less, stopped:
-        reproduce.keep(work, kept)
-    assert results.load(kept).networks["highway"].curves.tolist() == long.tolist()
+        collecting.keep(work, kept)
+    assert reading.load(kept).results["highway"].curves["train_loss"].tolist() == long.tolist()
     assert capsys.readouterr().out.count("stays as it is") == 2
 
 
 def test_as_much_work_replaces_earlier_work(tmp_path):
     for last in 0.5, 0.25:
         curves = np.float32([[2.0, 1.0, last]])
-        reproduce.keep(
+        collecting.keep(
             write_workdir(tmp_path / str(last), {"highway": curves}, networks=("highway",)), tmp_path / "kept"
         )
-        assert results.load(tmp_path / "kept").networks["highway"].curves[0, 2] == last
+        assert reading.load(tmp_path / "kept").results["highway"].curves["train_loss"][0, 2] == last
 
 
 def test_the_readme_says_what_was_measured(tmp_path):
@@ -520,7 +465,7 @@ def test_the_readme_says_what_was_measured(tmp_path):
         search.config.epochs = epochs
         search.provenance.update({"seconds": {"highway": 30.0, "plain": 30.0}, "platform": "cpu", "cpu_cores": 2})
     deep = np.float32([[2.3, 2.3, 2.3], [2.3, 0.056, 0.1]])
-    found["very_deep"] = results.load(
+    found["very_deep"] = reading.load(
         write_workdir(tmp_path / "results/very_deep", {"highway": deep}, depth=1100, networks=("highway",))
     )
     (tmp_path / "results/figure1_depth50/analysis.json").write_text(json.dumps(paper_like()))
@@ -572,7 +517,7 @@ def test_the_readme_says_what_was_measured(tmp_path):
 def test_the_readme_keeps_quiet_about_what_does_not_hold(tmp_path):
     found = searches(tmp_path, **PAPER | {"highway": (5e-5, 4e-5, 5e-5, 0.6)})
     stalled = write_workdir(tmp_path / "x", {"highway": np.float32([[2.3, 2.2]])}, depth=1100, networks=("highway",))
-    named = {"figure1_depth100": found[100], "very_deep": results.load(stalled)}
+    named = {"figure1_depth100": found[100], "very_deep": reading.load(stalled)}
     screen = reproduction_page.first_screen(tmp_path, named, [])
     assert [line for line in screen.splitlines() if line.startswith("- **")] == [f"- {reproduction_page.EXACT}"]
 
@@ -598,17 +543,17 @@ def begin(folder, *args, **environment):
 
 def go(folder, monkeypatch, *args):
     """The same in this process; the programs that it starts have processes of their own."""
-    few = dataclasses.replace(reproduce.EXPERIMENTS[0], what="few", small=("epochs=40", "num_runs=4"))
-    monkeypatch.setattr(reproduce, "EXPERIMENTS", (*reproduce.EXPERIMENTS, few))
-    monkeypatch.setattr(reproduce, "PARTS", (*reproduce.PARTS, "few"))
+    few = dataclasses.replace(experiments.EXPERIMENTS[0], what="few", small=("epochs=40", "num_runs=4"))
+    monkeypatch.setattr(experiments, "EXPERIMENTS", (*experiments.EXPERIMENTS, few))
+    monkeypatch.setattr(experiments, "PARTS", (*experiments.PARTS, "few"))
     monkeypatch.setattr(reproduce, "ROOT", folder)
     monkeypatch.setattr(sys, "argv", ["reproduce", *args])
     with pytest.raises(SystemExit) as stop:
-        cli.run(reproduce.main, reproduce.__doc__)
+        entry.run(reproduce.main, reproduce.__doc__)
     return stop.value.code
 
 
-def test_stops_goes_on_and_writes_the_page(tmp_path, monkeypatch, capsys):
+def test_stops_goes_on_and_writes_the_page(tmp_path, monkeypatch):
     images = np.random.default_rng(0).integers(0, 256, (1000, 8, 8, 1), np.uint8)
     labels = np.arange(1000) % 10
     write_tfds(tmp_path / "tfds", MNIST, (images, labels), (images[:50], labels[:50]))
@@ -622,18 +567,15 @@ def test_stops_goes_on_and_writes_the_page(tmp_path, monkeypatch, capsys):
     output, errors = first.communicate()
     assert first.returncode == 130 and errors.endswith("interrupted in order; the same command goes on from there\n")
     assert "written: " in output
-    stopped = results.load(kept)
-    assert stopped.summary is None
+    stopped = reading.load(kept)
+    assert not stopped.finished
 
     monkeypatch.setenv("TFDS_DATA_DIR", data["TFDS_DATA_DIR"])
-    with monkeypatch.context() as patch:
-        assert go(root, patch, *few, "--budget_minutes=0") == 0
-    assert "stopped after 0 minutes; the same command goes on" in capsys.readouterr().out
     assert go(root, monkeypatch, *few) == 0
-    found = results.load(kept)
-    assert found.summary is not None and found.networks["plain"].epochs.tolist() == [EPOCHS] * 4
-    before = stopped.networks["highway"].curves
-    np.testing.assert_array_equal(found.networks["highway"].curves[:, : before.shape[1]], before)
+    found = reading.load(kept)
+    assert found.finished and found.results["plain"].ranking.epochs.tolist() == [EPOCHS] * 4
+    before, after = (work.results["highway"].curves["train_loss"] for work in (stopped, found))
+    np.testing.assert_array_equal(after[:, : before.shape[1]], before)
     about = json.loads((kept / "provenance.json").read_text())
     assert set(about["data_md5"]) == {"train", "test"} and about["seconds"]["plain"] > 0
     page = (root / "docs/reproduction.md").read_text()
@@ -642,14 +584,13 @@ def test_stops_goes_on_and_writes_the_page(tmp_path, monkeypatch, capsys):
 
 
 def test_what_is_run_is_what_the_programs_take():
-    for experiment in reproduce.EXPERIMENTS:
+    for experiment in experiments.EXPERIMENTS:
         for scale in "paper", "small":
-            for program, *arguments in reproduce.commands(experiment, scale, Path("x")):
+            for program, *arguments in experiments.commands(experiment, scale, Path("x")):
                 if program != "analyze":
-                    name, overrides, _ = cli.split_config_flags(arguments)
-                    config = cli.load_config(name)[1]
-                    cli.override(config, overrides)
-                    (checks.check_search if program == "search" else checks.check_training)(config)
+                    name, overrides, _ = command_line.split_config_flags(arguments)
+                    config = loading.load(name, overrides, "search" if program == "search" else "stages").config
+                    check(config)
 
 
 @pytest.mark.parametrize(
@@ -665,14 +606,13 @@ def test_what_is_run_is_what_the_programs_take():
         (["--what=gates", "--depths=10"], "--depths is '10', which is for --what=figure1"),
         (["--what=figure1", "--depths="], "--depths has ''; it must be of 10, 20, 50, 100"),
         (["--what="], "--what is empty; it must be of figure1, "),
-        (["--what=gates", "--budget_minutes=nan"], "--budget_minutes is nan; it must be a number of at least 0"),
     ],
 )
 def test_mistakes_are_one_line(args, message, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(reproduce, "ROOT", tmp_path)
     monkeypatch.setattr(sys, "argv", ["reproduce", *args, f"--workdirs={tmp_path}"])
     with pytest.raises(SystemExit) as stop:
-        cli.run(reproduce.main, reproduce.__doc__)
+        entry.run(reproduce.main, reproduce.__doc__)
     errors = capsys.readouterr().err
     assert stop.value.code == 2 and message in errors and errors.count("\n") == 1, errors
     assert not list(tmp_path.iterdir())

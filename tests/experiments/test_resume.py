@@ -12,7 +12,10 @@ import time
 import filelock
 import pytest
 
-from experiments import cli, report, search, trainer
+from experiments import report, search
+from experiments.app import entry
+from experiments.jobs import running
+from experiments.pages import figures
 from tests import faults
 
 # Where a kind of network is not the matter, one will do.
@@ -49,7 +52,7 @@ def refused(workdir, monkeypatch, capsys, *args):
     monkeypatch.setattr(sys, "argv", ["search", *faults.SEARCH, ONE, f"--workdir={workdir}", *args])
     before = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
     with pytest.raises(SystemExit) as stop:
-        cli.run(search.main, search.__doc__)
+        entry.run(search.main, search.__doc__)
     errors = capsys.readouterr().err
     assert (stop.value.code, errors.count("\n"), errors[:7]) == (2, 1, "error: "), errors
     assert {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()} == before
@@ -70,6 +73,7 @@ def test_a_stopped_search_keeps_what_it_has_and_goes_on(number, undisturbed, tmp
     args = [ONE, "--config.checkpoint_every=1000"]  # so it is the signal that makes the checkpoint
     process = faults.start(tmp_path / "work", *args)
     assert "digits, depth 4" in process.stdout.readline()
+    assert process.stdout.readline() == "highway: compiling\n"
     assert "highway: part 1/2, epoch 1/4" in process.stdout.readline()
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
@@ -110,7 +114,7 @@ def test_without_an_intact_checkpoint_it_begins_again(undisturbed, copied, capsy
 def test_damaged_results_are_refused(name, undisturbed, tmp_path, monkeypatch, capsys):
     shutil.copytree(undisturbed, tmp_path / "work")
     faults.damage(tmp_path / "work" / name, "flip", random.Random(3))
-    assert "is damaged; remove the workdir" in refused(tmp_path / "work", monkeypatch, capsys)
+    assert "is damaged: it is not as it was written" in refused(tmp_path / "work", monkeypatch, capsys)
 
 
 def test_another_config_an_older_format_and_resume_never_are_refused(copied, monkeypatch, capsys):
@@ -123,23 +127,28 @@ def test_another_config_an_older_format_and_resume_never_are_refused(copied, mon
 
 
 def test_a_checkpoint_under_another_number_is_refused(copied, monkeypatch, capsys):
-    *_, last = sorted(copied.glob("checkpoints/highway/*"))
+    *_, last = (path.parent for path in sorted(copied.glob("checkpoints/highway/*/SHA256SUMS")))
     last.rename(last.with_name("000009"))
     said = refused(copied, monkeypatch, capsys)
     assert f"checkpoint 9 was saved as {int(last.name)}; give it its name back" in said
 
 
-def test_a_missing_config_beside_checkpoints_is_refused(copied, monkeypatch, capsys):
-    (copied / "config.json").unlink()
-    assert "config.json is damaged" in refused(copied, monkeypatch, capsys)
+def test_what_a_power_loss_empties_is_written_again_beside_checkpoints(undisturbed, copied, monkeypatch, capsys):
+    for name in "config.json", "provenance.json", "runs.csv":
+        (copied / name).write_text("")
+    said = refused(copied, monkeypatch, capsys, "--config.seed=9")
+    assert "checkpoint" in said and "is of another search: its config.seed is 0, here it is 9" in said
+    _, errors = finish(copied, capsys, ONE)
+    assert errors == ""
+    assert faults.results(copied) == faults.results(undisturbed)
 
 
 def test_a_process_that_got_ready_while_another_finished_leaves_its_results_alone(undisturbed, monkeypatch, tmp_path):
     workdir = shutil.copytree(undisturbed, tmp_path / "work")
     before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.name != ".lock"}
-    answers, finished = iter([None]), trainer.workdir.finished
+    answers, finished = iter([False]), running.opening.is_finished
     # Asked first, before the other one ended, it says no.
-    monkeypatch.setattr(trainer.workdir, "finished", lambda *args: next(answers, finished(*args)))
+    monkeypatch.setattr(running.opening, "is_finished", lambda *args: next(answers, finished(*args)))
     search.main([*faults.SEARCH, ONE, f"--workdir={workdir}"])
     assert {path: path.stat().st_mtime_ns for path in before} | {workdir: 0} == before | {workdir: 0}
 
@@ -163,7 +172,7 @@ def test_settings_of_the_environment_change_nothing_and_every_process_is_recorde
     about = json.loads((copied / "provenance.json").read_text())
     assert about["xla_flags"].endswith(" --xla_cpu_multi_thread_eigen=true")
     assert about["earlier"] == [{key: value for key, value in first.items() if key != "earlier"}]
-    monkeypatch.setattr(report, "png", lambda figure: b"")
+    monkeypatch.setattr(figures, "png", lambda figure: b"")
     report.main([f"{copied}", f"--output={tmp_path}"])
     assert "earlier.process 1.xla_flags" in (tmp_path / "report.html").read_text()
 

@@ -17,9 +17,12 @@ import pandas
 import pytest
 from tensorboard.backend.event_processing import event_accumulator
 
-from experiments import cli, report, results, search, workdir
+from experiments import report, search
+from experiments.app import entry
 from experiments.configs.figure1 import WIDTHS
+from experiments.workdir import reading, writing
 from highway_jax import MLP, checkpoint, data, population
+from highway_jax.population import Result
 from tests.workdirs import shared
 
 ROOT = Path(__file__).parents[2]
@@ -195,22 +198,22 @@ def test_groups_change_nothing_and_stopped_runs_go_no_further(tmp_path, capsys):
     for file in "runs.csv", "curves.csv":
         assert (tmp_path / "groups" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
 
-    whole, halved = (results.load(tmp_path / name).networks["highway"] for name in ("whole", "halved"))
-    assert sorted(halved.epochs) == [2, 2, 4, 5, 5]  # 5 runs, then 3, then 2
-    order = np.argsort(whole.curves[:, :2].min(axis=1))
-    assert (halved.epochs[order[:3]] > 2).all()
+    whole, halved = (reading.load(tmp_path / name).results["highway"] for name in ("whole", "halved"))
+    epochs = halved.ranking.epochs
+    assert sorted(epochs) == [2, 2, 4, 5, 5]  # 5 runs, then 3, then 2
+    order = np.argsort(whole.curves["train_loss"][:, :2].min(axis=1))
+    assert (epochs[order[:3]] > 2).all()
     for run in range(5):
-        np.testing.assert_array_equal(halved.curve(run), whole.curve(run)[: halved.epochs[run]])
-    np.testing.assert_array_equal(halved.test_accuracy, np.where(halved.epochs == 5, whole.test_accuracy, np.nan))
+        np.testing.assert_array_equal(halved.curve(run), whole.curve(run)[: epochs[run]])
+    last, there = (found.curves["test_accuracy"][:, -1] for found in (halved, whole))
+    np.testing.assert_array_equal(last, np.where(epochs == 5, there, np.nan))
 
 
 def test_the_bias_is_told_of_networks_that_have_one(tmp_path):
     values = np.zeros(2, np.float32)
-    outcome = workdir.Outcome(
-        runs=np.arange(2), hyperparameters={"learning_rate": values, "transform_bias": values - 3},
-        train_loss=np.ones((2, 1), np.float32), accuracy={}, best_params={}, params={}, seconds=0,
-    )  # fmt: skip
-    workdir.write_tables(tmp_path, dict.fromkeys(WIDTHS, outcome), accuracy_curves=False)
+    drawn = {"learning_rate": values, "transform_bias": values - 3}
+    result = Result(np.arange(2), drawn, {"train_loss": np.ones((2, 1), np.float32)}, "train_loss", "min", epochs=1)
+    writing.write_tables(tmp_path, dict.fromkeys(WIDTHS, result), "highway", accuracies=False)
     biases = {row["network"]: row["transform_bias"] for row in rows(tmp_path / "runs.csv")}
     assert biases == {"highway": "-3.0", "plain": "", "residual": "", "fixed": "-3.0", "lstm": "-3.0"}
 
@@ -218,7 +221,7 @@ def test_the_bias_is_told_of_networks_that_have_one(tmp_path):
 def test_help_is_the_programs_docstring(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["search", "--help"])
     with pytest.raises(SystemExit) as stop:
-        cli.run(search.main, search.__doc__)
+        entry.run(search.main, search.__doc__)
     assert stop.value.code == 0
     assert "--config=NAME" in capsys.readouterr().out
 
@@ -227,58 +230,44 @@ def refused(args, monkeypatch, capsys):
     """What the program says of a mistake, in this process."""
     monkeypatch.setattr(sys, "argv", ["search", *args])
     with pytest.raises(SystemExit) as stop:
-        cli.run(search.main, search.__doc__)
+        entry.run(search.main, search.__doc__)
     errors = capsys.readouterr().err
     assert (stop.value.code, errors.count("\n"), errors[:7]) == (2, 1, "error: "), errors
     return errors
 
 
+# What users rely on word for word; tests/experiments/bad_input.py has the rest.
 MISTAKES = [
-    ([], "--config is missing; it must be one of .*cifar100_gap, .*mnist_conv32, or a path"),
+    ([], "--config is missing; it must be one of .*digits_depth10, .*mnist_depth1000, or a path"),
     (["--config=digits_depth7"], "--config is 'digits_depth7'; it must be one of .*digits_depth10"),
     (["--config=nowhere.py"], "--config is 'nowhere.py', but there is no such file"),
     ([*SMALL, "--config.epoch=3"], "--config.epoch is not a key of the config; the keys are batch_size"),
     ([*SMALL, "--config.search=3"], "the keys are search.activation"),
     ([*SMALL, "--config.epochs=three"], "--config.epochs is 'three'; it must be of type int"),
     (["--config=digits_depth10", "--config.epochs"], "--config.epochs is given without a value"),
-    ([*SMALL, "--config.epochs="], "--config.epochs is given without a value"),
-    ([*SMALL, "--config.num_runs=0"], "config.num_runs is 0; it must be an integer of at least 1"),
-    ([*SMALL, "--config.epochs=-1"], "config.epochs is -1; it must be an integer of at least 1"),
+    ([*SMALL, "--config.num_runs=0"], "config.num_runs is 0; it must be an integer of at least 1\n"),
     ([*SMALL, "--config.num_runs=100000000000000000000"], "it must be an integer of at most 1000000"),
-    ([*SMALL, "--config.networks=([1],)"], "config.networks is .*; it must be one or more of highway, plain"),
-    ([*SMALL, "--config.matmul_precision=float8"], "config.matmul_precision is 'float8'; it must be one of float32"),
-    ([*SMALL, f"--workdir={'x' * 300}"], "--workdir is 'x.*', which cannot be used: File name too long"),
-    ([*SMALL, "--config.depth=1"], "config.depth is 1; it must be an integer of at least 2"),
-    ([*SMALL, "--config.width.plain=0"], "config.width.plain is 0; it must be an integer of at least 1"),
-    ([*SMALL, "--config.runs_per_batch=0"], "config.runs_per_batch is 0; it must be an integer of at least 1"),
-    ([*SMALL, "--config.runs_in_memory=0"], "config.runs_in_memory is 0; it must be an integer of at least 1"),
     (
-        [*SMALL, "--config.search.halving.every=0"],
-        "config.search.halving.every is 0; it must be an integer of at least 1",
+        [*SMALL, "--config.num_runs=1000000", "--config.epochs=1000000"],
+        "num_runs is 1000000 and config.epochs is 1000000",
     ),
+    (
+        [*SMALL, "--config.width.plain=100000"],
+        "config.depth is 10 and config.width 100000: a single run takes 670.6 GiB of memory",
+    ),
+    ([*SMALL, f"--workdir={'x' * 300}"], "--workdir is 'x.*', which cannot be used: File name too long"),
     (
         [*SMALL, "--config.search.halving.every=1", "--config.search.halving.keep=1.0"],
-        "config.search.halving.keep is 1.0; it must be between 0 and 1",
+        "config.search.halving.keep is 1.0; it must be a number between 0 and 1",
     ),
-    (
-        [*SMALL, "--config.search.halving.every=1", "--config.search.halving.at_least=0"],
-        "config.search.halving.at_least is 0; it must be an integer of at least 1",
-    ),
-    ([*SMALL, "--config.checkpoint_every=0"], "config.checkpoint_every is 0; it must be an integer of at least 1"),
-    ([*SMALL, "--config.first_run=-1"], "config.first_run is -1; it must be an integer of at least 0"),
-    ([*SMALL, "--config.resume=always"], "config.resume is 'always'; it must be one of auto, never"),
-    ([*SMALL, "--config.seed=-3"], "config.seed is -3; it must be an integer of at least 0"),
     ([*SMALL, "--config.batch_size=1501"], "config.batch_size is 1501; it must be at most 1500"),
     (
         [*SMALL, "--config.networks=dense"],
         "config.networks is .*; it must be one or more of highway, plain, residual, .*lstm",
     ),
-    ([*SMALL, "--config.remat=2"], "config.remat"),
-    ([*SMALL, "--config.search.momentum=(0.9, 0.8)"], r"config.search.momentum is \(0.9, 0.8\), an inverted range"),
-    ([*SMALL, "--config.search.decay=(0.9, x)"], "config.search.decay is .* must be a range"),
     (
-        [*SMALL, "--config.search.activation=elu"],
-        "config.search.activation is .*; it must be one or more of relu, tanh",
+        [*SMALL, "--config.search.momentum=(0.9, 0.8)"],
+        r"config.search.momentum is \(0.9, 0.8\); it must be .*, not an inverted one",
     ),
     ([*SMALL, "--config.dataset=nonesuch"], "dataset 'nonesuch' is unknown; allowed are 'digits' and"),
     ([*SMALL, "--config.data_dir=/no/such"], "config.data_dir is '/no/such'; it must be an existing directory"),
@@ -296,33 +285,16 @@ def test_a_mistake_is_one_line_and_status_2(args, message, monkeypatch, capsys, 
     if not any(arg.startswith("--workdir") for arg in args):
         args = [f"--workdir={tmp_path / 'work'}", *args]
     assert re.search(message, refused(args, monkeypatch, capsys))
-    assert not (tmp_path / "work").exists()  # nothing is left behind
-
-
-HALVINGS = [
-    (
-        f"c.search.halving = ConfigDict({{'every': 2, 'keep': 0.5, 'at_least': 1, '{key}': {value}}})",
-        rf"config\.search\.halving\.{key} is {value}; it must be ",
-    )
-    for key, values in {
-        "every": (1.5, 2.0, True, "'2'", float("inf")), "at_least": (1.5, True, None), "keep": (True, "'0.5'"),
-    }.items()
-    for value in values
-]  # fmt: skip
+    if "takes" not in message:  # a network's size is known in a workdir alone
+        assert not (tmp_path / "work").exists()  # nothing is left behind
 
 
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        ("c.search.learning_rate = None", "config.search.learning_rate is .*None.*; it must be a range"),
-        ("c.networks = 3", "config.networks is .*3"),
-        ("c.data_dir = 3", "config.data_dir is 3; it must be text"),
-        ("c.seed = True", "config.seed is True; it must be an integer"),
-        ("c.search.momentum = 10**400", "config.search.momentum is .*0.*; it must be a range"),
-        *HALVINGS,
         ("c.depht = 3", "the config has a key 'depht'"),
         ("del c.depth", "the config has no key 'depth'"),
-        ("c.seed = print", "a value that is no JSON"),
+        ("c.seed = print", "in which config.seed is no JSON: TypeError"),
         ("raise ValueError('one\\ntwo')", "cannot be loaded: ValueError: one"),
         ("raise SystemExit(7)", "cannot be loaded: SystemExit: 7"),
         ("c = 3", "must return a ConfigDict"),
@@ -332,7 +304,6 @@ def test_a_mistake_in_a_users_config_file_is_one_line_and_status_2(body, message
     (tmp_path / "mine.py").write_text(
         "from ml_collections import ConfigDict\n"
         "from experiments.configs.figure1 import random_search\n"
-        "inf = float('inf')\n"
         "def get_config():\n"
         "    c = random_search('digits', depth=3, batch_size=500, epochs=1)\n"
         f"    with c.ignore_type():\n        {body}\n    return c\n"
@@ -351,22 +322,6 @@ def test_a_damaged_workdir_is_one_line_and_status_2(file, text, finished, tmp_pa
     (tmp_path / "work" / file).write_text(text)
     errors = refused([*SMALL, f"--workdir={tmp_path}/work"], monkeypatch, capsys)
     assert f"{file} is damaged" in errors
-
-
-@pytest.mark.parametrize(
-    ("summary", "message"),
-    [
-        ({}, "it must have an entry of each of highway, plain"),
-        ({"highway": {}, "plain": {}}, "best_run of highway is 'missing'"),
-        ({"highway": dict.fromkeys(workdir.INTEGERS, "x"), "plain": {}}, "best_run of highway is 'x'"),
-    ],
-)
-def test_a_finished_workdir_with_another_summary_is_refused(summary, message, finished, tmp_path, monkeypatch, capsys):
-    directory = shutil.copytree(finished[0], tmp_path / "work")
-    (directory / "summary.json").write_text(json.dumps(summary))
-    checkpoint.write_sums(directory, [path for path in checkpoint.files_in(directory) if path.name != checkpoint.SUMS])
-    errors = refused([*SMALL, f"--workdir={directory}"], monkeypatch, capsys)
-    assert f"{directory}/summary.json is damaged: {message}" in errors
 
 
 def test_the_home_directory_is_written_as_a_tilde(finished, tmp_path, monkeypatch, capsys):
@@ -390,12 +345,6 @@ def test_a_search_goes_on_when_nobody_reads_what_it_prints(tmp_path):
     errors = process.stderr.read()
     assert (process.wait(timeout=120), errors) == (0, b"")
     assert (tmp_path / "work/summary.json").exists()
-
-
-def test_a_mistake_in_a_real_process_leaves_no_traceback(tmp_path):
-    process = command(*SMALL, "--config.num_runs=0", f"--workdir={tmp_path}/work")
-    assert (process.returncode, process.stdout) == (2, "")
-    assert process.stderr == "error: config.num_runs is 0; it must be an integer of at least 1\n"
 
 
 def test_a_users_own_config_file_and_a_fixed_hyperparameter(tmp_path, monkeypatch, capsys):

@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import cli, results, search, train
+from experiments import search, train
+from experiments.app import entry
+from experiments.workdir import reading
 from highway_jax import MLP, checkpoint, data
 
 ROOT = Path(__file__).parents[2]
@@ -31,7 +33,7 @@ def test_a_run_by_itself_repeats_the_searchs_curve(which, found, tmp_path, capsy
     train.main([f"--from_search={found}", *which, f"--workdir={tmp_path}/work"])
     assert "the curve repeats the search's exactly (3 epochs)" in capsys.readouterr().out
     network = which[0].removeprefix("--network=")
-    (run,) = results.load(tmp_path / "work").networks[network].run
+    (run,) = reading.load(tmp_path / "work").results[network].runs
     for name in ("runs.csv", "curves.csv"):
         there, here = ([r for r in rows(p / name) if (r["network"], r["run"]) == (network, str(run))] for p in
                        (found, tmp_path / "work"))  # fmt: skip
@@ -81,7 +83,7 @@ def test_a_mistake_is_one_line_and_status_2(args, message, found, tmp_path, monk
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["train", *(arg.replace("FOUND", str(found)) for arg in args)])
     with pytest.raises(SystemExit) as stop:
-        cli.run(train.main, train.__doc__)
+        entry.run(train.main, train.__doc__)
     errors = capsys.readouterr().err
     assert (stop.value.code, errors.count("\n"), errors[:7]) == (2, 1, "error: "), errors
     assert re.search(message, errors)
@@ -99,8 +101,8 @@ def test_a_search_of_later_runs_goes_on_where_a_smaller_one_ended(found, tmp_pat
         "--config=digits_depth10", "--config.num_runs=2", "--config.first_run=3", "--config.epochs=3",
         "--config.batch_size=150", "--config.networks=highway", f"--workdir={tmp_path}/work",
     ])  # fmt: skip
-    whole, part = results.load(found).networks["highway"], results.load(tmp_path / "work").networks["highway"]
-    assert part.run.tolist() == [3, 4]
-    np.testing.assert_array_equal(part.curves, whole.curves[3:])
+    whole, part = reading.load(found).results["highway"], reading.load(tmp_path / "work").results["highway"]
+    assert part.runs.tolist() == [3, 4]
+    np.testing.assert_array_equal(part.curves["train_loss"], whole.curves["train_loss"][3:])
     best = json.loads((tmp_path / "work/summary.json").read_text())["highway"]["best_run"]
     assert best in (3, 4)

@@ -15,8 +15,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import cli, jobs, search, train
-from experiments.checks import check_search, check_training
+from experiments import search, train
+from experiments.configs import loading
+from experiments.configs.validation import check
+from experiments.jobs.making import job_of
 from highway_jax import data, parallel, population
 
 HERE = Path(__file__).parent
@@ -25,7 +27,7 @@ HERE = Path(__file__).parent
 def draws() -> Iterator[dict[str, Any]]:
     """The hyperparameters that a search's runs draw."""
     for seed, first_run, num_runs in (0, 0, 6), (1, 4, 2):
-        space = population.Space(check_search(cli.load_config("digits_depth10")[1])[0])
+        space = population.Space(check(loading.load("digits_depth10", {}).config)[0])
         runs = np.arange(first_run, first_run + num_runs)
         drawn = space.readable(space.draw(population.keys(seed)[0], runs), num_runs)
         for row, run in enumerate(runs.tolist()):
@@ -52,20 +54,15 @@ def orders() -> Iterator[dict[str, Any]]:
 
 def weights() -> Iterator[dict[str, Any]]:
     """The initial weights of a search's runs 0 (of tanh) and 1 (of relu), and others': a few numbers of every array."""
-    digits = data.load("digits")
     # As many runs as are trained below, so that their programs are compiled once.
     for name, network, seed, num_runs in (
         ("digits_depth10", "highway", 0, 6),
         ("digits_depth10", "plain", 0, 6),
         ("digits_conv", "highway", 1, 2),
     ):
-        config = cli.load_config(name)[1]
+        config = loading.load(name, {}).config
         config.num_runs, config.seed = num_runs, seed
-        if name == "digits_conv":
-            job = jobs.training_job(config, check_training(config), digits)
-        else:
-            job = jobs.search_job(config, *check_search(config), digits, {}, Path())
-        group = jobs.group_of(job, network, parallel.choose_mesh(num_runs, config.batch_size))
+        group = job_of(config, earlier={}).group(network, parallel.choose_mesh(num_runs, config.batch_size))
         runs = group.start(group.search.drawn, np.arange(num_runs))
         for path, leaf in jax.tree.leaves_with_path(runs.state.params):
             for run in {"digits_depth10": (0, 1), "digits_conv": (1,)}[name]:

@@ -14,7 +14,18 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from highway_jax import parallel, population
-from highway_jax.population import Halving, Task, WorkdirError, choice, grid, log_uniform, memory, progress, uniform
+from highway_jax.population import (
+    Halving,
+    Task,
+    WorkdirError,
+    choice,
+    grid,
+    log_uniform,
+    memory,
+    progress,
+    tables,
+    uniform,
+)
 from highway_jax.population.programs import Group
 from highway_jax.population.search import Search
 from highway_jax.population.space import Space
@@ -71,10 +82,8 @@ def reference():
 def assert_same_runs(result, numbers, other=None, others=None):
     """Some runs of a result are some of another's, of `reference` and of the same numbers by default."""
     other = reference() if other is None else other
-    rows, there = (
-        list(map(r.search.runs.tolist().index, n)) for r, n in ((result, numbers), (other, others or numbers))
-    )
-    epochs = result.search.epochs
+    rows, there = (list(map(r.runs.tolist().index, n)) for r, n in ((result, numbers), (other, others or numbers)))
+    epochs = result.epochs
     for name, curve in result.curves.items():
         np.testing.assert_array_equal(curve[rows], other.curves[name][there][:, :epochs], err_msg=name)
     for name, values in result.hyperparameters.items():
@@ -96,13 +105,13 @@ def test_a_run_is_the_same_in_any_population(first, count, devices, in_memory, l
     for name, curve in result.curves.items():
         np.testing.assert_allclose(curve, reference().curves[name][rows], rtol=2e-5)
     if lockstep == 1 and size is None:
-        assert_same_runs(result, result.search.runs.tolist())
+        assert_same_runs(result, result.runs.tolist())
 
 
 @unread
 def test_a_run_follows_from_its_configuration_and_seed():
     paired = fit(num_runs=12, seeds=4)
-    assert paired.search.configurations.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    assert (paired.runs // paired.seeds).tolist() == [0] * 4 + [1] * 4 + [2] * 4
     # With a seed each, run 1 has configuration 1 and seed 1, which is run 5 here.
     assert_same_runs(paired, [0, 5, 10], others=[0, 1, 2])
     table = paired.table(by="configuration")
@@ -183,11 +192,11 @@ def test_a_search_that_stops_and_goes_on_is_the_one_that_never_did(
         assert result.finished or result.stopped == 1
     result = fit(**options, workdir=workdir)
     assert result.finished
-    jax.tree.map(np.testing.assert_array_equal, result.outcome, expected.outcome)
+    jax.tree.map(np.testing.assert_array_equal, result.work.outcome, expected.work.outcome)
     assert result.table().to_csv() == expected.table().to_csv()
     again = fit(**options, workdir=workdir, stop=Stop(1))  # there is nothing left to do
     assert again.seconds < result.seconds + 5
-    jax.tree.map(np.testing.assert_array_equal, again.outcome, expected.outcome)
+    jax.tree.map(np.testing.assert_array_equal, again.work.outcome, expected.work.outcome)
 
 
 def test_ctrl_c_keeps_what_there_is(tmp_path):
@@ -247,10 +256,10 @@ def test_a_workdir_may_hold_more_once_there_is_a_checkpoint_and_what_a_killed_se
     (tmp_path / ".lock").touch()
     (tmp_path / "000002.orbax-checkpoint-tmp").mkdir()
     fit(workdir=tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "000003"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "000003", *sorted(tables.FILES)]
     (tmp_path / "20261127").mkdir()
     assert fit(workdir=tmp_path).finished
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "000003", "20261127"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "000003", "20261127", *sorted(tables.FILES)]
 
 
 def test_a_workdir_in_which_another_search_is_at_work_is_refused(tmp_path):
@@ -363,7 +372,7 @@ def test_halving_compiles_no_program_for_what_fills_a_batch_of_lockstep(lockstep
 
 
 def test_a_replayed_run_is_the_run_alone_and_goes_on():
-    assert population.replay(reference(), run=7, epochs=1, progress=False).mesh is reference().mesh
+    assert population.replay(reference(), run=7, epochs=1, progress=False).work.mesh is reference().work.mesh
     again = population.replay(reference(), run=7, epochs=5, progress=False)
     np.testing.assert_array_equal(again.curves["valid_loss"][0, :3], reference().curves["valid_loss"][7])
     assert again.curves["valid_loss"].shape == (1, 5)

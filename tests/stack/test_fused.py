@@ -17,8 +17,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from experiments import cli
 from experiments import search as program
+from experiments.app import entry
+from experiments.configs import loading
+from experiments.jobs.making import choose_implementations
 from highway_jax import MLP, data, parallel, population
 from highway_jax.functional.activations import RELU, TANH
 from highway_jax.stack import fused, stack
@@ -212,15 +214,15 @@ def test_arrays_that_do_not_fit_are_refused(kernel, bias):
 
 
 def test_a_search_takes_what_is_meant_for_its_networks_and_keeps_to_it():
-    config = cli.load_config("digits_depth10")[1]
+    config = loading.load("digits_depth10", {}).config
     config.width.plain = 1000
     networks = ("highway", "plain", "residual")
     mine = "fused" if jax.default_backend() == "cpu" else "xla"
-    assert program.choose_implementations(config, networks) == {"highway": mine, "plain": "xla", "residual": "xla"}
-    assert set(program.choose_implementations(config, networks, earlier={}).values()) == {"xla"}
-    assert program.choose_implementations(config, networks, earlier={"plain": "fused"})["plain"] == mine
+    assert choose_implementations(config, networks) == {"highway": mine, "plain": "xla", "residual": "xla"}
+    assert set(choose_implementations(config, networks, earlier={}).values()) == {"xla"}
+    assert choose_implementations(config, networks, earlier={"plain": "fused"})["plain"] == mine
     config.implementation = "fused"
-    assert program.choose_implementations(config, networks) == {"highway": mine, "plain": mine, "residual": "xla"}
+    assert choose_implementations(config, networks) == {"highway": mine, "plain": mine, "residual": "xla"}
 
 
 @pytest.fixture
@@ -371,6 +373,7 @@ def unloaded():
     [
         ("no compiler", r"no C\+\+ compiler \(c\+\+, .* is in the PATH"),
         ("a compiler that fails", r".*g\+\+ cannot build it: error: not today"),
+        ("a compiler that hangs", r".*g\+\+ has not built it within 1 seconds"),
         ("nowhere to keep it", "it cannot be kept and loaded: .*cache"),
     ],
 )
@@ -380,6 +383,10 @@ def test_without_it_a_search_uses_xla_or_says_why(why, reason, unloaded, tmp_pat
     if why == "a compiler that fails":
         (programs / "g++").write_text("#!/bin/sh\necho 'error: not today' >&2\nexit 1\n")
         (programs / "g++").chmod(0o755)
+    if why == "a compiler that hangs":  # in a process that it has started, as compilers do
+        (programs / "g++").write_text("#!/bin/sh\n/bin/sleep 1000\n")
+        (programs / "g++").chmod(0o755)
+        monkeypatch.setattr(fused, "BUILD_SECONDS", 1)
     if why == "nowhere to keep it":
         cache.write_text("a file")
     else:
@@ -390,8 +397,10 @@ def test_without_it_a_search_uses_xla_or_says_why(why, reason, unloaded, tmp_pat
         args = [*SMALL, f"--config.implementation={implementation}", f"--workdir={tmp_path / implementation}"]
         monkeypatch.setattr(sys, "argv", ["search", *args])
         with pytest.raises(SystemExit) as stop:
-            cli.run(program.main, program.__doc__)
-        return stop.value.code, capsys.readouterr().err
+            entry.run(program.main, program.__doc__)
+        said = capsys.readouterr()
+        assert ("building the fused kernel" in said.out) == (why != "no compiler")
+        return stop.value.code, said.err
 
     status, errors = run("fused")
     assert (status, errors.count("\n")) == (2, 1), errors
@@ -399,8 +408,8 @@ def test_without_it_a_search_uses_xla_or_says_why(why, reason, unloaded, tmp_pat
     if why != "nowhere to keep it":
         status, errors = run("auto")
         assert status == 0, errors
-        assert bool(errors) == (why == "a compiler that fails")
+        assert bool(errors) == (why != "no compiler")
         provenance = json.loads((tmp_path / "auto/provenance.json").read_text())
         assert provenance["implementations"] == {"highway": "xla"}
-        both = program.choose_implementations(cli.load_config("digits_depth10")[1], ("highway", "plain"))
+        both = choose_implementations(loading.load("digits_depth10", {}).config, ("highway", "plain"))
         assert both == {"highway": "xla", "plain": "xla"}

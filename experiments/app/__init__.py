@@ -1,0 +1,1 @@
+"""The programs' edge: command line, errors, signals, output, several processes."""

@@ -1,0 +1,94 @@
+"""Refuse a config that cannot be run, naming the key, the value and what is allowed."""
+
+import importlib.util
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from experiments.app.errors import UserError, shown
+from experiments.configs import convolutional, figure1
+from experiments.configs.keys import Keys, leaves
+from highway_jax.population import Halving, choice, log_uniform, uniform
+
+Space = dict[str, Any]  # of distributions, for `population.fit`
+Values = dict[str, Any]  # of a config's keys, as they are used
+
+
+def check(config: ConfigDict) -> tuple[Space, Halving | None]:
+    """Check every key of a config, a search's or a training's; single values of tuples become tuples.
+
+    Returns:
+      The space of the runs' hyperparameters, and how runs stop early, if they do.
+
+    Raises:
+      UserError: naming the first key that is wrong.
+    """
+    return _check_search(config) if "search" in config else (_check_training(config), None)
+
+
+def _check_search(config: ConfigDict) -> tuple[Space, Halving | None]:
+    values = _checked(config, figure1.KEYS)
+    with config.ignore_type():
+        config.networks = values["networks"]
+    if config.sampler == "tpe":
+        _require("optuna", "config.sampler is 'tpe', which needs Optuna", "optuna")
+        if config.runs_in_memory is None or config.runs_in_memory >= config.num_runs:
+            raise UserError(
+                f"config.runs_in_memory is {config.runs_in_memory}; with config.sampler 'tpe', which learns from the "
+                f"runs before, it must be below config.num_runs, {config.num_runs}"
+            )
+    halving = Halving(**config.search.halving) if config.search.halving.every else None
+    return _space(values, "search."), halving
+
+
+def _check_training(config: ConfigDict) -> Space:
+    values = _checked(config, convolutional.KEYS)
+    with config.ignore_type():
+        config.stages, config.boundaries = values["stages"], values["boundaries"]
+    if config.teacher is not None and config.hint_epochs >= config.epochs:
+        raise UserError(f"config.hint_epochs is {config.hint_epochs}; it must be below {config.epochs}, config.epochs")
+    return _space(values | {"activation": (config.activation,)})
+
+
+def _checked(config: ConfigDict, keys: Keys) -> Values:
+    given = leaves(config)
+    if missing := keys.keys() - given.keys():
+        raise UserError(f"the config has no key {min(missing)!r}; the keys are {', '.join(sorted(keys))}")
+    if unknown := given.keys() - keys.keys():
+        raise UserError(f"the config has a key {shown(min(unknown))}; the keys are {', '.join(sorted(keys))}")
+    values: Values = {}
+    for name, key in keys.items():
+        try:
+            values[name] = key.checked(given[name])
+        except ValueError as error:
+            raise UserError(f"config.{name} is {shown(given[name])}; it must be {error}") from error
+    if values["mesh"] and config.batch_size % values["mesh"][1]:
+        shares = values["mesh"][1]
+        raise UserError(
+            f"config.mesh is {values['mesh']}; {shares} devices cannot share batches of {config.batch_size} evenly"
+        )
+    if config.tensorboard:
+        _require("tensorboardX", "config.tensorboard is True, which needs tensorboardX", "tensorboard")
+    return values
+
+
+def _require(module: str, why: str, extra: str) -> None:
+    if importlib.util.find_spec(module) is None:
+        raise UserError(f"{why}; install it with: pip install -e '.[{extra}]'")
+
+
+def _space(values: Values, prefix: str = "") -> Space:
+    """The distributions of a run's hyperparameters (Section 3.1), in the order in which they are drawn."""
+    learning_rate, momentum, decay, activation, transform_bias = (
+        values[prefix + name] for name in ("learning_rate", "momentum", "decay", "activation", "transform_bias")
+    )
+    try:
+        return {
+            "learning_rate": log_uniform(*learning_rate),
+            "momentum": uniform(*momentum),
+            "decay": uniform(*decay),
+            "activation": choice(*activation),
+            "transform_bias": uniform(*transform_bias),
+        }
+    except ValueError as error:  # the ends are too far apart
+        raise UserError(f"config.{prefix}transform_bias is {transform_bias}: {error}") from error

@@ -1,0 +1,208 @@
+"""The job that a config asks for: task, space, data and `fit`'s arguments, for every program."""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+from experiments.app import errors
+from experiments.app.errors import UserError
+from experiments.app.output import say
+from experiments.configs.loading import DataFunction
+from experiments.configs.validation import check
+from experiments.jobs import datasets, distilling, guiding, networks
+from experiments.jobs.job import Job, too_many
+from experiments.workdir.writing import Draw, Results
+from highway_jax import data, parallel, population
+from highway_jax.data import Split
+from highway_jax.population import Task
+from highway_jax.stack import fused, kinds
+from highway_jax.zoo import distillation, optim
+
+EPOCH = 100  # bytes of a computer's memory that an epoch of a run takes, in curves and tables
+
+
+def job_of(
+    config: ConfigDict,
+    function: DataFunction | None = None,
+    directory: Path = Path(),
+    *,
+    earlier: Mapping[str, str] | None = None,
+    outlined: bool = False,
+) -> Job:
+    """The job of a config, a search's or a training's.
+
+    Args:
+      config: the config; it is checked.
+      function: where its data come from, if it is a function of a config file.
+      directory: the workdir.
+      earlier: what computed the layers in work that goes on or is repeated (`choose_implementations`).
+      outlined: whether of its data shapes and dtypes are enough (`data.outline`).
+
+    Raises:
+      UserError, DataError: if it cannot be run; the message is one line.
+    """
+    space, halving = check(config)
+    if config.num_runs * config.epochs * EPOCH > (there := parallel.host_memory()):
+        raise too_many(config, f"there are {there / 2**30:,.1f} GiB")
+    dataset = datasets.load(config.dataset, config.data_dir, function, outlined=outlined)
+    train, evaluate = networks.hold_out(config, dataset)
+    if "stages" in config:
+        return _training(config, space, dataset, train, evaluate, outlined)
+    implementations = choose_implementations(config, config.networks, earlier)
+    return Job(
+        config=config,
+        networks=config.networks,
+        task=lambda network: _search_task(config, dataset, network, implementations.get(network, "xla")),
+        space=space,
+        train=train,
+        evaluate=evaluate,
+        title=f"{dataset.name}, depth {config.depth}",
+        draw=draw_figure1(f"{dataset.name}, depth {config.depth}, {config.num_runs} runs of each network"),
+        implementations=implementations,
+        halving=halving,
+        sampler=functools.partial(guiding.sampler, config, space, directory) if config.sampler == "tpe" else None,
+    )
+
+
+def _training(
+    config: ConfigDict,
+    space: Mapping[str, Any],
+    dataset: data.Dataset,
+    train: Split,
+    evaluate: Mapping[str, Split],
+    outlined: bool,
+) -> Job:
+    """Convolutional networks of one kind, from `num_runs` initializations."""
+    title = f"{dataset.name}, {networks.describe(config, dataset)}"
+    guide = None if config.teacher is None or outlined else distilling.load(config, dataset)
+    if guide is not None:
+        title += f", taught by {config.teacher}"
+    task = _training_task(config, dataset, train, guide, outlined)
+    return Job(
+        config=config,
+        networks=(config.block,),
+        task=lambda network: task,
+        space=space,
+        train=train,
+        evaluate=evaluate,
+        title=title,
+        draw=draw_curves(title),
+        keep_params=True,
+        rank_by="train_loss" if guide is None else "train_cross_entropy",
+        inputs={} if guide is None else {"teacher": guide.params},
+    )
+
+
+def _search_task(config: ConfigDict, dataset: data.Dataset, network: str, implementation: str) -> Task:
+    """What a run of a search does (Section 3.1): SGD with momentum, whose rate decays exponentially."""
+    steps = len(dataset.train["y"]) // config.batch_size
+
+    def optimizer(hp: Mapping[str, Any]) -> optax.GradientTransformation:
+        rate = population.schedules.exponential_decay(hp["learning_rate"], steps, hp["decay"], staircase=True)
+        return optax.sgd(rate, hp["momentum"])
+
+    return population.supervised(
+        model=networks.network(config, dataset, network, implementation),
+        loss=population.cross_entropy,
+        optimizer=optimizer,
+        metrics={"accuracy": population.accuracy},
+        preprocess=_of_images(networks.preprocessing(config, dataset.max_value, dataset.train["x"])),
+    )
+
+
+def _training_task(
+    config: ConfigDict, dataset: data.Dataset, train: Split, guide: distillation.Teacher | None, outlined: bool
+) -> Task:
+    """What a run of a convolutional network does (Sections 3.2 and 3.3), with a teacher or without."""
+    steps = len(train["y"]) // config.batch_size
+    preprocess = networks.preprocessing(config, dataset.max_value, train["x"][: 1 if outlined else None])
+
+    def optimizer(hp: Mapping[str, Any]) -> optax.GradientTransformation:
+        rate = optim.step_decay(hp["learning_rate"], hp["decay"], config.boundaries, steps)
+        return optim.nesterov(rate, hp["momentum"], config.weight_decay)
+
+    def augment(key: jax.Array, batch: Split) -> Split:
+        crop, mirror = jax.random.split(key)
+        images = jnp.asarray(batch["x"])
+        if config.crop_padding:
+            images = data.random_crop(crop, images, config.crop_padding)
+        return {**batch, "x": data.random_mirror(mirror, images) if config.mirror else images}
+
+    hooks: dict[str, Any] = {"preprocess": _of_images(preprocess), "augment": augment}
+    build = networks.network(config, dataset, config.block)
+    if guide is not None:
+        return distillation.taught(distilling.student(config, dataset, build, guide, steps), optimizer, **hooks)
+    metrics = {"accuracy": population.accuracy}
+    return population.supervised(build, population.cross_entropy, optimizer, metrics, **hooks)
+
+
+def _of_images(preprocess: networks.Preprocess) -> Callable[[Split], Split]:
+    """The same for batches."""
+    return lambda batch: {**batch, "x": preprocess(batch["x"])}
+
+
+def draw_figure1(title: str) -> Draw:
+    """Draws Figure 1."""
+
+    def draw(results: Results) -> dict[str, Any]:
+        from highway_jax import plotting  # a third of a second, for those who draw
+
+        return {"figure1.png": plotting.figure1({n: r.curves[r.rank_by] for n, r in results.items()}, title)}
+
+    return draw
+
+
+def draw_curves(title: str) -> Draw:
+    """Draws every run's training loss and test error."""
+
+    def draw(results: Results) -> dict[str, Any]:
+        from highway_jax import plotting
+
+        losses = {network: result.curves[result.rank_by] for network, result in results.items()}
+        accuracy = {network: result.curves["test_accuracy"] for network, result in results.items()}
+        return {"curves.png": plotting.learning_curves(losses, accuracy, title)}
+
+    return draw
+
+
+def choose_implementations(
+    config: ConfigDict, networks: Sequence[str], earlier: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """What computes the layers of each kind of network here, in all processes alike, which must all call it.
+
+    Args:
+      config: the config, checked.
+      networks: the kinds.
+      earlier: what computed them in work that goes on or is repeated, by which "auto" goes; by default there is none.
+
+    Raises:
+      UserError: if the config asks for the fused kernel, and there is none.
+    """
+    wanted = dict.fromkeys(networks, "xla")
+    if config.implementation != "xla" and jax.default_backend() == "cpu":
+        for network in filter(lambda network: fused.supports(kinds.named(network)), networks):
+            if config.implementation == "fused":
+                wanted[network] = "fused"
+            elif earlier is not None:
+                wanted[network] = earlier.get(network, "xla")
+            elif config.width[network] <= fused.WIDEST:
+                wanted[network] = "fused"
+    if "fused" in wanted.values():
+        if fused.needs_build():
+            say("building the fused kernel with the C++ compiler, which takes some seconds, once")
+        try:
+            fused.load()
+        except fused.Unavailable as reason:
+            if config.implementation == "fused":
+                raise UserError(f"config.implementation is 'fused', but {reason}; 'xla' needs none") from reason
+            if not isinstance(reason, fused.NoCompiler):
+                errors.warn(f"XLA alone computes the layers, which takes up to twice as long: {reason}")
+            wanted = dict.fromkeys(networks, "xla")
+    everywhere = parallel.agree(*(wanted[network] == "fused" for network in networks)).min(axis=0).tolist()
+    return {network: "fused" if agreed else "xla" for network, agreed in zip(networks, everywhere, strict=True)}

@@ -1,0 +1,212 @@
+"""Do a job: train its populations to their end, with checkpoints, and write the workdir."""
+
+import contextlib
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from experiments.app import errors, settings, stops, tensorboard
+from experiments.app.errors import UserError
+from experiments.app.output import Output
+from experiments.app.progress import Monitor, Stats
+from experiments.configs.loading import is_data_function
+from experiments.jobs.job import Job, too_large, too_many
+from experiments.workdir import files, identity, opening, writing
+from highway_jax import parallel, population
+from highway_jax.files import first_line
+from highway_jax.population import Progress, Result
+
+
+def run(config: ConfigDict, directory: Path, console: Output, prepare: Callable[[], Job]) -> None:
+    """Do a config's work in a workdir, or what is left of it.
+
+    Args:
+      config: the config, checked.
+      directory: the workdir.
+      console: where output goes.
+      prepare: loads what the work needs.
+
+    Raises:
+      UserError: for a mistake of the user's.
+      errors.Interrupted: when a signal stopped it; a checkpoint and the results so far are written.
+    """
+    settings.pin()
+    if opening.is_finished(directory, config):
+        given = config.data_dir is not None or is_data_function(config.dataset)
+        if parallel.at_first(lambda: given):  # it may be another data set than the results'
+            about = files.read_provenance(directory)
+            identity.check_data(directory, about, prepare().identity.data_md5)
+        console.print(f"{directory} holds these results:")
+        return
+    with jax.default_matmul_precision(config.matmul_precision):
+        _do(prepare(), directory, console)
+
+
+def _do(job: Job, directory: Path, console: Output) -> None:
+    config, count = job.config, len(job.train["y"])
+    mesh = find_devices(config)
+    _check_alike(job.identity, mesh)
+    with opening.opened(directory, job.identity, identity.provenance(mesh, config.runs_per_batch)) as done:
+        if done:  # by another process, while this one got ready
+            return
+        console.print(
+            f"{job.title}: {count} training examples, {_count(config.num_runs, 'run')} "
+            f"of each network ({', '.join(job.networks)}), {_count(config.epochs, 'epoch')}, "
+            f"on {_devices(mesh)}{', fused layers' * ('fused' in job.implementations.values())}"
+        )
+        with _as_user_errors(config):
+            results = _train(job, directory, mesh, console)
+        if jax.process_index() == 0:
+            writing.finish(directory, results, job.draw(results))
+    parallel.agree()
+    if jax.process_index():
+        sys.exit()  # the first process says what came out
+
+
+@contextlib.contextmanager
+def _as_user_errors(config: ConfigDict) -> Iterator[None]:
+    """What the workdir or the memory does not allow is the user's to change."""
+    try:
+        yield
+    except population.WorkdirError as error:
+        raise UserError(str(error)) from error
+    except population.RunTooLarge as error:
+        raise too_large(config, error) from error
+    except population.MemoryTooSmall as error:
+        raise UserError(f"config.{error}") from error
+    except MemoryError as error:
+        raise too_many(config, first_line(error)) from error
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error) and "Out of memory" not in str(error):
+            raise
+        raise UserError(
+            f"a device's memory is too small for config.runs_in_memory {config.runs_in_memory} and "
+            f"config.runs_per_batch {config.runs_per_batch}; set one of them lower (None: by the memory there is)"
+        ) from error
+
+
+def _check_alike(mine: identity.Identity, mesh: Mesh) -> None:
+    """Refuse processes that have been given different work, or read different data."""
+    said = parallel.agree(*np.frombuffer(bytes.fromhex(mine.fingerprint()), np.int32), *mesh.devices.shape)
+    if strange := np.flatnonzero((said != said[0]).any(axis=1)).tolist():
+        raise UserError(
+            f"process {strange[0]} has another config, mesh, data or implementation than process 0; "
+            "all must have the same"
+        )
+
+
+def find_devices(config: ConfigDict) -> Mesh:
+    """The devices to train on, as `config.mesh` says or by default."""
+    devices = jax.devices()
+    if config.mesh is None:
+        return parallel.choose_mesh(config.num_runs, config.batch_size)
+    runs, shares = config.mesh
+    if runs * shares > len(devices) or (runs * shares < len(devices) and jax.process_count() > 1):
+        allowed = "all" if jax.process_count() > 1 else "at most"
+        raise UserError(f"config.mesh is {config.mesh}; it must take {allowed} {_count(len(devices), 'device')}")
+    return parallel.runs_mesh(devices[: runs * shares], shares)
+
+
+def _devices(mesh: Mesh) -> str:
+    """Such as "8 cpu devices of 2 processes, 4 to a batch"."""
+    text = _count(mesh.size, mesh.devices.flat[0].device_kind + " device")
+    text += f" of {jax.process_count()} processes" * (jax.process_count() > 1)
+    return text + f", {mesh.shape[parallel.DATA]} to a batch" * (mesh.shape[parallel.DATA] > 1)
+
+
+def _train(job: Job, directory: Path, mesh: Mesh, console: Output) -> dict[str, Result]:
+    """The results of every kind of network."""
+    config = job.config
+    results: dict[str, Result] = {}
+    batches = len(job.train["y"]) // config.batch_size
+    monitor = Monitor(job.networks, config.epochs, batches, config.log_every, console)
+    with stops.stop_requests() as stop, monitor, _warnings_in_a_line():
+        for network in job.networks:
+            result = train_network(job, network, directory, mesh, monitor, stop, results)
+            results[network] = result
+            if jax.process_index() == 0:
+                with population.writing(directory, "results"):
+                    writing.write_tables(directory, results, network, bool(config.evaluate_every))
+                    writing.write_params(directory, network, result)
+            if result.stopped:
+                raise errors.Interrupted(result.stopped, f"after {monitor.place}; the same command goes on from there")
+    return results
+
+
+def train_network(
+    job: Job,
+    network: str,
+    directory: Path,
+    mesh: Mesh,
+    monitor: Monitor,
+    stop: stops.StopRequest,
+    before: writing.Results,
+) -> Result:
+    """Train the runs of one kind of network to their end, or to a stop, from the last checkpoint if there is one.
+
+    Args:
+      before: the results of the kinds before it, which stand in the same tables.
+    """
+    config, first = job.config, jax.process_index() == 0
+    begun = False
+    with tensorboard.Writer(directory, network, config.tensorboard and first) as events:
+
+        def watch(progress: Progress) -> None:
+            nonlocal begun
+            step, plan, result, saved = progress
+            if not begun:  # before the first step
+                begun = True
+                monitor.begin(network, [step.runs for step in plan], step)
+                events.begin(step)
+                return
+            stats = Stats.of(result.curves[job.rank_by])
+            monitor.move(network, step, stats)
+            events.log(step, stats)
+            if saved and first and step < len(plan):
+                try:
+                    writing.write_tables(directory, {**before, network: result}, network, bool(config.evaluate_every))
+                except Exception as error:  # they follow from the checkpoints
+                    errors.warn(f"{directory}: tables cannot be written: {first_line(error)}")
+
+        result = population.fit(
+            **job.arguments(network),
+            workdir=directory / files.CHECKPOINTS / network,
+            identity=job.identity.of(network),
+            checkpoint_every=config.checkpoint_every,
+            tables=False,  # those of all networks are written above
+            progress=watch,
+            stop=lambda: stop.signal,
+            mesh=mesh,
+            runs_in_memory=config.runs_in_memory,
+            runs_per_batch=config.runs_per_batch,
+        )
+        events.write_runs(result)
+        return result
+
+
+@contextlib.contextmanager
+def _warnings_in_a_line() -> Iterator[None]:
+    """What the library warns of is said as the programs say it."""
+    with warnings.catch_warnings():
+        usual = warnings.showwarning
+
+        def show(message: Any, category: type[Warning], *rest: Any, **options: Any) -> None:
+            if issubclass(category, population.WorkdirWarning):
+                errors.warn(str(message))
+            else:
+                usual(message, category, *rest, **options)
+
+        warnings.simplefilter("always", population.WorkdirWarning)
+        warnings.showwarning = show
+        yield
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"

@@ -1,0 +1,1 @@
+"""The report: sentences, tables, figures and the page, from what workdirs hold."""

@@ -1,0 +1,64 @@
+"""The commands that repeat what a page shows."""
+
+import shlex
+from collections.abc import Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from experiments.app import command_line
+from experiments.app.errors import UserError
+from experiments.configs import loading
+from experiments.configs.keys import leaves
+from experiments.workdir.contents import Workdir
+from experiments.workdir.identity import as_json
+from experiments.workdir.reading import defaults
+
+
+def command(search: Workdir) -> str:
+    """The command that makes a program's work again: the known config nearest to its own, and what differs.
+
+    A key that its config lacks has its default. Empty where no known config can be changed into its own.
+    """
+    mine = _leaves(defaults(search.config)) | leaves(search.config)
+    candidates = []
+    for name in loading.known_configs():
+        known = _leaves(loading.load(name, {}).config)
+        if known.keys() == mine.keys():
+            candidates.append((name, {key: value for key, value in mine.items() if value != known[key]}))
+    for name, changes in sorted(candidates, key=lambda candidate: len(candidate[1])):
+        texts = {key: tuple(value) if isinstance(value, list) else value for key, value in changes.items()}
+        flags = [f"--config={name}", *(f"--config.{key}={text}" for key, text in texts.items())]
+        if _makes(flags, mine):
+            return _shell(search.program, *flags, f"--workdir={search.directory}")
+    return ""
+
+
+def _makes(flags: list[str], expected: dict[str, Any]) -> bool:
+    """Whether the programs take a config's flags and get this config from them."""
+    try:
+        name, overrides, rest = command_line.split_config_flags(flags)
+        return not rest and _leaves(loading.load(name, overrides).config) == expected
+    except UserError:
+        return False
+
+
+def _leaves(config: ConfigDict) -> dict[str, Any]:
+    return leaves(as_json(config))
+
+
+def replay_command(search: Workdir) -> str:
+    """The command that trains a search's best run again; empty where there was no search."""
+    if search.program != "search":
+        return ""
+    kind = next(iter(search.results), search.kinds[0])
+    return _shell("train", f"--from_search={search.directory}", f"--network={kind}", "--rank=1")
+
+
+def report_command(searches: Sequence[Workdir]) -> str:
+    """The command that makes this page again."""
+    return _shell("report", *(str(search.directory) for search in searches))
+
+
+def _shell(program: str, *arguments: str) -> str:
+    return shlex.join(["python", "-m", f"experiments.{program}", *arguments])

@@ -1,0 +1,46 @@
+"""Numbers and lists in words, and templates."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+
+
+def listed(items: Iterable[Any]) -> str:
+    """Such as "a, b and c"."""
+    *most, last = map(str, items)
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def best_mean_std(accuracy: np.ndarray) -> str:
+    """Runs' accuracies in percent as the paper's tables have them: "best (mean ± standard deviation)", or the only one.
+
+    The deviation is the sample's (n - 1). A run that has diverged leaves its mark on the mean: nan.
+    """
+    percent = 100 * np.asarray(accuracy, np.float64)
+    if len(percent) == 1:
+        return f"{percent[0]:.2f}"
+    best = np.nanmax(percent) if np.isfinite(percent).any() else np.nan
+    return f"{best:.2f} ({percent.mean():.2f} ± {percent.std(ddof=1):.2f})"
+
+
+def markdown_table(header: Iterable[Any], rows: Iterable[Iterable[Any]], numbers: int = 0) -> str:
+    """A Markdown table; the last so many columns are of numbers, at the right."""
+    header = list(header)
+    rules = ["---"] * (len(header) - numbers) + ["---:"] * numbers
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in (header, rules, *rows))
+
+
+def template(path: Path) -> jinja2.Template:
+    """A template; all text that goes into HTML is escaped."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(path.parent),
+        autoescape=".html" in path.name,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    return environment.get_template(path.name)

@@ -1,0 +1,384 @@
+"""What the paper claims, and whether it holds in what was run here: one judgement per sentence of the paper.
+
+A claim is judged by numbers of `results/` alone. Where the paper's words have no number ("similar", "significantly"),
+the constants below say what counts.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from experiments.pages import tables
+from experiments.pages.words import best_mean_std, listed
+from experiments.workdir.contents import Workdir
+from highway_jax.plotting import number
+from highway_jax.population import Result, rank
+
+HOLDS, FAILS, NOT_RUN = "holds", "does not hold", "not run"
+
+EPOCHS = 400  # of the paper's Figure 1
+VERY_GOOD = 1e-4  # nats; the paper's own bound
+SIMILAR = 10.0  # losses at most so many times as high are similar, beyond that significantly worse
+FAR_BETTER = 100.0  # the paper's "2 orders of magnitude"
+CONVERGED = 0.01  # nats: a run that gets there has converged
+FASTER = 1.5  # times as fast is significantly faster
+CHANCE = math.log(10)  # nats: the loss of guessing among ten classes
+STALLED = 0.1  # times the loss of guessing: a network that gets below has not stalled
+ACCURACY = 0.1  # percentage points of test accuracy that count as reaching the paper's number
+FIRST, FIRST_CIFAR100 = 15, 40  # layers that "about the first" means
+EARLY, LATE = 14, (15, 45)  # up to which layer lesions are early, and from which to which they are late
+SIGNIFICANT = 3.0  # standard deviations of a count of misclassified images
+CLOSE_TO_NO_EFFECT = 0.1  # of the early layers' effect
+SPARSE = 0.1  # share of the gates that may be open for one image
+IDLE = (0.5, 0.7)  # shares of layers without a contribution that are "about 60%"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A sentence of the paper, and what became of it.
+
+    Attributes:
+      section: where the paper says it.
+      words: what it says, nearly in its words.
+      verdict: HOLDS, FAILS or NOT_RUN.
+      evidence: the numbers measured here, or why there are none.
+    """
+
+    section: str
+    words: str
+    verdict: str
+    evidence: str
+
+    @classmethod
+    def judged(cls, section: str, words: str, holds: bool | None, evidence: str) -> "Claim":
+        """A claim that holds or does not; None if what was run does not say."""
+        return cls(section, words, NOT_RUN if holds is None else HOLDS if holds else FAILS, evidence)
+
+
+def figure1(searches: Mapping[int, Workdir], slower: Mapping[int, Workdir]) -> list[Claim]:
+    """Section 3.1's claims, and one of Section 2.2, judged by finished searches.
+
+    Depths are compared after the same number of epochs, the shortest search's.
+
+    Args:
+      searches: Figure 1's, by depth.
+      slower: further searches of plain networks, by depth, which may get lower.
+    """
+    complete = {depth: search for depth, search in searches.items() if {"highway", "plain"} <= search.results.keys()}
+
+    def claim(
+        words: str, depths: Sequence[int], judge: Callable[[Best], tuple[bool | None, str]], section: str = "3.1"
+    ) -> Claim:
+        if missing := [depth for depth in depths if depth not in complete]:
+            return Claim(section, words, NOT_RUN, f"depth {listed(missing)}: not run to the end")
+        epochs = min(complete[depth].config.epochs for depth in depths)
+        holds, evidence = judge(Best({depth: complete[depth].results for depth in depths}, epochs))
+        return Claim.judged(section, words, holds, f"{evidence}; after {epochs} of {EPOCHS} epochs")
+
+    every = (10, 20, 50, 100)
+    return [
+        claim(
+            "a negative gate bias suffices for different activations, in very deep networks", [100], _proceeds, "2.2"
+        ),
+        _very_good(complete, slower),
+        claim("plain networks get significantly worse with depth", every, _degrades),
+        claim("highway networks of 50 and 100 layers are similar to 10 and 20", every, _unharmed),
+        claim("at 100 layers highway is more than 2 orders of magnitude better", [100], _far_better),
+        claim("highway networks converge significantly faster, at every depth", every, _faster),
+    ]
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best runs of searches by depth, after so many epochs."""
+
+    results: Mapping[int, Mapping[str, Result]]
+    epochs: int
+
+    def curve(self, network: str, depth: int) -> np.ndarray:
+        """(epochs,) losses of the best run until then, inf where there is none."""
+        losses = self.results[depth][network].curves["train_loss"][:, : self.epochs]
+        best = losses[rank(losses).order[0]]
+        return np.where(np.isfinite(best), best, np.inf)
+
+    def loss(self, network: str, depth: int) -> float:
+        return float(self.curve(network, depth).min())
+
+    def losses(self, network: str, *depths: int) -> list[float]:
+        return [self.loss(network, depth) for depth in depths]
+
+    def learned(self, network: str, *depths: int) -> bool:
+        """Whether the best runs of all these depths have not stalled."""
+        return max(self.losses(network, *depths)) <= STALLED * CHANCE
+
+    def said(self, network: str) -> str:
+        """Such as "plain 5.4e-4 and 8.3e-4 at 10 and 20 layers"."""
+        return f"{network} {listed(map(number, self.losses(network, *self.results)))} at {listed(self.results)} layers"
+
+
+def _very_good(searches: Mapping[int, Workdir], slower: Mapping[int, Workdir]) -> Claim:
+    words = "plain networks of 10 and 20 layers get below 1e-4"
+    best = {}
+    for depth in (10, 20):
+        candidates = [
+            (float(group[depth].results["plain"].ranking.best.min()), group[depth].config.epochs, group is slower)
+            for group in (searches, slower)
+            if depth in group
+        ]
+        if not candidates:
+            return Claim("3.1", words, NOT_RUN, "")
+        best[depth] = min(candidates)
+    evidence = listed(f"{number(loss)} at {depth} layers after {epochs}" for depth, (loss, epochs, _) in best.items())
+    evidence += f" of {EPOCHS} epochs"
+    if other := [depth for depth, (_, _, slow) in best.items() if slow]:
+        evidence += f"; at depth {listed(other)} in other searches than the figure's, with a slower decay"
+    missed = [epochs for loss, epochs, _ in best.values() if not loss < VERY_GOOD]
+    if missed and max(missed) < EPOCHS:  # more epochs may get there
+        return Claim("3.1", words, NOT_RUN, evidence)
+    return Claim.judged("3.1", words, not missed, evidence)
+
+
+def _proceeds(best: Best) -> tuple[bool | None, str]:
+    found = best.results[100]["highway"]
+    counts, said = [], []
+    for name in ("relu", "tanh"):
+        losses = found.ranking.best[found.hyperparameters["activation"] == name]
+        if not len(losses):
+            return None, f"no run of 100 layers is a {name} network"
+        counts.append(np.sum(losses <= CONVERGED))
+        said.append(f"{counts[-1]} of {len(losses)} {name} runs, the best {number(losses.min())}")
+    return all(counts), f"100 layers get to {CONVERGED} in {listed(said)}"
+
+
+def _degrades(best: Best) -> tuple[bool, str]:
+    worse = min(best.losses("plain", 50, 100)) > SIMILAR * best.loss("plain", 10)
+    return worse and best.learned("plain", 10), best.said("plain")
+
+
+def _unharmed(best: Best) -> tuple[bool, str]:
+    shallow, deep = best.losses("highway", 10, 20), best.losses("highway", 50, 100)
+    similar = max(deep) <= SIMILAR * min(shallow)
+    return similar and best.learned("highway", 10, 20, 50, 100), best.said("highway")
+
+
+def _far_better(best: Best) -> tuple[bool, str]:
+    plain, highway = best.loss("plain", 100), best.loss("highway", 100)
+    times = f"{plain / highway:,.0f} times: " if highway and math.isfinite(plain) and math.isfinite(highway) else ""
+    ten = [best.results[100][network].ranking.mean_of_best(10) for network in ("plain", "highway")]
+    count = min(10, best.results[100]["highway"].num_runs)
+    means = f"means of the best {count}: {' and '.join(map(number, ten))}"
+    holds = plain > FAR_BETTER * highway and best.learned("highway", 100)
+    return holds, f"{times}plain {number(plain)}, highway {number(highway)}; {means}"
+
+
+def _faster(best: Best) -> tuple[bool, str]:
+    epochs = {
+        depth: [epochs_to(CONVERGED, best.curve(network, depth)) for network in ("highway", "plain")]
+        for depth in best.results
+    }
+    each = [f"{_count(highway)} and {_count(plain)} at {depth}" for depth, (highway, plain) in epochs.items()]
+    holds = all(highway < math.inf and FASTER * highway <= plain for highway, plain in epochs.values())
+    return holds, f"epochs of the best run to {CONVERGED}, highway and plain: {', '.join(each)} layers"
+
+
+def epochs_to(loss: float, curve: np.ndarray) -> float:
+    """After how many epochs a run's (epochs,) training loss was first as low as this; inf if it never was."""
+    reached = np.flatnonzero(curve <= loss)
+    return float(reached[0] + 1) if len(reached) else math.inf
+
+
+def very_deep(search: Workdir | None) -> Claim:
+    """Section 2.2's pilot experiment, which the paper made with a more complex block (its footnote 2)."""
+    words = "SGD does not stall in networks of more than 1000 layers"
+    if search is None or "highway" not in search.results or search.depth <= 1000:
+        return Claim("2.2", words, NOT_RUN, "")
+    ranking = search.results["highway"].ranking
+    best, level = float(ranking.best.min()), STALLED * CHANCE
+    evidence = (
+        f"depth {search.depth:,}: {np.sum(ranking.best <= level)} of {len(ranking.best)} runs get below "
+        f"{number(level)}, the best to {number(best)} in {ranking.best_epoch[ranking.order[0]]} epochs "
+        f"(guessing: {number(CHANCE)})"
+    )
+    if best > level and not search.finished:
+        return Claim("2.2", words, NOT_RUN, f"stopped; {evidence}")
+    return Claim.judged("2.2", words, best <= level, evidence)
+
+
+def accuracies(trained: Sequence[Workdir]) -> list[Claim]:
+    """The claims of Tables 1 to 3 (Sections 3.2 and 3.3), judged by the finished convolutional networks."""
+    table1, table2, cifar10, cifar100 = tables.TABLES
+    return (
+        [
+            _accuracy(trained, "3.2", f"MNIST, {words}: {level} %", table1, name, level - ACCURACY)
+            for words, level, name in (
+                ("39 K parameters", 99.43, "Highway, 10 layers of width 16"),
+                ("151 K parameters", 99.55, "Highway, 10 layers of width 32"),
+            )
+        ]
+        + [
+            _accuracy(trained, "3.3.1", f"CIFAR-10, in one stage: {words} % of {than}", table2, name, level)
+            for name, words, level, than in (
+                ("Highway A, 11 layers", "Highway A has at least the 89.01", 89.01, "Fitnet A"),
+                ("Highway B, 19 layers", "Highway B has at least the 91.61", 91.61, "Fitnet B"),
+                ("Highway C, 32 layers", "Highway C has more than the 90.18", 90.19, "the teacher"),  # of 10,000 images
+            )
+        ]
+        + [
+            _accuracy(
+                trained, "3.3.2", f"{dataset}, augmented: {level} %", title, "Highway, 19 layers", level - ACCURACY
+            )
+            for dataset, title, level in (("CIFAR-10", cifar10, 92.40), ("CIFAR-100", cifar100, 67.76))
+        ]
+    )
+
+
+def _accuracy(trained: Sequence[Workdir], section: str, words: str, title: str, name: str, level: float) -> Claim:
+    """Whether the best run of a table's network gets to a test accuracy, in percent, as the table has it."""
+    (row,) = (row for row in tables.TABLES[title] if row.network == name)
+    mine = [w for w in trained if tables.is_in(w, row) and tables.is_as_in_the_paper(w) and w.finished]
+    if not mine:
+        return Claim(section, words, NOT_RUN, "")
+    accuracy, epochs = tables.test_accuracy(mine[0].results["highway"]), mine[0].config.epochs
+    reached = round(100 * float(np.nan_to_num(accuracy).max()), 2) >= round(level, 2)
+    evidence = f"{best_mean_std(accuracy)} %"
+    if not reached and epochs < row.epochs:
+        return Claim(section, words, NOT_RUN, f"{evidence} after {epochs} of {row.epochs} epochs")
+    return Claim.judged(section, words, reached, f"{evidence} after {epochs} epochs")
+
+
+def gates(analysis: Mapping[str, Any] | None) -> list[Claim]:
+    """Section 4's claims about the 50-layer network on MNIST, judged by its `analysis.json`; layers count from 1."""
+    words = (
+        "most transform gate biases decrease in training",
+        "a single image's gates are very sparse",
+        "most block outputs stay constant over many layers",
+        "most of the change in block outputs happens in about the first 15 layers",
+        "digits are routed differently, substantially within the first 15 layers",
+        "the error rises significantly without any one of the early layers",
+        "layers 15 to 45 have close to no effect",
+        "about 60% of the layers do not contribute",
+    )
+    reason = _unfit(analysis, LATE[1])
+    if analysis is None or reason is not None:
+        return [Claim("4", text, NOT_RUN, reason or "") for text in words]
+    found = analysis["summary"]
+    routing = np.abs(_array(analysis["routing"])).mean(axis=(0, 2))
+    error, intact = _lesioned(analysis), found["intact_error"]
+    early, late = error[:EARLY], error[LATE[0] - 1 : LATE[1]]
+    idle = found["minor_layers"] / len(error)
+    percent = "{:.3%}".format
+    risen = _risen(early, analysis)
+    judged = (
+        _biases(analysis),
+        (found["open_in_sample"] < SPARSE, f"{found['open_in_sample']:.1%} are above 0.5"),
+        (
+            found["steady_outputs"] > 0.5,
+            f"{found['steady_outputs']:.0%} change by less than a tenth of their root mean square from layer to layer",
+        ),
+        _change(analysis, FIRST),
+        _first(routing, FIRST, "the classes' difference", found["routing_depth"]),
+        (
+            bool(risen.all()),
+            f"{risen.sum()} of layers 1 to {EARLY}: training error {percent(intact)} whole, "
+            f"{percent(early.min())} to {percent(early.max())} without one of them",
+        ),
+        (
+            abs(late.mean() - intact) < CLOSE_TO_NO_EFFECT * (early.mean() - intact),
+            f"{percent(late.mean())} without one of them on average (median {percent(np.median(late))}), "
+            f"{percent(early.mean())} without an earlier one (median {percent(np.median(early))})",
+        ),
+        (
+            IDLE[0] <= idle <= IDLE[1],
+            f"{idle:.0%} raise the loss by at most a tenth of what the worst one does; "
+            f"{found['droppable_layers']} can go together before the error has risen by 1%",
+        ),
+    )
+    return [Claim.judged("4", text, *verdict) for text, verdict in zip(words, judged, strict=True)]
+
+
+def gates_of_cifar100(analysis: Mapping[str, Any] | None) -> list[Claim]:
+    """Section 4's claims about the 50-layer network on CIFAR-100, likewise."""
+    words = (
+        "CIFAR-100: most transform gate biases decrease in training",
+        "CIFAR-100: biases increase with depth, against the gates' mean activity",
+        "CIFAR-100: most of the change in block outputs happens in about the first 40 layers",
+        "CIFAR-100: most gates are active on average, few for a single image",
+        "CIFAR-100: the error rises noticeably without any one of about the first 40 layers",
+    )
+    reason = _unfit(analysis, FIRST_CIFAR100)
+    if analysis is None or reason is not None:
+        return [Claim("4", text, NOT_RUN, reason or "") for text in words]
+    found = analysis["summary"]
+    # null, here NaN, where either does not vary
+    depth, activity = _array([found[f"bias_{of}_correlation"] for of in ("depth", "activity")])
+    average, single = found["open_on_average"], found["open_in_sample"]
+    risen = _risen(_lesioned(analysis)[:FIRST_CIFAR100], analysis)
+    judged = (
+        _biases(analysis),
+        (
+            depth > 0.5 and activity < -0.5,
+            "correlation of a layer's mean bias with depth "
+            f"{_correlation(depth)}, with its mean gate {_correlation(activity)}",
+        ),
+        _change(analysis, FIRST_CIFAR100),
+        (average > 0.5 and single < average / 2, f"{average:.0%} are above 0.5 on average, {single:.0%} for one image"),
+        (bool(risen.all()), f"it rises for {risen.sum()} of the first {len(risen)}"),
+    )
+    return [Claim.judged("4", text, *verdict) for text, verdict in zip(words, judged, strict=True)]
+
+
+def _unfit(analysis: Mapping[str, Any] | None, layers: int) -> str | None:
+    """Why claims about so many layers cannot be judged; None if they can."""
+    if analysis is None:
+        return ""
+    if (found := len(analysis["lesions"]["error"])) < layers:
+        return f"the network has {found} highway layers"
+    unknown = [name for name, value in analysis["summary"].items() if value is None and "correlation" not in name]
+    return f"not finite: {listed(unknown)}" if unknown else None
+
+
+def _biases(analysis: Mapping[str, Any]) -> tuple[bool, str]:
+    lowered, initial = analysis["summary"]["biases_lowered"], analysis["hyperparameters"]["transform_bias"]
+    return lowered > 0.5, f"{lowered:.0%} are below the initial {initial:.2f}"
+
+
+def _change(analysis: Mapping[str, Any], layers: int) -> tuple[bool | None, str]:
+    """Whether most of the change in a sample's block outputs, from layer to layer, is within the first layers."""
+    change = np.abs(np.diff(_array(analysis["sample"]["block_output"]), axis=0)).sum(axis=1)
+    # the first change is layer 2's
+    return _first(change, layers - 1, "the change", analysis["summary"]["change_depth"])
+
+
+def _first(values: np.ndarray, count: int, what: str, depth: int) -> tuple[bool | None, str]:
+    """Whether most of the sum of values, 90% of which is reached at a depth, is of the first ones."""
+    if not 0 < values.sum() < math.inf:
+        return None, f"{what} is zero, or not finite"
+    share = values[:count].sum() / values.sum()
+    return bool(share > 0.5), f"{share:.0%} of {what}; 90% by layer {depth}"
+
+
+def _lesioned(analysis: Mapping[str, Any]) -> np.ndarray:
+    """(layers,) the error without each layer: 1 where the loss is no longer finite."""
+    return np.nan_to_num(_array(analysis["lesions"]["error"]), nan=1.0)
+
+
+def _risen(error: np.ndarray, analysis: Mapping[str, Any]) -> np.ndarray:
+    """Whether so many more images are misclassified that it is significant."""
+    wrong, before = error * analysis["images"], analysis["summary"]["intact_error"] * analysis["images"]
+    return wrong - before > SIGNIFICANT * np.sqrt(wrong + before)
+
+
+def _array(values: Any) -> np.ndarray:
+    """Of JSON's numbers; NaN for null."""
+    return np.array(values, float)
+
+
+def _correlation(value: float) -> str:
+    return "undefined" if math.isnan(value) else f"{value:.2f}"
+
+
+def _count(epochs: float) -> str:
+    return f"{epochs:.0f}" if math.isfinite(epochs) else "never"

@@ -1,0 +1,158 @@
+"""What decides the numbers in a workdir, and with what they were made."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from experiments.app import errors
+from experiments.app.errors import UserError
+from experiments.configs.keys import leaves
+from experiments.workdir.files import FORMAT
+from highway_jax import parallel
+
+# Config keys that no number of a result depends on.
+FREE = ("data_dir", "resume", "checkpoint_every", "log_every", "tensorboard")
+# How devices share the work. `provenance.json` lists each change of it.
+SHARING = ("runs_per_batch", "mesh")
+ROUNDING = ("implementation", *SHARING)  # what a result depends on by rounding alone
+CHANGEABLE = (*FREE, *SHARING)  # what may change when work goes on
+
+
+@dataclasses.dataclass(frozen=True)
+class Identity:
+    """What decides the numbers of a result, beside the program's version and the devices.
+
+    Attributes:
+      config: the config, checked.
+      data_md5: MD5 of what the work is done on, by name.
+      implementations: what computes the layers of each kind of network.
+    """
+
+    config: ConfigDict
+    data_md5: Mapping[str, str]
+    implementations: Mapping[str, str]
+
+    def of(self, network: str) -> dict[str, Any]:
+        """All of it by name, for one kind of network, JSON-able."""
+        config = leaves(as_json(self.config)).items()
+        return {
+            "format": FORMAT,
+            "network": network,
+            **{f"config.{key}": value for key, value in config if key not in CHANGEABLE},
+            **{f"data_md5.{name}": value for name, value in self.data_md5.items()},
+            **{f"implementations.{name}": value for name, value in self.implementations.items()},
+        }
+
+    def fingerprint(self) -> str:
+        """A digest of it all."""
+        return hashlib.sha256(json.dumps(self.of(""), sort_keys=True).encode()).hexdigest()
+
+
+def as_json(config: ConfigDict) -> dict[str, Any]:
+    """A config as it is written to a workdir, and read back."""
+    return json.loads(config.to_json())
+
+
+def check_config(workdir: Path, there: ConfigDict, now: ConfigDict) -> None:
+    """Refuse to go on with work of another config.
+
+    Raises:
+      UserError: naming the keys that differ.
+    """
+    tables = leaves(there), leaves(as_json(now))
+    before, after = ({key: value for key, value in t.items() if key not in CHANGEABLE} for t in tables)
+    changed = [
+        f"{key} ({before.get(key)} there, {after.get(key)} now)"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key)
+    ]
+    if changed:
+        raise UserError(
+            f"--workdir is {str(workdir)!r}, which holds work of another config: {', '.join(changed)}; "
+            "choose another --workdir"
+        )
+
+
+def check_identity(workdir: Path, about: Mapping[str, Any], identity: Identity) -> None:
+    """Refuse to go on with work on other data, or with its layers computed otherwise; `about` is its provenance."""
+    check_data(workdir, about, identity.data_md5)
+    for network, now in identity.implementations.items():
+        there = about.get("implementations", {}).get(network, now)
+        if there != now:
+            raise UserError(
+                f"workdir {str(workdir)!r}: the implementation of its {network} layers is {there!r}, here it is "
+                f"{now!r}; go on with it on a machine as before, or choose another --workdir"
+            )
+
+
+def check_data(workdir: Path, about: Mapping[str, Any], data_md5: Mapping[str, str]) -> None:
+    """Refuse data other than a workdir's work was done on.
+
+    Args:
+      workdir: where the work is.
+      about: its `provenance.json`.
+      data_md5: MD5 of the data here, by name.
+
+    Raises:
+      UserError: naming what differs.
+    """
+    for name, now in data_md5.items() if about else ():
+        there = about.get("data_md5", {}).get(name)
+        if there is None:
+            errors.warn(
+                f"{workdir / 'provenance.json'} does not say which data {name!r} was; it may be other data here"
+            )
+        elif there != now:
+            raise UserError(
+                f"workdir {str(workdir)!r} was made with other data: the MD5 of {name!r} is {there} there, {now} here; "
+                "TFDS_DATA_DIR, the data_dir flag or the config file says which data is read"
+            )
+
+
+def provenance(mesh: Mesh, runs_per_batch: int | None) -> dict[str, Any]:
+    """What a process works with: commit, versions, hardware, and how runs and batches are split over it.
+
+    Args:
+      mesh: the devices.
+      runs_per_batch: as the config has it.
+    """
+    devices = jax.devices()
+    return {
+        "format": FORMAT,
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")},
+        "platform": devices[0].platform,
+        "device": devices[0].device_kind,
+        "devices": len(devices),
+        "processes": jax.process_count(),
+        "cpu_cores": parallel.cpu_cores(),
+        "mesh": list(mesh.devices.shape),
+        "runs_per_batch": runs_per_batch,
+        "xla_flags": os.environ.get("XLA_FLAGS"),
+    }
+
+
+def _commit() -> str | None:
+    """The code's commit, marked if the code has changed since; None outside a clone."""
+    root = Path(__file__).parents[2]
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True).stdout
+
+    try:
+        changed = git("status", "--porcelain", "--", "highway_jax", "experiments")
+        return git("describe", "--always").strip() + "-dirty" * bool(changed)
+    except (OSError, subprocess.CalledProcessError):
+        return None

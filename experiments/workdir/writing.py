@@ -1,0 +1,153 @@
+"""Write what came out to a workdir: tables, parameters, figures, and that it is finished."""
+
+import importlib.util
+import math
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from experiments.app.errors import UserError
+from experiments.workdir import files
+from experiments.workdir.files import CHECKPOINTS, RESULTS, write_json
+from highway_jax import checkpoint
+from highway_jax.files import first_line, replacing
+from highway_jax.population import Result, tables
+from highway_jax.stack.kinds import KINDS
+
+if TYPE_CHECKING:
+    import pandas
+    from matplotlib.figure import Figure
+
+ACCURACIES = ("test_accuracy", "validation_accuracy")  # columns of tables
+Results = Mapping[str, Result]  # by the kind of network
+Draw = Callable[[Results], Mapping[str, "Figure"]]  # figures by file name
+
+
+def runs_table(network: str, result: Result) -> "pandas.DataFrame":
+    """The rows of `runs.csv` of a kind of network, of the runs that have begun."""
+    import pandas
+
+    table, ranking = result.table(), result.ranking
+    drawn = dict(result.hyperparameters)
+    if not KINDS[network].gated:
+        drawn["transform_bias"] = np.full(result.num_runs, np.nan, np.float32)
+    return pandas.DataFrame(
+        {
+            "network": network,
+            "run": result.runs,
+            "rank": table["rank"],
+            **drawn,
+            "best_loss": ranking.best,
+            "best_epoch": ranking.best_epoch,
+            "final_loss": ranking.final,
+            "diverged": ranking.diverged,
+            "epochs": ranking.epochs,
+            **{name: table[f"final_{name}"] for name in ACCURACIES if name in result.curves},
+        }
+    )[ranking.epochs > 0]
+
+
+def curves_table(network: str, result: Result, accuracies: bool) -> "pandas.DataFrame":
+    """The rows of `curves.csv` of a kind of network, with accuracies if wanted."""
+    table = result.curves_table()
+    table.insert(0, "network", network)
+    kept = [name for name in ACCURACIES if accuracies and name in table]
+    return table[["network", "run", "epoch", result.rank_by, *kept]].rename(columns={result.rank_by: "train_loss"})
+
+
+def write_tables(directory: Path, results: Results, network: str, accuracies: bool) -> None:
+    """Write `runs.csv` and `curves.csv`, as Parquet too where pyarrow is installed.
+
+    float32 values are written so that they can be read back exactly. A network's earlier parameters go first, so that
+    tables never stand beside parameters of other epochs.
+
+    Args:
+      directory: the workdir.
+      results: what there is of all kinds of network.
+      network: the kind that is being trained.
+      accuracies: whether they go into the curves.
+    """
+    import pandas
+
+    for parent in "best", "params":
+        shutil.rmtree(directory / parent / network, ignore_errors=True)
+    for name, parts in {
+        "runs": [runs_table(*item) for item in results.items()],
+        "curves": [curves_table(*item, accuracies) for item in results.items()],
+    }.items():
+        table = shown = pandas.concat(parts)
+        if name == "runs":  # a network without gates has no bias; "nan" is what was not measured
+            bias = table["transform_bias"].to_numpy()
+            shown = table.assign(transform_bias=np.where(np.isnan(bias), "", bias.astype(str)))
+        tables.write_table(directory / f"{name}.csv", shown, missing="nan")
+        (directory / f"{name}.parquet").unlink(missing_ok=True)
+        if importlib.util.find_spec("pyarrow"):
+            with replacing(directory / f"{name}.parquet") as file:
+                table.to_parquet(file, index=False)
+
+
+def write_params(directory: Path, network: str, result: Result) -> None:
+    """Write a network's parameters: `best/NETWORK`, and any final ones as `params/NETWORK/runN`."""
+    for name, params in _params(network, result):
+        checkpoint.save_params(directory / name, params)
+
+
+def _params(network: str, result: Result) -> Iterator[tuple[str, Any]]:
+    """The parameters that are results, by the name of their directory."""
+    assert result.work is not None
+    yield f"best/{network}", next(iter(result.work.outcome.best.values())).params  # also where all runs have diverged
+    if result.work.search.keep == "all":
+        for run in result.runs[result.ranking.epochs > 0].tolist():
+            yield f"params/{network}/run{run}", result.run(run).params
+
+
+def finish(directory: Path, results: Results, figures: Mapping[str, "Figure"]) -> None:
+    """Write what there is to say at the end, mark the workdir as finished, drop the checkpoints.
+
+    Raises:
+      UserError: if parameters cannot be read back as they were written.
+    """
+    for name, figure in figures.items():
+        with replacing(directory / name) as file:
+            figure.savefig(file, format="png", dpi=150)
+    for network, result in results.items():
+        _check_params(directory, network, result)
+    seconds = {network: round(result.seconds, 1) for network, result in results.items()}
+    write_json(directory / "provenance.json", {**files.read_provenance(directory), "seconds": seconds})
+    write_json(directory / "summary.json", {network: summarize(result) for network, result in results.items()})
+    params = (file for folder in ("best", "params") for file in checkpoint.files_in(directory / folder))
+    checkpoint.write_sums(directory, [*(directory / name for name in RESULTS), *params])
+    shutil.rmtree(directory / CHECKPOINTS, ignore_errors=True)
+
+
+def _check_params(directory: Path, network: str, result: Result) -> None:
+    """Refuse to call work finished whose parameters are not found as they were written."""
+    for name, params in _params(network, result):
+        try:
+            there = checkpoint.restore_params(directory / name)
+            same = all(jax.tree.leaves(jax.tree.map(lambda a, b: a.tobytes() == b.tobytes(), there, params)))
+        except Exception as error:  # Orbax and TensorStore have many
+            raise UserError(f"{directory / name} cannot be read back: {first_line(error)}") from error
+        if not same:
+            raise UserError(f"{directory / name} holds other parameters than were written to it")
+
+
+def summarize(result: Result) -> dict[str, Any]:
+    """One network's entry of `summary.json`; a number that is not finite becomes null."""
+    ranking = result.ranking
+    best = int(ranking.order[0])
+    summary = {
+        "best_loss": float(ranking.best[best]),
+        "best_run": int(result.runs[best]),
+        "top10_mean_loss": ranking.mean_of_best(10),
+        "median_loss": ranking.median(),
+        "diverged": int(ranking.diverged.sum()),
+        "num_runs": result.num_runs,
+        "best_run_test_accuracy": float(result.curves["test_accuracy"][best, ranking.epochs[best] - 1]),
+        "seconds": round(result.seconds, 1),
+    }
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in summary.items()}
