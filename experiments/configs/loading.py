@@ -87,7 +87,7 @@ def load(name: str | None, overrides: Mapping[str, str], having: str = "") -> Lo
     if not (is_config and isinstance(found, ConfigDict | FrozenConfigDict)):
         raise UserError(f"--config is {given}, whose get_config() must return a ConfigDict")
     try:
-        config = ConfigDict(found)
+        config = ConfigDict(found) if isinstance(found, FrozenConfigDict) else found  # a copy is sorted
         function = _take_function(config, Path(path).stem)
         place = "a key"
         for key, value in leaves(config).items():
