@@ -81,7 +81,7 @@ def train_convnet(values: flags.FlagValues, name: str | None, overrides: Mapping
     console = Output()
     running.run(config, directory, console, lambda: job_of(config, function, directory))
     result = reading.load(directory).results[config.block]
-    accuracy = result.table()["final_test_accuracy"].to_numpy()
+    accuracy = result.last("test_accuracy")
     console.print(f"test accuracy after epoch {config.epochs}: {best_mean_std(accuracy)} %")
     if len(accuracy) > 1:
         console.print(f"that is: best (mean ± standard deviation) of {len(accuracy)} runs")

@@ -129,7 +129,7 @@ def print_summary(results: Mapping[str, Result], console: Output) -> None:
         f"mean of the best {top}": lambda r: _number(r.ranking.mean_of_best(10), ".2e"),
         "median": lambda r: _number(r.ranking.median(), ".2e"),
         "diverged runs": lambda r: f"{r.ranking.diverged.sum()} of {r.num_runs}",
-        "best run's test accuracy": lambda r: _number(r.table()["final_test_accuracy"][r.ranking.order[0]], ".2%"),
+        "best run's test accuracy": lambda r: _number(r.last("test_accuracy")[r.ranking.order[0]], ".2%"),
     }
     for label, cell in rows.items():
         table.add_row(label, *map(cell, results.values()))

@@ -68,8 +68,12 @@ class Writer:
             return
         from tensorboardX.summary import hparams
 
-        ranking, table = result.ranking, result.table()
-        accuracies = [f"final_{n}" for n in result.curves if n.endswith("_accuracy") and not n.startswith("train_")]
+        ranking = result.ranking
+        accuracies = {
+            f"final_{name}": result.last(name)
+            for name in result.curves
+            if name.endswith("_accuracy") and not name.startswith("train_")
+        }
         with self._warning():
             for name in RUNS, CURVES:  # what there was at an earlier stop
                 shutil.rmtree(self._directory / name, ignore_errors=True)
@@ -82,7 +86,7 @@ class Writer:
                     "best_loss": ranking.best[index],
                     "best_epoch": ranking.best_epoch[index],
                     "diverged": ranking.diverged[index],
-                    **{name: table[name][index] for name in accuracies},
+                    **{name: values[index] for name, values in accuracies.items()},
                 }
                 values = {"network": self._network, **result.hyperparameters_of(index)}
                 if not KINDS[self._network].gated:

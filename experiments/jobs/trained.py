@@ -53,7 +53,7 @@ def choose_network(found: Workdir, kind: str, run: int | None, rank: int | None)
     kind, run = choose(found, kind, run, 1 if rank is None and run is None else rank)
     result = found.results[kind]
     ranking, index = result.ranking, result.index(run)
-    rank = 1 + int(np.flatnonzero(ranking.order == index)[0])
+    rank = int(ranking.ranks[index])
     file = found.directory / (f"best/{kind}" if rank == 1 else f"params/{kind}/run{run}")
     if not np.isfinite(ranking.best[index]):
         raise UserError(

@@ -111,9 +111,7 @@ def is_as_in_the_paper(found: Workdir) -> bool:
 
 def test_accuracy(result: Result) -> np.ndarray:
     """(runs,) the accuracies on the test set after the last epoch; NaN where there are none."""
-    table = result.table()
-    missing = np.full(result.num_runs, np.nan)
-    return table["final_test_accuracy"].to_numpy() if "final_test_accuracy" in table else missing
+    return result.last("test_accuracy") if "test_accuracy" in result.curves else np.full(result.num_runs, np.nan)
 
 
 def _name(row: Row, found: Workdir) -> str:

@@ -31,7 +31,7 @@ def runs_table(network: str, result: Result) -> "pandas.DataFrame":
     """The rows of `runs.csv` of a kind of network, of the runs that have begun."""
     import pandas
 
-    table, ranking = result.table(), result.ranking
+    ranking = result.ranking
     drawn = dict(result.hyperparameters)
     if not KINDS[network].gated:
         drawn["transform_bias"] = np.full(result.num_runs, np.nan, np.float32)
@@ -39,14 +39,14 @@ def runs_table(network: str, result: Result) -> "pandas.DataFrame":
         {
             "network": network,
             "run": result.runs,
-            "rank": table["rank"],
+            "rank": ranking.ranks,
             **drawn,
             "best_loss": ranking.best,
             "best_epoch": ranking.best_epoch,
             "final_loss": ranking.final,
             "diverged": ranking.diverged,
             "epochs": ranking.epochs,
-            **{name: table[f"final_{name}"] for name in ACCURACIES if name in result.curves},
+            **{name: result.last(name) for name in ACCURACIES if name in result.curves},
         }
     )[ranking.epochs > 0]
 
@@ -147,7 +147,7 @@ def summarize(result: Result) -> dict[str, Any]:
         "median_loss": ranking.median(),
         "diverged": int(ranking.diverged.sum()),
         "num_runs": result.num_runs,
-        "best_run_test_accuracy": float(result.curves["test_accuracy"][best, ranking.epochs[best] - 1]),
+        "best_run_test_accuracy": float(result.last("test_accuracy")[best]),
         "seconds": round(result.seconds, 1),
     }
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in summary.items()}

@@ -30,6 +30,13 @@ class Ranking:
     epochs: np.ndarray
     order: np.ndarray
 
+    @property
+    def ranks(self) -> np.ndarray:
+        """(runs,) every run's rank, from 1."""
+        ranks = np.empty(len(self.order), int)
+        ranks[self.order] = np.arange(1, len(self.order) + 1)
+        return ranks
+
     def mean_of_best(self, count: int = 10) -> float:
         """Mean best value of the best `count` runs, of all if there are fewer (Figure 1, right)."""
         return float(self.best[self.order[:count]].mean())

@@ -143,6 +143,15 @@ class Result:
         index = self.index(run)
         return self.curves[self.rank_by][index, : self.ranking.epochs[index]]
 
+    def last(self, name: str) -> np.ndarray:
+        """(runs,) a number after every run's last epoch; NaN where it was not measured then."""
+        return self._after(self.ranking.epochs, name)
+
+    def _after(self, epochs: np.ndarray, name: str) -> np.ndarray:
+        """(runs,) a number after an epoch of each run's own; NaN after epoch 0."""
+        values = self.curves[name][np.arange(self.num_runs), np.maximum(epochs, 1) - 1]
+        return np.where(epochs > 0, values, np.nan)
+
     @property
     def best(self) -> Trained:
         """The best run, as it was after its best epoch; where the search was stopped, the best that is at hand.
@@ -204,13 +213,10 @@ class Result:
 
         if by not in (allowed := ("run", "configuration", *self.hyperparameters)):
             raise ValueError(f"by is {by!r}; it must be one of {', '.join(allowed)}")
-        ranking, every = self.ranking, np.arange(self.num_runs)
-        rank_of = np.empty(self.num_runs, int)
-        rank_of[ranking.order] = every + 1
-        numbers = {}
-        for moment, epoch in zip(MOMENTS, (ranking.best_epoch, ranking.epochs), strict=True):
-            for name, curve in self.curves.items():
-                numbers[f"{moment}{name}"] = np.where(epoch > 0, curve[every, np.maximum(epoch, 1) - 1], np.nan)
+        ranking = self.ranking
+        numbers: dict[str, np.ndarray] = {}
+        for moment, epochs in zip(MOMENTS, (ranking.best_epoch, ranking.epochs), strict=True):
+            numbers |= {f"{moment}{name}": self._after(epochs, name) for name in self.curves}
         configurations = self.runs // self.seeds
         paired = {"configuration": configurations, "seed": self.runs % self.seeds} if self.seeds > 1 else {}
         table = pandas.DataFrame(
@@ -218,7 +224,7 @@ class Result:
                 "run": self.runs,
                 **paired,
                 **{name: list(map(_shown, values)) for name, values in self.hyperparameters.items()},
-                "rank": rank_of,
+                "rank": ranking.ranks,
                 "best_epoch": ranking.best_epoch,
                 **numbers,
                 "epochs": ranking.epochs,
