@@ -27,7 +27,7 @@ from absl import flags
 from experiments.app import command_line, entry, output, settings
 from experiments.app.errors import UserError
 from experiments.configs import loading
-from experiments.configs.validation import check
+from experiments.configs.validation import check_values
 from experiments.jobs import datasets, networks, trained
 from experiments.pages import inside, page
 from experiments.workdir import reading
@@ -55,12 +55,9 @@ def main(argv: list[str]) -> None:
         )
     found = reading.load(command_line.expanded(given[0]))
     network = trained.choose_network(found, values.network, values.run, values.rank)
-    config = reading.as_program_has_it(found.config)
-    with reading.naming_config(found):
-        check(config)
-    if values.data_dir is not None:
-        config.data_dir = values.data_dir
-        check(config)
+    config = found.config
+    config.data_dir = values.data_dir
+    check_values(config)
     function = None if values.config is None else loading.load(values.config, {}).function
     dataset = datasets.load(config.dataset, config.data_dir, function)
     # The held-out part of the training set was not trained on.

@@ -99,9 +99,6 @@ def train_again(values: flags.FlagValues, name: str | None, overrides: Mapping[s
     network, run = contents.choose(found, values.network, values.run, values.rank)
     settings.pin()
     config = replaying.config_of_run(found, network, run)
-    with reading.naming_config(found):
-        space, _ = check(config)
-    replaying.check_draw(found, network, run, space, config.seed)
     loading.override(config, overrides)
     check(config)
     directory = Path(values.workdir or f"runs/{Path(values.from_search).resolve().name}_{network}_run{run}")

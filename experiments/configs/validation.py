@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from experiments.app.errors import UserError, shown
 from experiments.configs import convolutional, figure1
-from experiments.configs.keys import Keys, leaves
+from experiments.configs.keys import leaves
 from highway_jax.population import Halving, choice, log_uniform, uniform
 
 Space = dict[str, Any]  # of distributions, for `population.fit`
@@ -23,34 +23,32 @@ def check(config: ConfigDict) -> tuple[Space, Halving | None]:
     Raises:
       UserError: naming the first key that is wrong.
     """
-    return _check_search(config) if "search" in config else (_check_training(config), None)
-
-
-def _check_search(config: ConfigDict) -> tuple[Space, Halving | None]:
-    values = _checked(config, figure1.KEYS)
+    values = check_values(config)
     with config.ignore_type():
-        config.networks = values["networks"]
-    if config.sampler == "tpe":
-        _require("optuna", "config.sampler is 'tpe', which needs Optuna", "optuna")
-        if config.runs_in_memory is None or config.runs_in_memory >= config.num_runs:
-            raise UserError(
-                f"config.runs_in_memory is {config.runs_in_memory}; with config.sampler 'tpe', which learns from the "
-                f"runs before, it must be below config.num_runs, {config.num_runs}"
-            )
-    halving = Halving(**config.search.halving) if config.search.halving.every else None
-    return _space(values, "search."), halving
-
-
-def _check_training(config: ConfigDict) -> Space:
-    values = _checked(config, convolutional.KEYS)
-    with config.ignore_type():
-        config.stages, config.boundaries = values["stages"], values["boundaries"]
+        for name in ("networks", "stages", "boundaries"):
+            if name in config:
+                config[name] = values[name]
+    if values["mesh"] and config.batch_size % values["mesh"][1]:
+        shares = values["mesh"][1]
+        raise UserError(
+            f"config.mesh is {values['mesh']}; {shares} devices cannot share batches of {config.batch_size} evenly"
+        )
+    if config.tensorboard:
+        _require("tensorboardX", "config.tensorboard is True, which needs tensorboardX", "tensorboard")
+    if "search" in config:
+        return _space(values, "search."), _check_search(config)
     if config.teacher is not None and config.hint_epochs >= config.epochs:
         raise UserError(f"config.hint_epochs is {config.hint_epochs}; it must be below {config.epochs}, config.epochs")
-    return _space(values | {"activation": (config.activation,)})
+    return _space(values | {"activation": (config.activation,)}), None
 
 
-def _checked(config: ConfigDict, keys: Keys) -> Values:
+def check_values(config: ConfigDict) -> Values:
+    """Check every key of a config by itself; returns the values as they are used.
+
+    Raises:
+      UserError: naming the first key that is wrong.
+    """
+    keys = figure1.KEYS if "search" in config else convolutional.KEYS
     given = leaves(config)
     if missing := keys.keys() - given.keys():
         raise UserError(f"the config has no key {min(missing)!r}; the keys are {', '.join(sorted(keys))}")
@@ -62,14 +60,18 @@ def _checked(config: ConfigDict, keys: Keys) -> Values:
             values[name] = key.checked(given[name])
         except ValueError as error:
             raise UserError(f"config.{name} is {shown(given[name])}; it must be {error}") from error
-    if values["mesh"] and config.batch_size % values["mesh"][1]:
-        shares = values["mesh"][1]
-        raise UserError(
-            f"config.mesh is {values['mesh']}; {shares} devices cannot share batches of {config.batch_size} evenly"
-        )
-    if config.tensorboard:
-        _require("tensorboardX", "config.tensorboard is True, which needs tensorboardX", "tensorboard")
     return values
+
+
+def _check_search(config: ConfigDict) -> Halving | None:
+    if config.sampler == "tpe":
+        _require("optuna", "config.sampler is 'tpe', which needs Optuna", "optuna")
+        if config.runs_in_memory is None or config.runs_in_memory >= config.num_runs:
+            raise UserError(
+                f"config.runs_in_memory is {config.runs_in_memory}; with config.sampler 'tpe', which learns from the "
+                f"runs before, it must be below config.num_runs, {config.num_runs}"
+            )
+    return Halving(**config.search.halving) if config.search.halving.every else None
 
 
 def _require(module: str, why: str, extra: str) -> None:

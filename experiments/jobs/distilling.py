@@ -9,7 +9,6 @@ from ml_collections import ConfigDict
 
 from experiments.app.command_line import expanded
 from experiments.app.errors import UserError
-from experiments.configs.validation import check
 from experiments.jobs.networks import Model
 from experiments.workdir import reading
 from experiments.workdir.files import damaged
@@ -55,9 +54,7 @@ def load(config: ConfigDict, dataset: data.Dataset) -> Teacher:
     found = reading.load(expanded(config.teacher))
     if found.program != "train" or not found.finished:
         raise UserError(f"config.teacher is {config.teacher!r}, which must be a finished workdir of experiments.train")
-    theirs = reading.as_program_has_it(found.config)
-    with reading.naming_config(found):
-        check(theirs)
+    theirs = found.config
     for key in SHARED:
         if theirs[key] != config[key]:
             raise UserError(

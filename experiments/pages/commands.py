@@ -12,15 +12,14 @@ from experiments.configs import loading
 from experiments.configs.keys import leaves
 from experiments.workdir.contents import Workdir
 from experiments.workdir.identity import as_json
-from experiments.workdir.reading import defaults
 
 
 def command(search: Workdir) -> str:
     """The command that makes a program's work again: the known config nearest to its own, and what differs.
 
-    A key that its config lacks has its default. Empty where no known config can be changed into its own.
+    Empty where no known config can be changed into its own.
     """
-    mine = _leaves(defaults(search.config)) | leaves(search.config)
+    mine = _leaves(search.config)
     candidates = []
     for name in loading.known_configs():
         known = _leaves(loading.load(name, {}).config)

@@ -85,7 +85,7 @@ def render(searches: Sequence[Workdir], pictures: dict[str, list[Picture]]) -> s
         commands=[(name, commands.command(search)) for name, search in named if search.program],
         pictures=pictures,
         analyses=[(name, found) for name, search in named if (found := figures.analysis(search))],
-        configs=[(key, values) for key, values in configs if key not in PROGRESS],
+        configs=[(key, values) for key, values in configs if key not in (*FREE, *PROGRESS)],
         origins=merged([_origin(search) for search in searches]),
         differing=[key for key, values in configs if len(values) > 1 and key not in (*COMPARABLE, *PROGRESS)],
         hyperparameters=hyperparameters,

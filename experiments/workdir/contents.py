@@ -16,7 +16,8 @@ class Workdir:
 
     Attributes:
       directory: where it is.
-      config: of the work; of a search by `population.fit`, what `search.json` says.
+      config: of the work; keys that decide no result have their defaults. Of a search by `population.fit`, what
+        `search.json` says.
       kinds: the kinds of network that are trained; of a search by `population.fit`, "runs".
       depth: their layers, as the paper counts them; 0 where nothing says.
       results: what came out of every kind that has results, in that order. The loss is `train_loss`; a network without

@@ -25,7 +25,6 @@ from highway_jax import parallel
 FREE = ("data_dir", "resume", "checkpoint_every", "log_every", "tensorboard")
 # How devices share the work. `provenance.json` lists each change of it.
 SHARING = ("runs_per_batch", "mesh")
-ROUNDING = ("implementation", *SHARING)  # what a result depends on by rounding alone
 CHANGEABLE = (*FREE, *SHARING)  # what may change when work goes on
 
 

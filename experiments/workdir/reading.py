@@ -16,7 +16,7 @@ from experiments.configs.keys import config_of, leaves
 from experiments.workdir import files, writing
 from experiments.workdir.contents import Workdir
 from experiments.workdir.files import damaged, read_json
-from experiments.workdir.identity import FREE, ROUNDING
+from experiments.workdir.identity import FREE
 from highway_jax import checkpoint, population
 from highway_jax.files import first_line
 from highway_jax.functional.activations import ACTIVATIONS
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     import pandas
 
 HYPERPARAMETERS = ("learning_rate", "momentum", "decay", "activation", "transform_bias")
-
-
 # The columns of `runs.csv` that are read, and how.
 COLUMNS: dict[str, Callable[[Any], np.ndarray]] = {
     **dict.fromkeys((*HYPERPARAMETERS, "best_loss", "final_loss", *writing.ACCURACIES), tables.floats),
@@ -37,6 +35,8 @@ COLUMNS: dict[str, Callable[[Any], np.ndarray]] = {
     "diverged": tables.truths,
 }
 CURVES = ("run", "epoch", "train_loss", *writing.ACCURACIES)
+# The keys that configs of every version have, a search's or a training's.
+REQUIRED = ("dataset", "num_runs", "first_run", "epochs", "batch_size", "seed", "networks", "depth", "block")
 
 
 def load(directory: str | Path) -> Workdir:
@@ -53,7 +53,10 @@ def load(directory: str | Path) -> Workdir:
     files.refuse_special(directory)
     if _exists(directory / tables.SEARCH) and not _exists(directory / "config.json"):
         return _own(directory)
-    config, kinds, depth = _read_config(directory / "config.json")
+    config = _read_config(directory / "config.json")
+    kinds, depth = (
+        (config.networks, config.depth) if "search" in config else ((config.block,), stages.depth(config.stages))
+    )
     provenance = files.read_provenance(directory)
     if (directory / checkpoint.SUMS).exists() and (name := checkpoint.damaged_file(directory, [])):
         raise damaged(directory / name, "it is not as it was written")
@@ -72,30 +75,6 @@ def _own(directory: Path) -> Workdir:
         raise UserError(str(error)) from error
     config = ConfigDict({"num_runs": result.num_runs, **{name: getattr(result, name) for name in tables.FACTS}})
     return Workdir(directory, config, ("runs",), 0, {"runs": result}, {}, result.finished)
-
-
-def defaults(config: ConfigDict | dict[str, Any]) -> ConfigDict:
-    """The programs' config of the same kind, a search's or a training's, with the value of every key by default."""
-    return config_of(figure1.KEYS if "search" in config else convolutional.KEYS)
-
-
-def as_program_has_it(read: ConfigDict) -> ConfigDict:
-    """A config read from a workdir, with the types that JSON forgets; where and how it is run is left to defaults."""
-    config = defaults(read)
-    with config.ignore_type():
-        for key, value in leaves(read).items():
-            if key not in (*FREE, *ROUNDING):
-                config.update_from_flattened_dict({key: value})
-    return config
-
-
-@contextmanager
-def naming_config(found: Workdir) -> Iterator[None]:
-    """What is wrong with a workdir's config is said with the name of the file."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(f"{found.directory / 'config.json'}: {error}") from error
 
 
 def read_params(found: Workdir, file: Path) -> Any:
@@ -136,33 +115,30 @@ def check_params(file: Path, params: Any, network: nn.Module, inputs: Any) -> No
         raise UserError(f"{file} does not fit the workdir's config: its parameters are of another network")
 
 
-def _read_config(path: Path) -> tuple[ConfigDict, tuple[str, ...], int]:
-    """The config, the kinds of network and their depth."""
-    config = read_json(path)
-    is_search = "search" in config
-    if is_search == ("stages" in config):
+def _read_config(path: Path) -> ConfigDict:
+    """The config as the programs have it, with the defaults of keys that older versions did not have."""
+    there = read_json(path)
+    if ("search" in there) == ("stages" in there):
         raise damaged(path, "it must have either search or stages")
-    keys = figure1.KEYS if is_search else convolutional.KEYS
-    for key in ("dataset", "num_runs", "first_run", "epochs", *(("networks", "depth") if is_search else ("block",))):
-        if key not in config:
-            raise damaged(path, f"it has no {key!r}")
-    for key in keys:
-        if isinstance(config.get(key), dict):
-            raise damaged(path, f"{key} is {config[key]!r}")
-    values: dict[str, Any] = {}
-    for name, value in leaves(config).items():  # those that this version does not have may be anything
+    keys = figure1.KEYS if "search" in there else convolutional.KEYS
+    values = {name: value for name, value in leaves(there).items() if name not in FREE}
+    values |= {name: there[name] for name in keys if isinstance(there.get(name), dict)}
+    for name in REQUIRED:
+        if name in keys and name not in values:
+            raise damaged(path, f"it has no {name!r}")
+    for name, value in values.items():
         if inside := [key for key in keys if key.startswith(f"{name}.")]:
             raise damaged(path, f"{name} is {value!r}; it must have {inside[0]}")
-        if name in keys and name not in FREE:
-            try:
-                values[name] = keys[name].checked(value)
-            except ValueError as error:
-                raise damaged(path, f"{name} is {value!r}; it must be {error}") from error
-    depth = values["depth"] if is_search else stages.depth(values["stages"])
-    try:
-        return ConfigDict(config), values["networks"] if is_search else (values["block"],), depth
-    except ValueError as error:  # keys with dots
-        raise damaged(path, error) from error
+        try:
+            if name in keys:
+                keys[name].checked(value)
+        except ValueError as error:
+            raise damaged(path, f"{name} is {value!r}; it must be {error}") from error
+    config = config_of(keys)
+    with config.ignore_type():
+        tuples = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+        config.update_from_flattened_dict(tuples)
+    return config
 
 
 def _read_results(

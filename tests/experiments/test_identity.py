@@ -7,6 +7,7 @@ import shutil
 import sys
 
 import numpy as np
+import pandas
 import pytest
 from tensorboard.backend.event_processing import event_accumulator
 
@@ -227,18 +228,20 @@ def test_tables_never_stand_beside_parameters_of_other_epochs(data_dirs, refuse,
     assert reading.load(directory).finished
 
 
-@pytest.mark.parametrize("name", ["learning_rate", "activation", "transform_bias"])
-def test_a_run_is_repeated_only_with_the_hyperparameters_of_the_table(name, data_dirs, refuse, finished, tmp_path):
+def test_a_run_is_repeated_with_the_hyperparameters_of_the_table(data_dirs, finished, capsys, tmp_path):
+    """And not with what the config, or another version, would draw."""
     changed = shutil.copytree(finished, tmp_path / "changed")
     (changed / "SHA256SUMS").unlink()
-    header, *rows = [line.split(",") for line in (changed / "runs.csv").read_text().splitlines()]
-    column = header.index(name)
-    for row in rows:
-        row[column] = {"relu": "tanh", "tanh": "relu"}.get(row[column], "0.123")
-    (changed / "runs.csv").write_text("".join(",".join(row) + "\n" for row in [header, *rows]))
-    args = [f"--from_search={changed}", "--run=1", f"--config.data_dir={data_dirs[0]}", f"--workdir={tmp_path}/again"]
-    said = refuse(train, *args, untouched=[changed])
-    assert f"runs.csv: {name} of highway run 1 is {rows[1][column]}, but the workdir's config gives " in said
+    table = pandas.read_csv(changed / "runs.csv", dtype=str)
+    table[["learning_rate", "activation", "transform_bias"]] = ["0.125", "tanh", "-0.5"]
+    table.to_csv(changed / "runs.csv", index=False)
+    again = f"--workdir={tmp_path}/again"
+    train.main([f"--from_search={changed}", "--run=1", f"--config.data_dir={data_dirs[0]}", again])
+    assert "the curve differs from the search's by up to " in capsys.readouterr().out
+    (result,) = reading.load(tmp_path / "again").results.values()
+    repeated = result.hyperparameters_of(0)
+    assert [repeated[name] for name in ("learning_rate", "activation", "transform_bias")] == [0.125, "tanh", -0.5]
+    assert np.float32(table["momentum"][1]) == np.float32(repeated["momentum"])
 
 
 @pytest.mark.parametrize("file", ["config.json", "notes.txt", "provenance.json", "data/x.bin"])

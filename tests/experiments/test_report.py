@@ -24,12 +24,12 @@ from PIL import Image
 from experiments import report, search
 from experiments.app import command_line, entry
 from experiments.app.errors import UserError
-from experiments.configs import loading
-from experiments.configs.keys import leaves
+from experiments.configs import convolutional, figure1, loading
+from experiments.configs.keys import config_of, leaves
 from experiments.pages import commands, figures, outcomes, page
 from experiments.workdir import reading
 from experiments.workdir.contents import Workdir
-from experiments.workdir.identity import as_json
+from experiments.workdir.identity import FREE, as_json
 from highway_jax import checkpoint, plotting, population
 from highway_jax.population import Result
 from tests.workdirs import write_workdir
@@ -180,10 +180,9 @@ KEPT = sorted(path.parent for path in (ROOT / "results").glob("*/config.json"))
 def test_kept_workdirs_of_older_versions_are_reported_with_the_command_that_repeats_them(directory, tmp_path):
     found = reading.load(directory)
     config = repeated(commands.command(found))
+    defaults = leaves(as_json(config_of(figure1.KEYS if found.program == "search" else convolutional.KEYS)))
     given = leaves(json.loads((directory / "config.json").read_text()))
-    assert given == {key: config[key] for key in given}
-    new = {key: config[key] for key in config.keys() - given.keys()}
-    assert new.items() <= leaves(as_json(reading.defaults(found.config))).items()
+    assert config == {**defaults, **given, **{key: defaults[key] for key in FREE}}
     if directory.name == "very_deep":
         page.write([found], tmp_path)
         assert commands.command(found) in Page(tmp_path / "report.html").text

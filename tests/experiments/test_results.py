@@ -41,7 +41,7 @@ def test_curves_come_back_exactly(tmp_path_factory, curves):
 
 def test_everything_else_comes_back(tmp_path):
     result = reading.load(write_workdir(tmp_path / "x", CURVES, seed=7))
-    assert (result.config.seed, result.config.search.activation) == (7, ["relu", "tanh"])
+    assert (result.config.seed, result.config.search.activation) == (7, ("relu", "tanh"))
     assert (result.results["plain"].seconds, result.provenance["commit"]) == (75, "abc123")
     assert list(result.results) == ["highway", "plain"]
     highway, plain = result.results.values()
@@ -99,7 +99,7 @@ DAMAGE = [
     ("config.json", replace(r'"num_runs": 3', '"num_runs": 0'), "num_runs is 0"),
     ("config.json", replace(r'"num_runs": 3', '"num_runs": 10000'), "runs must be 0 to 9999"),
     ("config.json", replace(r'"highway", "plain"', "1"), r"networks is \[1\]"),
-    ("config.json", replace(r'"seed"', '"a.b"'), "a.b"),
+    ("config.json", replace(r'"seed"', '"a.b"'), "it has no 'seed'"),
     ("config.json", edit(search=None), "search is None"),
     ("config.json", edit(depth={}), r"depth is \{\}"),
     ("config.json", edit(epochs={}), r"epochs is \{\}"),
