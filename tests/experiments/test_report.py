@@ -252,6 +252,7 @@ def test_depths_make_one_page(tmp_path):
     assert not (tmp_path / "d100/report.html").exists()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_more_than_two_kinds_of_network_make_one_page(tmp_path):
     kinds = ("highway", "plain", "residual", "fixed", "lstm")
     for depth in (50, 10):
@@ -484,11 +485,6 @@ def test_a_mistake_is_one_line_and_status_2(args, message, tmp_path, monkeypatch
     assert (stop.value.code, errors.count("\n"), errors[:7]) == (2, 1, "error: "), errors
     assert re.search(message, errors)
     assert not (work / "report.html").exists()
-
-
-def test_a_mistake_in_a_real_process_leaves_no_traceback():
-    process = subprocess.run([sys.executable, "-m", "experiments.report"], cwd=ROOT, capture_output=True, text=True)
-    assert (process.returncode, process.stdout, process.stderr.count("\n")) == (2, "", 1)
 
 
 @settings(max_examples=50)
