@@ -3,6 +3,7 @@
 from highway_jax.functional.classification import accuracy, cross_entropy
 from highway_jax.population import schedules
 from highway_jax.population.fit import fit, replay
+from highway_jax.population.guided import optuna_trials, tpe
 from highway_jax.population.policies import Halving
 from highway_jax.population.progress import Progress
 from highway_jax.population.ranking import Ranking, rank
@@ -37,11 +38,13 @@ __all__ = [
     "keys",
     "load",
     "log_uniform",
+    "optuna_trials",
     "rank",
     "replay",
     "save",
     "schedules",
     "supervised",
+    "tpe",
     "uniform",
     "writing",
 ]

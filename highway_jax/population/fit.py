@@ -78,7 +78,8 @@ def fit(
       mode: "min" if lower is better, or "max"; it may be left out for a loss. Runs that diverge are ranked after all
         others.
       policy: which runs stop early (`Halving`); None for none.
-      sampler: where hyperparameters come from instead of the space's distributions; see `Sampler`.
+      sampler: where hyperparameters come from instead of the space's distributions: `tpe()`, which learns from the runs
+        before, or a function of one's own (`Sampler`).
       evaluate_every: epochs between evaluations; None for after the last epoch alone.
       evaluate_batch_size: examples evaluated at a time. Scalars are averaged over batches: for a number that is no mean
         over examples, None takes all at once.
