@@ -66,7 +66,7 @@ def job_of(
         draw=draw_figure1(f"{dataset.name}, depth {config.depth}, {config.num_runs} runs of each network"),
         implementations=implementations,
         halving=halving,
-        sampler=functools.partial(guiding.sampler, config, space, directory) if config.sampler == "tpe" else None,
+        sampler=functools.partial(guiding.sampler, space, directory) if config.sampler == "tpe" else None,
     )
 
 
