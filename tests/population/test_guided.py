@@ -100,18 +100,21 @@ def test_suggestions_learn_what_is_good_and_where_runs_diverge(mode):
 
 
 def test_a_trial_is_a_configuration_that_has_begun():
-    space = {"rate": uniform(0, 1), "size": choice(np.float32(3), 5), "kind": grid("a", None, static=True), "other": 7}
+    space = {"rate": uniform(0, 1), "size": choice(np.float32(3), 5), "kind": grid("a", None, static=True)}
+    space |= {"alike": choice(7, True, 7.0, static=True), "other": 7}
     columns = {"rate": np.float32([0.1] * 2 + [0.5] * 4), "size": [0, 0, 1, 1, 1, 1], "kind": [0, 0, 1, 1, 0, 0]}
+    columns["alike"] = [2, 2, 1, 1, 0, 0]
     curves = [[3, 2, 1], [5, np.inf, np.inf], [9, 7, np.nan], [8, np.nan, np.nan], [np.nan] * 3, [np.nan] * 3]
     result = result_of(space, columns, curves, seeds=2, first_run=6)
     ended, stopped = population.optuna_trials(space, result)
     assert (ended.state.name, ended.value, ended.user_attrs) == ("COMPLETE", 3, {"run": 6, "diverged": True})
-    assert ended.params == {"rate": np.float32(0.1), "size": 0, "kind": "a"}  # of NumPy's numbers the positions
+    # Positions of options that Optuna does not hold, or does not tell apart.
+    assert ended.params == {"rate": np.float32(0.1), "size": 0, "kind": "a", "alike": 2}
     assert (stopped.state.name, stopped.value, stopped.intermediate_values) == ("PRUNED", 7.5, {2: 7.5})
-    assert stopped.params == {"rate": 0.5, "size": 1, "kind": None}
+    assert stopped.params == {"rate": 0.5, "size": 1, "kind": None, "alike": 1}
     never = result_of(space, columns, np.full((6, 1), np.inf), mode="max")
     assert [trial.value for trial in population.optuna_trials(space, never)] == [-np.inf] * 6
-    with pytest.raises(ValueError, match="space has 'width'; the result has rate, size, kind, other"):
+    with pytest.raises(ValueError, match="space has 'width'; the result has rate, size, kind, alike, other"):
         population.optuna_trials({"width": uniform(0, 1)}, result)
 
 
