@@ -9,7 +9,7 @@ from experiments.app.output import say
 from experiments.configs.keys import leaves
 from experiments.pages import commands, figures, outcomes, sentences
 from experiments.pages.figures import Picture
-from experiments.pages.words import template
+from experiments.pages.templates import template
 from experiments.workdir.contents import Workdir
 from experiments.workdir.identity import FREE
 from highway_jax import plotting

@@ -1,10 +1,8 @@
-"""Numbers and lists in words, and templates."""
+"""Numbers and lists in words."""
 
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 
 
@@ -31,16 +29,3 @@ def markdown_table(header: Iterable[Any], rows: Iterable[Iterable[Any]], numbers
     header = list(header)
     rules = ["---"] * (len(header) - numbers) + ["---:"] * numbers
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in (header, rules, *rows))
-
-
-def template(path: Path) -> jinja2.Template:
-    """A template; all text that goes into HTML is escaped."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(path.parent),
-        autoescape=".html" in path.name,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    return environment.get_template(path.name)

@@ -175,19 +175,18 @@ def _far_better(best: Best) -> tuple[bool, str]:
 
 
 def _faster(best: Best) -> tuple[bool, str]:
-    epochs = {
-        depth: [epochs_to(CONVERGED, best.curve(network, depth)) for network in ("highway", "plain")]
-        for depth in best.results
-    }
-    each = [f"{_count(highway)} and {_count(plain)} at {depth}" for depth, (highway, plain) in epochs.items()]
-    holds = all(highway < math.inf and FASTER * highway <= plain for highway, plain in epochs.values())
-    return holds, f"epochs of the best run to {CONVERGED}, highway and plain: {', '.join(each)} layers"
+    holds, said = True, []
+    for depth in best.results:
+        highway, plain = (epochs_to(CONVERGED, best.curve(network, depth)) for network in ("highway", "plain"))
+        holds &= highway is not None and (plain is None or FASTER * highway <= plain)
+        said.append(f"{highway or 'never'} and {plain or 'never'} at {depth}")
+    return holds, f"epochs of the best run to {CONVERGED}, highway and plain: {', '.join(said)} layers"
 
 
-def epochs_to(loss: float, curve: np.ndarray) -> float:
-    """After how many epochs a run's (epochs,) training loss was first as low as this; inf if it never was."""
+def epochs_to(loss: float, curve: np.ndarray) -> int | None:
+    """After how many epochs a run's (epochs,) training loss was first as low as this; None if it never was."""
     reached = np.flatnonzero(curve <= loss)
-    return float(reached[0] + 1) if len(reached) else math.inf
+    return int(reached[0]) + 1 if len(reached) else None
 
 
 def very_deep(search: Workdir | None) -> Claim:
@@ -378,7 +377,3 @@ def _array(values: Any) -> np.ndarray:
 
 def _correlation(value: float) -> str:
     return "undefined" if math.isnan(value) else f"{value:.2f}"
-
-
-def _count(epochs: float) -> str:
-    return f"{epochs:.0f}" if math.isfinite(epochs) else "never"
