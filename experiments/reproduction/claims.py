@@ -35,6 +35,23 @@ CLOSE_TO_NO_EFFECT = 0.1  # of the early layers' effect
 SPARSE = 0.1  # share of the gates that may be open for one image
 IDLE = (0.5, 0.7)  # shares of layers without a contribution that are "about 60%"
 
+# Of the convolutional networks: section, words, table, network, and the test accuracy in percent that it must have.
+TABLE1, TABLE2, CIFAR10, CIFAR100 = tables.TABLES
+IN_ONE_STAGE = "CIFAR-10, in one stage: Highway"
+ACCURACIES = (
+    ("3.2", "MNIST, 39 K parameters: 99.43 %", TABLE1, "Highway, 10 layers of width 16", 99.43 - ACCURACY),
+    ("3.2", "MNIST, 151 K parameters: 99.55 %", TABLE1, "Highway, 10 layers of width 32", 99.55 - ACCURACY),
+    ("3.3.1", f"{IN_ONE_STAGE} A has at least the 89.01 % of Fitnet A", TABLE2, "Highway A, 11 layers", 89.01),
+    ("3.3.1", f"{IN_ONE_STAGE} B has at least the 91.61 % of Fitnet B", TABLE2, "Highway B, 19 layers", 91.61),
+    # more by an image of 10,000
+    ("3.3.1", f"{IN_ONE_STAGE} C has more than the 90.18 % of the teacher", TABLE2, "Highway C, 32 layers", 90.19),
+    ("3.3.2", "CIFAR-10, augmented: 92.4 %", CIFAR10, "Highway, 19 layers", 92.40 - ACCURACY),
+    ("3.3.2", "CIFAR-100, augmented: 67.76 %", CIFAR100, "Highway, 19 layers", 67.76 - ACCURACY),
+)
+
+Judgement = tuple[bool | None, str]  # whether a claim holds, None if what was run does not say; and the evidence
+Analysis = Mapping[str, Any]  # an `analysis.json`
+
 
 @dataclass(frozen=True)
 class Claim:
@@ -43,19 +60,20 @@ class Claim:
     Attributes:
       section: where the paper says it.
       words: what it says, nearly in its words.
-      verdict: HOLDS, FAILS or NOT_RUN.
+      holds: whether it does here; None if what was run does not say.
       evidence: the numbers measured here, or why there are none.
     """
 
     section: str
     words: str
-    verdict: str
+    holds: bool | None
     evidence: str
 
-    @classmethod
-    def judged(cls, section: str, words: str, holds: bool | None, evidence: str) -> "Claim":
-        """A claim that holds or does not; None if what was run does not say."""
-        return cls(section, words, NOT_RUN if holds is None else HOLDS if holds else FAILS, evidence)
+    @property
+    def verdict(self) -> str:
+        if self.holds is None:
+            return NOT_RUN
+        return HOLDS if self.holds else FAILS
 
 
 def figure1(searches: Mapping[int, Workdir], slower: Mapping[int, Workdir]) -> list[Claim]:
@@ -69,25 +87,22 @@ def figure1(searches: Mapping[int, Workdir], slower: Mapping[int, Workdir]) -> l
     """
     complete = {depth: search for depth, search in searches.items() if {"highway", "plain"} <= search.results.keys()}
 
-    def claim(
-        words: str, depths: Sequence[int], judge: Callable[[Best], tuple[bool | None, str]], section: str = "3.1"
-    ) -> Claim:
+    def claim(section: str, words: str, judge: Callable[[Best], Judgement], *depths: int) -> Claim:
         if missing := [depth for depth in depths if depth not in complete]:
-            return Claim(section, words, NOT_RUN, f"depth {listed(missing)}: not run to the end")
+            return Claim(section, words, None, f"depth {listed(missing)}: not run to the end")
         epochs = min(complete[depth].config.epochs for depth in depths)
         holds, evidence = judge(Best({depth: complete[depth].results for depth in depths}, epochs))
-        return Claim.judged(section, words, holds, f"{evidence}; after {epochs} of {EPOCHS} epochs")
+        return Claim(section, words, holds, f"{evidence}; after {epochs} of {EPOCHS} epochs")
 
+    bias = "a negative gate bias suffices for different activations, in very deep networks"
     every = (10, 20, 50, 100)
     return [
-        claim(
-            "a negative gate bias suffices for different activations, in very deep networks", [100], _proceeds, "2.2"
-        ),
+        claim("2.2", bias, _proceeds, 100),
         _very_good(complete, slower),
-        claim("plain networks get significantly worse with depth", every, _degrades),
-        claim("highway networks of 50 and 100 layers are similar to 10 and 20", every, _unharmed),
-        claim("at 100 layers highway is more than 2 orders of magnitude better", [100], _far_better),
-        claim("highway networks converge significantly faster, at every depth", every, _faster),
+        claim("3.1", "plain networks get significantly worse with depth", _degrades, *every),
+        claim("3.1", "highway networks of 50 and 100 layers are similar to 10 and 20", _unharmed, *every),
+        claim("3.1", "at 100 layers highway is more than 2 orders of magnitude better", _far_better, 100),
+        claim("3.1", "highway networks converge significantly faster, at every depth", _faster, *every),
     ]
 
 
@@ -129,19 +144,18 @@ def _very_good(searches: Mapping[int, Workdir], slower: Mapping[int, Workdir]) -
             if depth in group
         ]
         if not candidates:
-            return Claim("3.1", words, NOT_RUN, "")
+            return Claim("3.1", words, None, "")
         best[depth] = min(candidates)
     evidence = listed(f"{number(loss)} at {depth} layers after {epochs}" for depth, (loss, epochs, _) in best.items())
     evidence += f" of {EPOCHS} epochs"
     if other := [depth for depth, (_, _, slow) in best.items() if slow]:
         evidence += f"; at depth {listed(other)} in other searches than the figure's, with a slower decay"
     missed = [epochs for loss, epochs, _ in best.values() if not loss < VERY_GOOD]
-    if missed and max(missed) < EPOCHS:  # more epochs may get there
-        return Claim("3.1", words, NOT_RUN, evidence)
-    return Claim.judged("3.1", words, not missed, evidence)
+    undecided = missed and max(missed) < EPOCHS  # more epochs may get there
+    return Claim("3.1", words, None if undecided else not missed, evidence)
 
 
-def _proceeds(best: Best) -> tuple[bool | None, str]:
+def _proceeds(best: Best) -> Judgement:
     found = best.results[100]["highway"]
     counts, said = [], []
     for name in ("relu", "tanh"):
@@ -153,18 +167,18 @@ def _proceeds(best: Best) -> tuple[bool | None, str]:
     return all(counts), f"100 layers get to {CONVERGED} in {listed(said)}"
 
 
-def _degrades(best: Best) -> tuple[bool, str]:
+def _degrades(best: Best) -> Judgement:
     worse = min(best.losses("plain", 50, 100)) > SIMILAR * best.loss("plain", 10)
     return worse and best.learned("plain", 10), best.said("plain")
 
 
-def _unharmed(best: Best) -> tuple[bool, str]:
+def _unharmed(best: Best) -> Judgement:
     shallow, deep = best.losses("highway", 10, 20), best.losses("highway", 50, 100)
     similar = max(deep) <= SIMILAR * min(shallow)
     return similar and best.learned("highway", 10, 20, 50, 100), best.said("highway")
 
 
-def _far_better(best: Best) -> tuple[bool, str]:
+def _far_better(best: Best) -> Judgement:
     plain, highway = best.loss("plain", 100), best.loss("highway", 100)
     times = f"{plain / highway:,.0f} times: " if highway and math.isfinite(plain) and math.isfinite(highway) else ""
     ten = [best.results[100][network].ranking.mean_of_best(10) for network in ("plain", "highway")]
@@ -174,7 +188,7 @@ def _far_better(best: Best) -> tuple[bool, str]:
     return holds, f"{times}plain {number(plain)}, highway {number(highway)}; {means}"
 
 
-def _faster(best: Best) -> tuple[bool, str]:
+def _faster(best: Best) -> Judgement:
     holds, said = True, []
     for depth in best.results:
         highway, plain = (epochs_to(CONVERGED, best.curve(network, depth)) for network in ("highway", "plain"))
@@ -193,7 +207,7 @@ def very_deep(search: Workdir | None) -> Claim:
     """Section 2.2's pilot experiment, which the paper made with a more complex block (its footnote 2)."""
     words = "SGD does not stall in networks of more than 1000 layers"
     if search is None or "highway" not in search.results or search.depth <= 1000:
-        return Claim("2.2", words, NOT_RUN, "")
+        return Claim("2.2", words, None, "")
     ranking = search.results["highway"].ranking
     best, level = float(ranking.best.min()), STALLED * CHANCE
     evidence = (
@@ -202,36 +216,13 @@ def very_deep(search: Workdir | None) -> Claim:
         f"(guessing: {number(CHANCE)})"
     )
     if best > level and not search.finished:
-        return Claim("2.2", words, NOT_RUN, f"stopped; {evidence}")
-    return Claim.judged("2.2", words, best <= level, evidence)
+        return Claim("2.2", words, None, f"stopped; {evidence}")
+    return Claim("2.2", words, best <= level, evidence)
 
 
 def accuracies(trained: Sequence[Workdir]) -> list[Claim]:
     """The claims of Tables 1 to 3 (Sections 3.2 and 3.3), judged by the finished convolutional networks."""
-    table1, table2, cifar10, cifar100 = tables.TABLES
-    return (
-        [
-            _accuracy(trained, "3.2", f"MNIST, {words}: {level} %", table1, name, level - ACCURACY)
-            for words, level, name in (
-                ("39 K parameters", 99.43, "Highway, 10 layers of width 16"),
-                ("151 K parameters", 99.55, "Highway, 10 layers of width 32"),
-            )
-        ]
-        + [
-            _accuracy(trained, "3.3.1", f"CIFAR-10, in one stage: {words} % of {than}", table2, name, level)
-            for name, words, level, than in (
-                ("Highway A, 11 layers", "Highway A has at least the 89.01", 89.01, "Fitnet A"),
-                ("Highway B, 19 layers", "Highway B has at least the 91.61", 91.61, "Fitnet B"),
-                ("Highway C, 32 layers", "Highway C has more than the 90.18", 90.19, "the teacher"),  # of 10,000 images
-            )
-        ]
-        + [
-            _accuracy(
-                trained, "3.3.2", f"{dataset}, augmented: {level} %", title, "Highway, 19 layers", level - ACCURACY
-            )
-            for dataset, title, level in (("CIFAR-10", cifar10, 92.40), ("CIFAR-100", cifar100, 67.76))
-        ]
-    )
+    return [_accuracy(trained, *claim) for claim in ACCURACIES]
 
 
 def _accuracy(trained: Sequence[Workdir], section: str, words: str, title: str, name: str, level: float) -> Claim:
@@ -239,141 +230,145 @@ def _accuracy(trained: Sequence[Workdir], section: str, words: str, title: str, 
     (row,) = (row for row in tables.TABLES[title] if row.network == name)
     mine = [w for w in trained if tables.is_in(w, row) and tables.is_as_in_the_paper(w) and w.finished]
     if not mine:
-        return Claim(section, words, NOT_RUN, "")
+        return Claim(section, words, None, "")
     accuracy, epochs = tables.test_accuracy(mine[0].results["highway"]), mine[0].config.epochs
+    evidence = f"{best_mean_std(accuracy)} % after {epochs}"
     reached = round(100 * float(np.nan_to_num(accuracy).max()), 2) >= round(level, 2)
-    evidence = f"{best_mean_std(accuracy)} %"
     if not reached and epochs < row.epochs:
-        return Claim(section, words, NOT_RUN, f"{evidence} after {epochs} of {row.epochs} epochs")
-    return Claim.judged(section, words, reached, f"{evidence} after {epochs} epochs")
+        return Claim(section, words, None, f"{evidence} of {row.epochs} epochs")
+    return Claim(section, words, reached, f"{evidence} epochs")
 
 
-def gates(analysis: Mapping[str, Any] | None) -> list[Claim]:
+def gates(analysis: Analysis | None) -> list[Claim]:
     """Section 4's claims about the 50-layer network on MNIST, judged by its `analysis.json`; layers count from 1."""
-    words = (
-        "most transform gate biases decrease in training",
-        "a single image's gates are very sparse",
-        "most block outputs stay constant over many layers",
-        "most of the change in block outputs happens in about the first 15 layers",
-        "digits are routed differently, substantially within the first 15 layers",
-        "the error rises significantly without any one of the early layers",
-        "layers 15 to 45 have close to no effect",
-        "about 60% of the layers do not contribute",
+    return _section_4(
+        analysis,
+        LATE[1],
+        ("most transform gate biases decrease in training", _biases),
+        ("a single image's gates are very sparse", _sparse),
+        ("most block outputs stay constant over many layers", _steady),
+        ("most of the change in block outputs happens in about the first 15 layers", _changes),
+        ("digits are routed differently, substantially within the first 15 layers", _routes),
+        ("the error rises significantly without any one of the early layers", _needs_early),
+        ("layers 15 to 45 have close to no effect", _spares_late),
+        ("about 60% of the layers do not contribute", _idles),
     )
-    reason = _unfit(analysis, LATE[1])
-    if analysis is None or reason is not None:
-        return [Claim("4", text, NOT_RUN, reason or "") for text in words]
-    found = analysis["summary"]
-    routing = np.abs(_array(analysis["routing"])).mean(axis=(0, 2))
-    error, intact = _lesioned(analysis), found["intact_error"]
-    early, late = error[:EARLY], error[LATE[0] - 1 : LATE[1]]
-    idle = found["minor_layers"] / len(error)
-    percent = "{:.3%}".format
-    risen = _risen(early, analysis)
-    judged = (
-        _biases(analysis),
-        (found["open_in_sample"] < SPARSE, f"{found['open_in_sample']:.1%} are above 0.5"),
-        (
-            found["steady_outputs"] > 0.5,
-            f"{found['steady_outputs']:.0%} change by less than a tenth of their root mean square from layer to layer",
-        ),
-        _change(analysis, FIRST),
-        _first(routing, FIRST, "the classes' difference", found["routing_depth"]),
-        (
-            bool(risen.all()),
-            f"{risen.sum()} of layers 1 to {EARLY}: training error {percent(intact)} whole, "
-            f"{percent(early.min())} to {percent(early.max())} without one of them",
-        ),
-        (
-            abs(late.mean() - intact) < CLOSE_TO_NO_EFFECT * (early.mean() - intact),
-            f"{percent(late.mean())} without one of them on average (median {percent(np.median(late))}), "
-            f"{percent(early.mean())} without an earlier one (median {percent(np.median(early))})",
-        ),
-        (
-            IDLE[0] <= idle <= IDLE[1],
-            f"{idle:.0%} raise the loss by at most a tenth of what the worst one does; "
-            f"{found['droppable_layers']} can go together before the error has risen by 1%",
-        ),
-    )
-    return [Claim.judged("4", text, *verdict) for text, verdict in zip(words, judged, strict=True)]
 
 
-def gates_of_cifar100(analysis: Mapping[str, Any] | None) -> list[Claim]:
+def gates_of_cifar100(analysis: Analysis | None) -> list[Claim]:
     """Section 4's claims about the 50-layer network on CIFAR-100, likewise."""
-    words = (
-        "CIFAR-100: most transform gate biases decrease in training",
-        "CIFAR-100: biases increase with depth, against the gates' mean activity",
-        "CIFAR-100: most of the change in block outputs happens in about the first 40 layers",
-        "CIFAR-100: most gates are active on average, few for a single image",
-        "CIFAR-100: the error rises noticeably without any one of about the first 40 layers",
-    )
-    reason = _unfit(analysis, FIRST_CIFAR100)
-    if analysis is None or reason is not None:
-        return [Claim("4", text, NOT_RUN, reason or "") for text in words]
-    found = analysis["summary"]
-    # null, here NaN, where either does not vary
-    depth, activity = _array([found[f"bias_{of}_correlation"] for of in ("depth", "activity")])
-    average, single = found["open_on_average"], found["open_in_sample"]
-    risen = _risen(_lesioned(analysis)[:FIRST_CIFAR100], analysis)
-    judged = (
-        _biases(analysis),
+    return _section_4(
+        analysis,
+        FIRST_CIFAR100,
+        ("CIFAR-100: most transform gate biases decrease in training", _biases),
+        ("CIFAR-100: biases increase with depth, against the gates' mean activity", _biases_follow_depth),
         (
-            depth > 0.5 and activity < -0.5,
-            "correlation of a layer's mean bias with depth "
-            f"{_correlation(depth)}, with its mean gate {_correlation(activity)}",
+            "CIFAR-100: most of the change in block outputs happens in about the first 40 layers",
+            lambda found: _changes(found, FIRST_CIFAR100),
         ),
-        _change(analysis, FIRST_CIFAR100),
-        (average > 0.5 and single < average / 2, f"{average:.0%} are above 0.5 on average, {single:.0%} for one image"),
-        (bool(risen.all()), f"it rises for {risen.sum()} of the first {len(risen)}"),
+        ("CIFAR-100: most gates are active on average, few for a single image", _selects),
+        ("CIFAR-100: the error rises noticeably without any one of about the first 40 layers", _needs_first),
     )
-    return [Claim.judged("4", text, *verdict) for text, verdict in zip(words, judged, strict=True)]
 
 
-def _unfit(analysis: Mapping[str, Any] | None, layers: int) -> str | None:
-    """Why claims about so many layers cannot be judged; None if they can."""
+def _section_4(
+    analysis: Analysis | None, layers: int, *claims: tuple[str, Callable[[Analysis], Judgement]]
+) -> list[Claim]:
+    """Claims' words and what judges them, of a network with at least so many layers."""
     if analysis is None:
-        return ""
-    if (found := len(analysis["lesions"]["error"])) < layers:
-        return f"the network has {found} highway layers"
-    unknown = [name for name, value in analysis["summary"].items() if value is None and "correlation" not in name]
-    return f"not finite: {listed(unknown)}" if unknown else None
+        reason = ""
+    elif (count := len(analysis["lesions"]["error"])) < layers:
+        reason = f"the network has {count} highway layers"
+    elif unknown := [k for k, value in analysis["summary"].items() if value is None and "correlation" not in k]:
+        reason = f"not finite: {listed(unknown)}"
+    else:
+        return [Claim("4", words, *judge(analysis)) for words, judge in claims]
+    return [Claim("4", words, None, reason) for words, _ in claims]
 
 
-def _biases(analysis: Mapping[str, Any]) -> tuple[bool, str]:
-    lowered, initial = analysis["summary"]["biases_lowered"], analysis["hyperparameters"]["transform_bias"]
+def _biases(found: Analysis) -> Judgement:
+    lowered, initial = found["summary"]["biases_lowered"], found["hyperparameters"]["transform_bias"]
     return lowered > 0.5, f"{lowered:.0%} are below the initial {initial:.2f}"
 
 
-def _change(analysis: Mapping[str, Any], layers: int) -> tuple[bool | None, str]:
-    """Whether most of the change in a sample's block outputs, from layer to layer, is within the first layers."""
-    change = np.abs(np.diff(_array(analysis["sample"]["block_output"]), axis=0)).sum(axis=1)
+def _biases_follow_depth(found: Analysis) -> Judgement:
+    # null, here NaN, where either does not vary
+    depth, activity = np.array([found["summary"][f"bias_{of}_correlation"] for of in ("depth", "activity")], float)
+    said = ["undefined" if math.isnan(value) else f"{value:.2f}" for value in (depth, activity)]
+    evidence = f"correlation of a layer's mean bias with depth {said[0]}, with its mean gate {said[1]}"
+    return depth > 0.5 and activity < -0.5, evidence
+
+
+def _sparse(found: Analysis) -> Judgement:
+    single = found["summary"]["open_in_sample"]
+    return single < SPARSE, f"{single:.1%} are above 0.5"
+
+
+def _selects(found: Analysis) -> Judgement:
+    average, single = found["summary"]["open_on_average"], found["summary"]["open_in_sample"]
+    return average > 0.5 and single < average / 2, f"{average:.0%} are above 0.5 on average, {single:.0%} for one image"
+
+
+def _steady(found: Analysis) -> Judgement:
+    share = found["summary"]["steady_outputs"]
+    return share > 0.5, f"{share:.0%} change by less than a tenth of their root mean square from layer to layer"
+
+
+def _changes(found: Analysis, layers: int = FIRST) -> Judgement:
+    change = np.abs(np.diff(np.array(found["sample"]["block_output"], float), axis=0)).sum(axis=1)
     # the first change is layer 2's
-    return _first(change, layers - 1, "the change", analysis["summary"]["change_depth"])
+    return _mostly_first(change, layers - 1, "the change", found["summary"]["change_depth"])
 
 
-def _first(values: np.ndarray, count: int, what: str, depth: int) -> tuple[bool | None, str]:
+def _routes(found: Analysis) -> Judgement:
+    routing = np.abs(np.array(found["routing"], float)).mean(axis=(0, 2))
+    return _mostly_first(routing, FIRST, "the classes' difference", found["summary"]["routing_depth"])
+
+
+def _mostly_first(values: np.ndarray, count: int, what: str, depth: int) -> Judgement:
     """Whether most of the sum of values, 90% of which is reached at a depth, is of the first ones."""
     if not 0 < values.sum() < math.inf:
         return None, f"{what} is zero, or not finite"
     share = values[:count].sum() / values.sum()
-    return bool(share > 0.5), f"{share:.0%} of {what}; 90% by layer {depth}"
+    return share > 0.5, f"{share:.0%} of {what}; 90% by layer {depth}"
 
 
-def _lesioned(analysis: Mapping[str, Any]) -> np.ndarray:
+def _needs_early(found: Analysis) -> Judgement:
+    early, risen, intact = _lesioned(found)[:EARLY], _risen(found, EARLY), found["summary"]["intact_error"]
+    return bool(risen.all()), (
+        f"{risen.sum()} of layers 1 to {EARLY}: training error {intact:.3%} whole, "
+        f"{early.min():.3%} to {early.max():.3%} without one of them"
+    )
+
+
+def _needs_first(found: Analysis) -> Judgement:
+    risen = _risen(found, FIRST_CIFAR100)
+    return bool(risen.all()), f"it rises for {risen.sum()} of the first {len(risen)}"
+
+
+def _spares_late(found: Analysis) -> Judgement:
+    error, intact = _lesioned(found), found["summary"]["intact_error"]
+    early, late = error[:EARLY], error[LATE[0] - 1 : LATE[1]]
+    return abs(late.mean() - intact) < CLOSE_TO_NO_EFFECT * (early.mean() - intact), (
+        f"{late.mean():.3%} without one of them on average (median {np.median(late):.3%}), "
+        f"{early.mean():.3%} without an earlier one (median {np.median(early):.3%})"
+    )
+
+
+def _idles(found: Analysis) -> Judgement:
+    share = found["summary"]["minor_layers"] / len(found["lesions"]["error"])
+    return IDLE[0] <= share <= IDLE[1], (
+        f"{share:.0%} raise the loss by at most a tenth of what the worst one does; "
+        f"{found['summary']['droppable_layers']} can go together before the error has risen by 1%"
+    )
+
+
+def _lesioned(found: Analysis) -> np.ndarray:
     """(layers,) the error without each layer: 1 where the loss is no longer finite."""
-    return np.nan_to_num(_array(analysis["lesions"]["error"]), nan=1.0)
+    return np.nan_to_num(np.array(found["lesions"]["error"], float), nan=1.0)
 
 
-def _risen(error: np.ndarray, analysis: Mapping[str, Any]) -> np.ndarray:
-    """Whether so many more images are misclassified that it is significant."""
-    wrong, before = error * analysis["images"], analysis["summary"]["intact_error"] * analysis["images"]
+def _risen(found: Analysis, layers: int) -> np.ndarray:
+    """Whether significantly more images are misclassified without each of the first layers."""
+    wrong, before = _lesioned(found)[:layers] * found["images"], found["summary"]["intact_error"] * found["images"]
     return wrong - before > SIGNIFICANT * np.sqrt(wrong + before)
-
-
-def _array(values: Any) -> np.ndarray:
-    """Of JSON's numbers; NaN for null."""
-    return np.array(values, float)
-
-
-def _correlation(value: float) -> str:
-    return "undefined" if math.isnan(value) else f"{value:.2f}"
