@@ -9,6 +9,7 @@ import numpy as np
 
 from experiments.jobs.trained import Network
 from experiments.pages.figures import png
+from experiments.pages.templates import template
 from experiments.workdir.files import write_text
 from highway_jax import data
 from highway_jax.analysis import Analysis, plots, summarize
@@ -57,49 +58,29 @@ def write(directory: Path, dataset: data.Dataset, network: Network, found: Analy
     write_text(directory / "analysis.json", json.dumps(_json(numbers), allow_nan=False) + "\n")
 
 
-def captions(network: str, images: int, sample: str, initial_bias: float, s: Mapping[str, Any]) -> dict[str, str]:
-    """What is written below each figure.
+def captions(network: str, images: int, sample: str, initial_bias: float, summary: Mapping[str, Any]) -> dict[str, str]:
+    """What is written below each figure, from `captions.jinja`.
 
     Args:
       network: which it is, such as "highway run 7 on mnist".
       images: number of training images.
       sample: which image the single one is.
       initial_bias: of the transform gates.
-      s: from `analysis.summarize`.
+      summary: from `analysis.summarize`.
     """
-    if s["effective_layers"]:
-        rise = (
-            f"The lesions of {s['minor_layers']} layers raise the loss by at most a tenth of what the worst one does. "
-            "Effective layers: the exponential of the entropy of the lesions' shares of the total rise in loss."
-        )
-    else:
-        rise = "No lesion of a single layer raises the loss."
-    return {
-        "figure2.png": (
-            f"Inside {network}; the first highway layer is on top. Biases: they started from {initial_bias:.2f}, and "
-            f"{s['biases_lowered']:.0%} are lower now. Mean outputs: over {images:,} training images; "
-            f"{s['open_on_average']:.1%} of the gates are open, above {OPEN}. One sample: {sample}; "
-            f"{s['open_in_sample']:.1%} of its gates are open. {s['steady_outputs']:.0%} of its block outputs "
-            "differ from the layer before's by less than a tenth of their root mean square; "
-            f"90% of the change has happened by layer {s['change_depth']}."
-        ),
-        "figure3.png": (
-            "Mean transform gate outputs over single classes less those over all training images. Half of the "
-            f"difference, over all classes, is in layers 1 to {s['routing_depth_half']}, and 90% in layers 1 to "
-            f"{s['routing_depth']}."
-        ),
-        "figure4.png": (
-            f"Error on all {images:,} training images with the gates of one layer closed: "
-            f"{percent(s['intact_error'])} without a lesion, {percent(s['worst_error'])} with the worst, of layer "
-            f"{s['worst_layer']}. {rise}"
-        ),
-        "depth_in_use.png": (
-            f"Left: error without several layers at once; {s['droppable_layers']} can go before it has risen by more "
-            f"than {TOLERATED:.0%} of the images. Middle: the sum over layers of a sample's mean gate output, "
-            f"{s['open_layers']:.1f} on average. Right: how much of the mean gate output, and of the lesions' rise in "
-            "loss, is in the layers up to each."
-        ),
-    }
+    said = template(Path(__file__).with_name("captions.jinja"), short_percent=percent).make_module(
+        {
+            "network": network,
+            "images": images,
+            "sample": sample,
+            "initial_bias": initial_bias,
+            "threshold": OPEN,
+            "tolerated": TOLERATED,
+            **summary,
+        }
+    )
+    names = ("figure2", "figure3", "figure4", "depth_in_use")
+    return {f"{name}.png": str(getattr(said, name)).strip().replace("\n", " ") for name in names}
 
 
 def _json(value: Any) -> Any:

@@ -10,6 +10,7 @@ from experiments.configs.keys import leaves
 from experiments.pages import commands, figures, outcomes, sentences
 from experiments.pages.figures import Picture
 from experiments.pages.templates import template
+from experiments.pages.words import listed
 from experiments.workdir.contents import Workdir
 from experiments.workdir.identity import FREE
 from highway_jax import plotting
@@ -91,6 +92,7 @@ def render(searches: Sequence[Workdir], pictures: dict[str, list[Picture]]) -> s
         hyperparameters=hyperparameters,
         colors=plotting.COLORS,
         kinds=len({kind for search in searches for kind in search.results}),
+        networks=listed(dict.fromkeys(kind for search in searches for kind in search.kinds)),
     )
 
 

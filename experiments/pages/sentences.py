@@ -39,15 +39,6 @@ def labels(searches: Sequence[Workdir]) -> list[str]:
     return next(found for found in candidates if len(set(found)) == len(found))
 
 
-def title(searches: Sequence[Workdir]) -> str:
-    """Such as "Highway and plain networks on digits"."""
-    if not searches[0].program:
-        return f"{listed(labels(searches))}: runs ranked by {measured(searches)}"
-    networks = dict.fromkeys(kind for search in searches for kind in search.kinds)
-    text = f"{listed(networks)} networks on {listed(dict.fromkeys(search.config.dataset for search in searches))}"
-    return text[0].upper() + text[1:]
-
-
 def describe(searches: Sequence[Workdir]) -> str:
     """What was searched, such as "digits, depth 10 and 20; 100 runs of each network; 30 epochs"."""
 
@@ -59,19 +50,6 @@ def describe(searches: Sequence[Workdir]) -> str:
         return f"{listed(labels(searches))}; {runs}; {each('epochs')} epochs"
     depths = listed(dict.fromkeys(search.depth for search in searches))
     return f"{each('dataset')}, depth {depths}; {runs} of each network; {each('epochs')} epochs"
-
-
-def origin(searches: Sequence[Workdir]) -> str:
-    """How the hyperparameters were chosen, and how runs are ranked."""
-    if not searches[0].program:
-        mode = next(iter(searches[0].results.values())).mode
-        return f"Runs are ranked by their {'lowest' if mode == 'min' else 'highest'} {measured(searches)}."
-    sampler = sampled(searches)
-    chosen = f"A {sampler} search over hyperparameters" if sampler else "Trained with the hyperparameters of a config"
-    return (
-        f"{chosen}; every loss is the mean cross entropy of an epoch on the training set, in nats, and runs are ranked "
-        "by their lowest."
-    )
 
 
 def sampled(searches: Sequence[Workdir]) -> str:

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from experiments.app.errors import UserError
 from experiments.jobs.networks import size
-from experiments.pages.words import best_mean_std, markdown_table
+from experiments.pages.words import best_mean_std
 from experiments.workdir.contents import Workdir
 from highway_jax import data
 from highway_jax.population import Result
@@ -69,7 +69,9 @@ TABLES: dict[str, tuple[Row, ...]] = {
         Row("Highway, 19 layers", "", "67.76 (67.61 ± 0.15)", "cifar100", paper.CIFAR_GAP),
     ),
 }
-HEADER = ("network", "parameters (paper)", "accuracy (paper)", "parameters", "accuracy", "runs", "epochs")
+HEADER = """\
+| network | parameters (paper) | accuracy (paper) | parameters | accuracy | runs | epochs |
+| --- | --- | ---: | ---: | ---: | ---: | ---: |"""
 
 
 def check(trained: Sequence[Workdir]) -> None:
@@ -94,7 +96,8 @@ def tables(trained: Sequence[Workdir]) -> str:
             for cells in ours or [("", "not run" if row.stages else "", "", "")]:
                 lines.append((row.network, row.parameters, row.accuracy, *cells))
             lines += [(name, "", "", *cells) for name, cells in mine if name != row.network]
-        parts.append(f"**{title}**\n\n{markdown_table(HEADER, lines, numbers=5)}\n")
+        table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        parts.append(f"**{title}**\n\n{HEADER}\n{table}\n")
     return "\n".join(parts)
 
 

@@ -22,10 +22,3 @@ def best_mean_std(accuracy: np.ndarray) -> str:
         return f"{percent[0]:.2f}"
     best = np.nanmax(percent) if np.isfinite(percent).any() else np.nan
     return f"{best:.2f} ({percent.mean():.2f} ± {percent.std(ddof=1):.2f})"
-
-
-def markdown_table(header: Iterable[Any], rows: Iterable[Iterable[Any]], numbers: int = 0) -> str:
-    """A Markdown table; the last so many columns are of numbers, at the right."""
-    header = list(header)
-    rules = ["---"] * (len(header) - numbers) + ["---:"] * numbers
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in (header, rules, *rows))
