@@ -33,52 +33,32 @@ def write(directory: Path, dataset: data.Dataset, network: Network, found: Analy
     }.items():
         write_whole(directory / name, png(figure))
     counts, edges = np.histogram(found.gates.open_layers, BINS)
-    images, label = len(dataset.train["y"]), int(dataset.train["y"][SAMPLE])
-    summary = summarize(found, hp["transform_bias"])
-    what = f"{network.kind} run {network.run} ({hp['activation']}, after epoch {network.epoch}) on {title}"
-    sample = f"training image {SAMPLE}, of class {label}"
     numbers = {
         "dataset": dataset.name,
         "split": "train",
-        "images": images,
+        "images": len(dataset.train["y"]),
         "network": network.kind,
         "run": network.run,
         "rank": network.rank,
         "epoch": network.epoch,
         "parameters": network.file.relative_to(directory).as_posix(),
         "hyperparameters": hp,
-        "summary": summary,
-        "captions": captions(what, images, sample, hp["transform_bias"], summary),
+        "summary": summarize(found, hp["transform_bias"]),
+        "captions": {},  # of all the rest, below
         "gates": {**found.gates._asdict(), "open_layers": {"counts": counts, "edges": edges}},
         "routing": found.gates.routing,
-        "sample": {"index": SAMPLE, "label": label, **found.sample._asdict()},
+        "sample": {"index": SAMPLE, "label": int(dataset.train["y"][SAMPLE]), **found.sample._asdict()},
         "lesions": {**found.lesions._asdict(), "damage": found.lesions.damage},
         "dropped": found.dropped._asdict(),
     }
+    numbers["captions"] = _captions(title, numbers)
     write_text(directory / "analysis.json", json.dumps(_json(numbers), allow_nan=False) + "\n")
 
 
-def captions(network: str, images: int, sample: str, initial_bias: float, summary: Mapping[str, Any]) -> dict[str, str]:
-    """What is written below each figure, from `captions.jinja`.
-
-    Args:
-      network: which it is, such as "highway run 7 on mnist".
-      images: number of training images.
-      sample: which image the single one is.
-      initial_bias: of the transform gates.
-      summary: from `analysis.summarize`.
-    """
-    said = template(Path(__file__).with_name("captions.jinja"), short_percent=percent).make_module(
-        {
-            "network": network,
-            "images": images,
-            "sample": sample,
-            "initial_bias": initial_bias,
-            "threshold": OPEN,
-            "tolerated": TOLERATED,
-            **summary,
-        }
-    )
+def _captions(title: str, numbers: Mapping[str, Any]) -> dict[str, str]:
+    """What is written below each figure, from `captions.jinja` and what `analysis.json` has."""
+    values = {"title": title, "threshold": OPEN, "tolerated": TOLERATED, **numbers}
+    said = template(Path(__file__).with_name("captions.jinja"), short_percent=percent).make_module(values)
     names = ("figure2", "figure3", "figure4", "depth_in_use")
     return {f"{name}.png": str(getattr(said, name)).strip().replace("\n", " ") for name in names}
 
