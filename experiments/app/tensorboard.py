@@ -4,7 +4,6 @@ They follow from what is kept elsewhere. So one that cannot be written is warned
 """
 
 import contextlib
-import dataclasses
 import math
 import shutil
 import time
@@ -12,8 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
+
 from experiments.app import errors
-from experiments.app.progress import Stats
+from highway_jax import population
 from highway_jax.files import first_line
 from highway_jax.population import Result
 from highway_jax.stack.kinds import KINDS
@@ -51,11 +52,18 @@ class Writer:
                 self._events = _Events(self._directory)
                 self._events.supersede(epoch + 1)
 
-    def log(self, epoch: int, stats: Stats) -> None:
-        """An epoch is done."""
+    def log(self, epoch: int, curves: np.ndarray) -> None:
+        """An epoch is done; (runs, epochs) training losses, of which runs that have not begun do not count."""
         if self._wanted and self._events:
+            ranking = population.rank(curves[~np.isnan(curves).all(axis=1)])
+            stats = {
+                "best_loss": ranking.best[ranking.order[0]],
+                "top10_mean_loss": ranking.mean_of_best(10),
+                "median_loss": ranking.median(),
+                "diverged": ranking.diverged.sum(),
+            }
             with self._warning():
-                self._events.scalars(epoch, dataclasses.asdict(stats))
+                self._events.scalars(epoch, stats)
                 self._events.flush_now_and_then()
 
     def write_runs(self, result: Result) -> None:

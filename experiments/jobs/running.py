@@ -15,7 +15,6 @@ from ml_collections import ConfigDict
 from experiments.app import errors, settings, stops, tensorboard
 from experiments.app.errors import UserError
 from experiments.app.output import Output
-from experiments.app.progress import Monitor, Stats
 from experiments.configs.loading import is_data_function
 from experiments.jobs.job import Job, too_large, too_many
 from experiments.workdir import files, identity, opening, writing
@@ -62,7 +61,7 @@ def _do(job: Job, directory: Path, console: Output) -> None:
             f"on {_devices(mesh)}{', fused layers' * ('fused' in job.implementations.values())}"
         )
         with _as_user_errors(config):
-            results = _train(job, directory, mesh, console)
+            results = _train(job, directory, mesh)
         if jax.process_index() == 0:
             writing.finish(directory, results, job.draw(results))
     parallel.agree()
@@ -121,57 +120,50 @@ def _devices(mesh: Mesh) -> str:
     return text + f", {mesh.shape[parallel.DATA]} to a batch" * (mesh.shape[parallel.DATA] > 1)
 
 
-def _train(job: Job, directory: Path, mesh: Mesh, console: Output) -> dict[str, Result]:
+def _train(job: Job, directory: Path, mesh: Mesh) -> dict[str, Result]:
     """The results of every kind of network."""
-    config = job.config
     results: dict[str, Result] = {}
-    batches = len(job.train["y"]) // config.batch_size
-    monitor = Monitor(job.networks, config.epochs, batches, config.log_every, console)
-    with stops.stop_requests() as stop, monitor, _warnings_in_a_line():
+    with stops.stop_requests() as stop, _warnings_in_a_line():
         for network in job.networks:
-            result = train_network(job, network, directory, mesh, monitor, stop, results)
-            results[network] = result
-            if jax.process_index() == 0:
-                with population.writing(directory, "results"):
-                    writing.write_tables(directory, results, network, bool(config.evaluate_every))
-                    writing.write_params(directory, network, result)
-            if result.stopped:
-                raise errors.Interrupted(result.stopped, f"after {monitor.place}; the same command goes on from there")
+            results[network] = train_network(job, network, directory, mesh, stop, results)
     return results
 
 
 def train_network(
-    job: Job,
-    network: str,
-    directory: Path,
-    mesh: Mesh,
-    monitor: Monitor,
-    stop: stops.StopRequest,
-    before: writing.Results,
+    job: Job, network: str, directory: Path, mesh: Mesh, stop: stops.StopRequest, before: writing.Results
 ) -> Result:
-    """Train the runs of one kind of network to their end, or to a stop, from the last checkpoint if there is one.
+    """Train the runs of one kind of network to their end, from the last checkpoint if there is one, and write tables.
 
     Args:
       before: the results of the kinds before it, which stand in the same tables.
+
+    Raises:
+      errors.Interrupted: after a stop.
     """
     config, first = job.config, jax.process_index() == 0
-    begun = False
-    with tensorboard.Writer(directory, network, config.tensorboard and first) as events:
+    begun, place = False, ""
+
+    def write_tables(result: Result) -> None:
+        writing.write_tables(directory, {**before, network: result}, network, bool(config.evaluate_every))
+
+    with (
+        tensorboard.Writer(directory, network, config.tensorboard and first) as events,
+        population.Bar(label=network, every=config.log_every) as bar,
+    ):
 
         def watch(progress: Progress) -> None:
-            nonlocal begun
+            nonlocal begun, place
             step, plan, result, saved = progress
+            place = progress.place
+            bar(progress)
             if not begun:  # before the first step
                 begun = True
-                monitor.begin(network, [step.runs for step in plan], step)
                 events.begin(step)
                 return
-            stats = Stats.of(result.curves[job.rank_by])
-            monitor.move(network, step, stats)
-            events.log(step, stats)
+            events.log(step, result.curves[job.rank_by])
             if saved and first and step < len(plan):
                 try:
-                    writing.write_tables(directory, {**before, network: result}, network, bool(config.evaluate_every))
+                    write_tables(result)
                 except Exception as error:  # they follow from the checkpoints
                     errors.warn(f"{directory}: tables cannot be written: {first_line(error)}")
 
@@ -188,7 +180,13 @@ def train_network(
             runs_per_batch=config.runs_per_batch,
         )
         events.write_runs(result)
-        return result
+    if first:
+        with population.writing(directory, "results"):
+            write_tables(result)
+            writing.write_params(directory, network, result)
+    if result.stopped:
+        raise errors.Interrupted(result.stopped, f"after {place} of {network}; the same command goes on from there")
+    return result
 
 
 @contextlib.contextmanager

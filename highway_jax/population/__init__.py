@@ -5,7 +5,7 @@ from highway_jax.population import schedules
 from highway_jax.population.fit import fit, replay
 from highway_jax.population.guided import optuna_trials, tpe
 from highway_jax.population.policies import Halving
-from highway_jax.population.progress import Progress
+from highway_jax.population.progress import Bar, Progress
 from highway_jax.population.ranking import Ranking, rank
 from highway_jax.population.result import Result, Trained
 from highway_jax.population.search import Sampler, Search, keys
@@ -16,6 +16,7 @@ from highway_jax.population.task import Task, TrainState, supervised
 from highway_jax.population.trainer import MemoryTooSmall, RunTooLarge
 
 __all__ = [
+    "Bar",
     "Halving",
     "MemoryTooSmall",
     "Progress",

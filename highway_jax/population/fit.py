@@ -92,8 +92,8 @@ def fit(
       checkpoint_every: epochs (of the runs side by side) between checkpoints; None for as often as costs one percent of
         the time, and the first after ten seconds at the earliest.
       tables: whether tables are written to the workdir.
-      progress: whether to show a bar (outside of terminals and notebooks, a line now and then), or a function that is
-        called at the start and after every epoch.
+      progress: whether to show a bar (outside of terminals and notebooks, a line now and then), a `Bar` of one's own,
+        or a function that is called at the start and after every epoch.
       stop: called after every epoch; where it returns another number than 0 the search stops, with a checkpoint. By
         default, Ctrl-C stops a search with a workdir this way, and then raises KeyboardInterrupt.
       mesh: devices, from `parallel.runs_mesh`; by default all. JAX sees a CPU as one device, unless
@@ -141,7 +141,9 @@ def _fit(search: Search, how: Execution) -> Result:
             trainer.check_storable()
             storage = Storage(Path(how.workdir), how.identity or trainer.identity(), how.checkpoint_every)
             stack.callback(storage.close)
-        show = stack.enter_context(Bar()) if how.progress is True else how.progress or (lambda progress: None)
+        show = Bar() if how.progress is True else how.progress or (lambda progress: None)
+        if isinstance(show, Bar):
+            stack.enter_context(show)
         asked = stack.enter_context(_interrupts(storage is not None)) if how.stop is None else how.stop
         result = _train(trainer, storage, show, asked, how.tables)
     if how.stop is None and result.stopped:

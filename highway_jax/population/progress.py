@@ -1,13 +1,16 @@
 """How far a search is, for a bar or a function of one's own."""
 
 import time
+from collections.abc import Iterator
 from datetime import timedelta
 from math import isfinite
 from typing import NamedTuple, Self
 
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
+from rich.table import Column
 
+from highway_jax.population.arguments import check_is, checked_integer
 from highway_jax.population.result import Result
 from highway_jax.population.search import Step
 
@@ -29,63 +32,85 @@ class Progress(NamedTuple):
     result: Result
     saved: bool
 
+    @property
+    def place(self) -> str:
+        """Where that is in words, such as "part 2/3, epoch 1/4"."""
+        part, epoch, _ = self.plan[self.step - 1] if self.step else (0, 0, 0)
+        parts, epochs = self.plan[-1].part + 1, self.plan[-1].epoch
+        return f"part {part + 1}/{parts}, " * (parts > 1) + f"epoch {epoch}/{epochs}"
+
 
 class Bar:
-    """A bar in a terminal or a notebook; elsewhere, such as in a file, a line now and then."""
+    """A bar in a terminal or a notebook; elsewhere, such as in a file, a line now and then.
 
-    def __init__(self) -> None:
+    Args:
+      label: what is trained, if that is to be said.
+      every: epochs between lines; None for a line every 30 seconds.
+    """
+
+    def __init__(self, *, label: str = "", every: int | None = None) -> None:
+        check_is("label", label, str, "a text")
+        self._label = label
+        self._every = None if every is None else checked_integer("every", every, 1)
+        self._begin()
+
+    def _begin(self) -> None:
         self._bars = Bars(
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("epochs"),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[status]}"),
+            TimeElapsedColumn(table_column=Column(no_wrap=True)),  # the bar gives way where there is little room
+            TextColumn("{task.fields[status]}", markup=False),
         )
-        self._task = self._bars.add_task("", status="")
-        self._is_live = self._bars.console.is_terminal or self._bars.console.is_jupyter
-        self._begun, self._line, self._next = False, "", 0.0
-        self._first: tuple[int, float] | None = None
+        self._task = self._bars.add_task(self._label, status="compiling", total=None)
+        console = self._bars.console
+        self._is_live = console.is_jupyter or (console.is_terminal and not console.is_dumb_terminal)
+        self._times: list[tuple[int, float]] = []  # when how many steps were done
+        self._line, self._next = "", 0.0
 
     def __enter__(self) -> Self:
+        if self._is_live:
+            self._bars.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
         if self._is_live:
             self._bars.stop()
         self._print()
+        self._begin()  # it may be shown another search
 
     def __call__(self, progress: Progress) -> None:
-        step, plan, result, _ = progress
-        if not self._begun and 0 < step < len(plan):
-            print(f"resumed after epoch {step} of {len(plan)}", flush=True)
-        said = []
-        if step:
-            ranking = result.ranking
-            best = ranking.best[ranking.order[0]]
-            said.append(f"best {result.rank_by} {best:.3g}" if isfinite(best) else f"no finite {result.rank_by} yet")
-            if ranking.diverged.any():
-                said.append(f"{ranking.diverged.sum()} diverged")
-        if self._begun:
-            said += self._left(step, plan)
-        elif step < len(plan):
-            said.append("compiling")
-        self._begun = True
+        step, now = progress.step, time.monotonic()
+        self._times.append((step, now))
+        status = ", ".join(self._said(progress))
         if self._is_live:
             self._bars.start()
-            self._bars.update(self._task, total=len(plan), completed=step, status=", ".join(said))
+            self._bars.update(self._task, total=len(progress.plan), completed=step, status=status)
             return
-        said += [f"{result.seconds:.0f} s"] * (step > 0)
-        self._line = ", ".join([f"{step}/{len(plan)} epochs", *said])
-        if time.monotonic() >= self._next:
+        self._line = f"{self._label}: {status}" if self._label else status
+        if len(self._times) <= 2 or (step % self._every == 0 if self._every else now >= self._next):
             self._print()
 
-    def _left(self, step: int, plan: list[Step]) -> list[str]:
-        """The time left, once there are two steps to go by: rich's own estimate is gone after 30 seconds."""
-        now = time.monotonic()
-        self._first = self._first or (step, now)  # the time of the first is mostly the compiler's
-        first, since = self._first
-        done, rest = (sum(step.runs for step in part) for part in (plan[first:step], plan[step:]))
-        return [f"{timedelta(seconds=round((now - since) * rest / done))} left"] if done and rest else []
+    def _said(self, progress: Progress) -> Iterator[str]:
+        """Where it is, the time, and what has come out."""
+        step, plan, result, _ = progress
+        first, ends = len(self._times) == 1, step == len(plan)
+        if step:
+            yield "going on after " * (first and not ends) + progress.place
+        if ends:
+            yield f"in {timedelta(seconds=round(result.seconds))}"
+        elif first:
+            yield "compiling"
+        elif step > (begun := self._times[1])[0]:  # the time of the first step is mostly the compiler's
+            done, rest = (sum(s.runs for s in steps) for steps in (plan[begun[0] : step], plan[step:]))
+            yield f"{timedelta(seconds=round((self._times[-1][1] - begun[1]) * rest / done))} left"
+        if step:
+            best = result.ranking.best[result.ranking.order[0]]
+            yield f"best {result.rank_by} {best:.3g}" if isfinite(best) else f"no finite {result.rank_by} yet"
+            if diverged := result.ranking.diverged.sum():
+                yield f"{diverged} diverged"
+            _, epoch, runs = plan[step - 1]
+            if runs < plan[step - epoch].runs:  # than at the beginning of the part
+                yield f"{runs} runs left"
 
     def _print(self) -> None:
         if self._line:

@@ -59,7 +59,7 @@ def finished(tmp_path_factory):
 def test_a_search_says_what_it_found(finished):
     _, process = finished
     assert (process.returncode, process.stderr) == (0, "")
-    for text in ("3 runs of each network", "highway: epoch 2/2, best loss", "best run", "diverged runs", "figure1.png"):
+    for text in ("3 runs of each network", "highway: epoch 2/2, in 0:00:", "best run", "diverged runs", "figure1.png"):
         assert text in process.stdout
 
 

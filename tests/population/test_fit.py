@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pandas
 import pytest
+import rich
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
@@ -22,7 +23,6 @@ from highway_jax.population import (
     grid,
     log_uniform,
     memory,
-    progress,
     tables,
     uniform,
 )
@@ -494,20 +494,22 @@ def test_progress_is_told_from_the_start():
     assert seen == [(0, 3, False), (1, 3, False), (2, 3, False), (3, 3, True)]
 
 
-def test_a_bar_becomes_lines_where_there_is_no_terminal(tmp_path, capsys, monkeypatch):
-    def lines(**options):
-        fit(progress=True, workdir=tmp_path, **options)
+def test_a_bar_may_be_ones_own_and_is_closed_whatever_happens(tmp_path, capsys, monkeypatch):
+    bar = population.Bar(label="mine", every=1)
+
+    def said(**options):
+        fit(progress=bar, workdir=tmp_path, **options)
         return [re.sub("best train_loss .*", "BEST", line) for line in capsys.readouterr().out.splitlines()]
 
-    assert lines(stop=Stop(1)) == ["0/3 epochs, compiling", "1/3 epochs, BEST"]
-    monkeypatch.setattr(progress, "EVERY", 0)
-    assert lines() == ["resumed after epoch 1 of 3", *(f"{epoch}/3 epochs, BEST" for epoch in (1, 2, 3))]
-    monkeypatch.setattr(Console, "is_terminal", True)
-    fit(progress=True, workdir=tmp_path / "other", stop=Stop(2))
-    assert "resumed" not in capsys.readouterr().out
-    fit(progress=True, workdir=tmp_path / "other")
+    assert said(stop=Stop(1)) == ["mine: compiling", "mine: epoch 1/3, BEST"]
+    assert [re.sub(r"0:00:\d\d", "TIME", line) for line in said()] == [
+        "mine: going on after epoch 1/3, compiling, BEST", "mine: epoch 2/3, BEST", "mine: epoch 3/3, in TIME, BEST",
+    ]  # fmt: skip
+    monkeypatch.setattr(rich, "_console", Console(force_terminal=True, _environ={"TERM": "xterm"}))
+    with pytest.raises(ZeroDivisionError):
+        fit(progress=True, stop=lambda: 1 // 0)
     said = capsys.readouterr().out
-    assert "resumed after epoch 2 of 3" in said and re.search("3/3.* epochs", said)
+    assert "compiling" in said and said.endswith("\x1b[?25h")  # there is a cursor again
 
 
 @pytest.mark.parametrize(
