@@ -23,13 +23,13 @@ from absl import flags
 
 from experiments.app import cluster, command_line, entry
 from experiments.app.output import Output
-from experiments.app.progress import print_summary
 from experiments.configs import loading
 from experiments.configs.validation import check
 from experiments.jobs import guiding, running
 from experiments.jobs.job import Job
 from experiments.jobs.making import job_of
 from experiments.workdir import opening, reading
+from experiments.workdir.summary import print_summary
 from highway_jax import parallel
 
 

@@ -31,7 +31,6 @@ from absl import flags
 from experiments.app import cluster, command_line, entry, settings
 from experiments.app.errors import UserError
 from experiments.app.output import Output
-from experiments.app.progress import print_summary
 from experiments.configs import loading
 from experiments.configs.validation import check
 from experiments.jobs import replaying, running
@@ -40,6 +39,7 @@ from experiments.jobs.making import draw_curves, job_of
 from experiments.pages.words import best_mean_std
 from experiments.workdir import contents, opening, reading
 from experiments.workdir.identity import check_data
+from experiments.workdir.summary import print_summary
 from highway_jax import parallel
 
 

@@ -1,7 +1,6 @@
 """Write what came out to a workdir: tables, parameters, figures, and that it is finished."""
 
 import importlib.util
-import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 from experiments.app.errors import UserError
 from experiments.workdir import files
 from experiments.workdir.files import CHECKPOINTS, RESULTS, write_json
+from experiments.workdir.summary import summarize
 from highway_jax import checkpoint
 from highway_jax.files import first_line, replacing
 from highway_jax.population import Result, tables
@@ -134,20 +134,3 @@ def _check_params(directory: Path, network: str, result: Result) -> None:
             raise UserError(f"{directory / name} cannot be read back: {first_line(error)}") from error
         if not same:
             raise UserError(f"{directory / name} holds other parameters than were written to it")
-
-
-def summarize(result: Result) -> dict[str, Any]:
-    """One network's entry of `summary.json`; a number that is not finite becomes null."""
-    ranking = result.ranking
-    best = int(ranking.order[0])
-    summary = {
-        "best_loss": float(ranking.best[best]),
-        "best_run": int(result.runs[best]),
-        "top10_mean_loss": ranking.mean_of_best(10),
-        "median_loss": ranking.median(),
-        "diverged": int(ranking.diverged.sum()),
-        "num_runs": result.num_runs,
-        "best_run_test_accuracy": float(result.last("test_accuracy")[best]),
-        "seconds": round(result.seconds, 1),
-    }
-    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in summary.items()}
