@@ -12,12 +12,12 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from experiments.app import errors, settings, stops, tensorboard
+from experiments.app import errors, settings, stops
 from experiments.app.errors import UserError
 from experiments.app.output import Output
 from experiments.configs.loading import is_data_function
 from experiments.jobs.job import Job, too_large, too_many
-from experiments.workdir import files, identity, opening, writing
+from experiments.workdir import events, files, identity, opening, writing
 from highway_jax import parallel, population
 from highway_jax.files import first_line
 from highway_jax.population import Progress, Result
@@ -141,29 +141,22 @@ def train_network(
       errors.Interrupted: after a stop.
     """
     config, first = job.config, jax.process_index() == 0
-    begun, place = False, ""
+    place = ""
 
     def write_tables(result: Result) -> None:
         writing.write_tables(directory, {**before, network: result}, network, bool(config.evaluate_every))
 
-    with (
-        tensorboard.Writer(directory, network, config.tensorboard and first) as events,
-        population.Bar(label=network, every=config.log_every) as bar,
-    ):
+    with population.Bar(label=network, every=config.log_every) as bar:
 
         def watch(progress: Progress) -> None:
-            nonlocal begun, place
-            step, plan, result, saved = progress
+            nonlocal place
             place = progress.place
             bar(progress)
-            if not begun:  # before the first step
-                begun = True
-                events.begin(step)
-                return
-            events.log(step, result.curves[job.rank_by])
-            if saved and first and step < len(plan):
+            if first and config.tensorboard and (progress.saved or progress.result.finished):
+                events.write(directory, network, progress)
+            if first and progress.saved and not progress.result.finished:
                 try:
-                    write_tables(result)
+                    write_tables(progress.result)
                 except Exception as error:  # they follow from the checkpoints
                     errors.warn(f"{directory}: tables cannot be written: {first_line(error)}")
 
@@ -179,7 +172,6 @@ def train_network(
             runs_in_memory=config.runs_in_memory,
             runs_per_batch=config.runs_per_batch,
         )
-        events.write_runs(result)
     if first:
         with population.writing(directory, "results"):
             write_tables(result)

@@ -12,6 +12,10 @@ from tensorboardX import record_writer
 
 from experiments import search
 from experiments.app import errors, stops
+from experiments.workdir.events import write
+from highway_jax import population
+from highway_jax.population import Progress, Result
+from highway_jax.population.search import Step
 
 SMALL = ["--config=digits_depth10", "--config.num_runs=3", "--config.epochs=2"]
 
@@ -52,12 +56,35 @@ def test_event_files_have_every_runs_hyperparameters_and_outcomes_once(tmp_path,
         assert min(event.value for event in curve) == np.float32(run["best_loss"])
 
 
+def test_a_population_has_every_step_once_however_often_it_is_written_and_read(tmp_path):
+    plan = [Step(0, 1, 12), Step(0, 2, 6), Step(1, 1, 4), Step(1, 2, 2)]
+    whole = np.random.default_rng(0).uniform(1, 2, (16, 2)).astype(np.float32)
+    whole[[0, 13]] = np.inf  # diverged at once
+    whole[[1, 14], 1] = np.inf
+    whole[[*range(6, 12), 12, 15], 1] = np.nan  # stopped
+    reader, expected = event_accumulator.EventAccumulator(str(tmp_path / "tensorboard/plain")), []
+    for step, of_parts in enumerate([(1, 0), (2, 0), (2, 1), (2, 2)], start=1):
+        epochs = np.repeat(of_parts, (12, 4))
+        curves = np.where(np.arange(2) < epochs[:, None], whole, np.nan)
+        ranking = population.rank(curves[epochs > 0])
+        lowest = [ranking.best[ranking.order[0]], ranking.mean_of_best(10), ranking.median(), ranking.diverged.sum()]
+        expected.append((step, *np.float32(lowest)))
+        result = Result(np.arange(16), {}, {"train_loss": curves}, "train_loss", "min", 2, finished=False)
+        if step != 2:  # no checkpoint
+            write(tmp_path, "plain", Progress(step, plan, result, saved=True))
+            reader.Reload()  # as a TensorBoard does that runs all the time
+            tags = ("best_loss", "top10_mean_loss", "median_loss", "diverged")
+            found = [reader.Scalars(tag) for tag in tags]
+            assert [(at[0].step, *(event.value for event in at)) for at in zip(*found, strict=True)] == expected
+    assert len(list(tmp_path.rglob("*tfevents*"))) == 1  # single runs come at the end
+
+
 def test_event_files_that_cannot_be_written_are_warned_of_once(tmp_path, capsys, monkeypatch):
     def write(self, data):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(record_writer.RecordWriter, "write", write)
-    search.main([*SMALL, "--config.networks=highway", "--config.tensorboard=True", f"--workdir={tmp_path}/work"])
+    search.main([*SMALL, "--config.checkpoint_every=1", "--config.tensorboard=True", f"--workdir={tmp_path}/work"])
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "event files cannot be written: " in said
     assert (tmp_path / "work/summary.json").exists()

@@ -1,0 +1,123 @@
+"""Event files for TensorBoard: a population's metrics by epoch, every run's hyperparameters and outcomes.
+
+They follow from what is kept elsewhere. So one that cannot be written is warned of, and the work goes on.
+"""
+
+import contextlib
+import functools
+import math
+import shutil
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.app import errors
+from highway_jax import population
+from highway_jax.population import Progress, Result
+from highway_jax.stack.kinds import KINDS
+
+BEST = 10  # runs of each network whose curves are written
+Fields = dict[str, Any]  # an event's
+
+_warn_once = functools.cache(errors.warn)
+
+
+def write(directory: Path, network: str, progress: Progress) -> None:
+    """Write what TensorBoard shows of a kind of network; of single runs, once training has ended or stopped.
+
+    TensorBoard makes one table of all runs' HParams sessions, whatever their hyperparameters; curves stand in other
+    directories, since whatever a session's own holds is a column of that table.
+
+    Args:
+      directory: the workdir.
+      network: the kind of network.
+      progress: how far its search is.
+    """
+    place, result = directory / "tensorboard" / network, progress.result
+    ranking, name = result.ranking, f"events.out.tfevents.{progress.step}"
+    try:
+        _write(place / "events.out.tfevents.0", _of_population(progress))
+        if not (result.finished or result.stopped):
+            return
+        for part in "runs", "best":  # what there was at an earlier stop
+            shutil.rmtree(place / part, ignore_errors=True)
+        for index, rank in enumerate(ranking.ranks.tolist()):
+            run = f"run{result.runs[index]}"
+            if ranking.epochs[index]:
+                _write(place / "runs" / run / name, _session(network, result, index))
+            if ranking.epochs[index] and rank <= BEST:
+                _write(place / "best" / f"{rank:02}_{run}" / name, _curves(result, index))
+    except OSError as error:
+        _warn_once(f"{directory / 'tensorboard'}: event files cannot be written: {error.strerror or error}")
+
+
+def _of_population(progress: Progress) -> Iterator[Fields]:
+    """After every step, what the runs have come to; those that have not begun do not count."""
+    step, plan, result, _ = progress
+    curves, size = result.curves[result.rank_by], plan[0].runs
+    extremes = np.stack([f.accumulate(curves, axis=1) for f in (np.fmin, np.fmax)], axis=-1)  # they decide the ranking
+    epochs = np.zeros(result.num_runs, int)
+    for number, (part, epoch, _) in enumerate(plan[:step], start=1):
+        epochs[part * size : (part + 1) * size] = epoch
+        begun = np.flatnonzero(epochs)
+        ranking = population.rank(extremes[begun, epochs[begun] - 1])
+        numbers = {
+            "best_loss": ranking.best[ranking.order[0]],
+            "top10_mean_loss": ranking.mean_of_best(10),
+            "median_loss": ranking.median(),
+            "diverged": ranking.diverged.sum(),
+        }
+        yield _scalars(number, numbers)
+
+
+def _session(network: str, result: Result, index: int) -> Iterator[Fields]:
+    """A run's hyperparameters and outcomes, for the HParams view."""
+    from tensorboardX.summary import hparams
+
+    drawn = {"network": network, **result.hyperparameters_of(index)}
+    if not KINDS[network].gated:
+        drawn.pop("transform_bias", None)  # of no effect
+    _, start, end = hparams(drawn, {})
+    yield {"summary": start}
+    yield {"summary": end}
+    ranking = result.ranking
+    outcomes = {
+        "best_loss": ranking.best[index],
+        "best_epoch": ranking.best_epoch[index],
+        "diverged": ranking.diverged[index],
+    }
+    for name in result.curves:
+        if name.endswith("_accuracy") and not name.startswith("train_"):
+            outcomes[f"final_{name}"] = result.last(name)[index]
+    yield _scalars(int(ranking.epochs[index]), {f"run/{name}": value for name, value in outcomes.items()})
+
+
+def _curves(result: Result, index: int) -> Iterator[Fields]:
+    """A run's curves."""
+    for epoch in range(result.ranking.epochs[index]):
+        yield _scalars(epoch + 1, {name: values[index, epoch] for name, values in result.curves.items()})
+
+
+def _scalars(step: int, values: Mapping[str, Any]) -> Fields:
+    """Numbers by name; those that are not finite have no place in a curve."""
+    from tensorboardX.proto.summary_pb2 import Summary
+
+    found = [Summary.Value(tag=n, simple_value=float(v)) for n, v in values.items() if math.isfinite(v)]
+    return {"step": step, "summary": Summary(value=found)}
+
+
+def _write(path: Path, events: Iterable[Fields]) -> None:
+    """Write an event file, or write it again with more events: a TensorBoard that reads it goes on where it was.
+
+    tensorboardX's own writer of files does so in a thread, and waits for it for ever once the disk is full.
+    """
+    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.record_writer import RecordWriter
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.closing(RecordWriter(str(path.absolute()))) as file:
+        for fields in ({"file_version": "brain.Event:2"}, *events):
+            file.write(Event(wall_time=time.time(), **fields).SerializeToString())
