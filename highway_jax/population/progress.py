@@ -50,18 +50,17 @@ class Bar:
 
     def __init__(self, *, label: str = "", every: int | None = None) -> None:
         check_is("label", label, str, "a text")
-        self._label = label
+        self._label = f"{label}: " if label else ""
         self._every = None if every is None else checked_integer("every", every, 1)
         self._begin()
 
     def _begin(self) -> None:
         self._bars = Bars(
-            TextColumn("{task.description}", markup=False),
             BarColumn(),
             TimeElapsedColumn(table_column=Column(no_wrap=True)),  # the bar gives way where there is little room
-            TextColumn("{task.fields[status]}", markup=False),
+            TextColumn("{task.description}", markup=False),
         )
-        self._task = self._bars.add_task(self._label, status="compiling", total=None)
+        self._task = self._bars.add_task(f"{self._label}compiling", total=None)
         console = self._bars.console
         self._is_live = console.is_jupyter or (console.is_terminal and not console.is_dumb_terminal)
         self._times: list[tuple[int, float]] = []  # when how many steps were done
@@ -81,12 +80,12 @@ class Bar:
     def __call__(self, progress: Progress) -> None:
         step, now = progress.step, time.monotonic()
         self._times.append((step, now))
-        status = ", ".join(self._said(progress))
+        line = self._label + ", ".join(self._said(progress))
         if self._is_live:
             self._bars.start()
-            self._bars.update(self._task, total=len(progress.plan), completed=step, status=status)
+            self._bars.update(self._task, total=len(progress.plan), completed=step, description=line)
             return
-        self._line = f"{self._label}: {status}" if self._label else status
+        self._line = line
         if len(self._times) <= 2 or (step % self._every == 0 if self._every else now >= self._next):
             self._print()
 

@@ -75,11 +75,11 @@ def test_a_bar_shows_at_once_that_it_compiles_and_after_slow_epochs_too_what_tim
     console = Console(file=shown, force_terminal=True, width=80, _environ={"TERM": "xterm"})
     monkeypatch.setattr(rich, "_console", console)
     with Bar(label="[my] nets") as bar:
-        assert "[my] nets" in shown.getvalue() and "compiling" in shown.getvalue()
+        assert "[my] nets: compiling" in shown.getvalue()
         show(bar, clock, WHOLE, last=2)
         clock[0] += 100
         bar._bars.refresh()
-        assert "epoch 2/3, 0:01:40 left, best train_loss 0.5, 1 diverged" in shown.getvalue()
+        assert "[my] nets: epoch 2/3, 0:01:40 left, best train_loss 0.5, 1 diverged" in shown.getvalue()
 
 
 @pytest.mark.parametrize(("name", "value"), [("every", 0), ("label", 3)])
