@@ -47,6 +47,7 @@ def main(argv: list[str]) -> None:
         page.write_files(folder, {"tables.md": text.encode()})
         say(text)
     if values.curves:
+        figures.check_evaluated(found)
         page.write_files(folder, {"learning_curves.png": figures.png(figures.learning_curves(found))})
         say(f"figure: {folder / 'learning_curves.png'}")
     if not (values.tables or values.curves):

@@ -49,13 +49,15 @@ def main(argv: list[str]) -> None:
         return job_of(config, function, directory, earlier=opening.earlier_implementations(directory))
 
     running.run(config, directory, console, prepare)
-    results = reading.load(directory).results
-    print_summary(results, console)
-    console.print(f"Figure 1: {directory / 'figure1.png'}")
+    found = reading.load(directory)
+    print_summary(found.results, console)
+    from experiments.pages import figures  # half a second, for those who get so far
+
+    console.print(f"Figure 1: {figures.add(found, 'figure1.png', figures.figure1)}")
     console.print(shlex.join(["report:", "python", "-m", "experiments.report", str(directory)]))
     if config.sampler == "tpe":
         if jax.process_index() == 0:
-            guiding.store_results(directory, space, results)
+            guiding.store_results(directory, space, found.results)
         console.print(f"study: optuna-dashboard {shlex.quote(guiding.study_url(directory))}")
 
 

@@ -35,9 +35,10 @@ from experiments.configs import loading
 from experiments.configs.validation import check
 from experiments.jobs import replaying, running
 from experiments.jobs.job import Job
-from experiments.jobs.making import draw_curves, job_of
+from experiments.jobs.making import job_of
 from experiments.pages.words import best_mean_std
 from experiments.workdir import contents, opening, reading
+from experiments.workdir.contents import Workdir
 from experiments.workdir.identity import check_data
 from experiments.workdir.summary import print_summary
 from highway_jax import parallel
@@ -80,12 +81,12 @@ def train_convnet(values: flags.FlagValues, name: str | None, overrides: Mapping
     directory = Path(values.workdir or f"runs/{label}{changes}")
     console = Output()
     running.run(config, directory, console, lambda: job_of(config, function, directory))
-    result = reading.load(directory).results[config.block]
-    accuracy = result.last("test_accuracy")
+    found = reading.load(directory)
+    accuracy = found.results[config.block].last("test_accuracy")
     console.print(f"test accuracy after epoch {config.epochs}: {best_mean_std(accuracy)} %")
     if len(accuracy) > 1:
         console.print(f"that is: best (mean ± standard deviation) of {len(accuracy)} runs")
-    console.print(f"figure: {directory / 'curves.png'}, parameters: {directory / 'params' / config.block}")
+    say_where(found, directory / "params" / config.block, console)
 
 
 def train_again(values: flags.FlagValues, name: str | None, overrides: Mapping[str, str]) -> None:
@@ -111,14 +112,21 @@ def train_again(values: flags.FlagValues, name: str | None, overrides: Mapping[s
         job = job_of(config, function, directory, earlier=earlier)
         if config.dataset == found.config.dataset:
             check_data(found.directory, found.provenance, job.identity.data_md5)
-        title = f"{job.title}, {network} run {run}"
-        return dataclasses.replace(job, title=title, draw=draw_curves(title), keep_params=True)
+        return dataclasses.replace(job, title=f"{job.title}, {network} run {run}", keep_params=True)
 
     running.run(config, directory, console, prepare)
     now = reading.load(directory)
     print_summary(now.results, console)
     console.print(replaying.compare(found.results[network].curve(run), now.results[network].curve(run)))
-    console.print(f"figure: {directory / 'curves.png'}, parameters: {directory / 'params' / network / f'run{run}'}")
+    say_where(now, directory / "params" / network / f"run{run}", console)
+
+
+def say_where(found: Workdir, params: Path, console: Output) -> None:
+    """Draw the learning curves; say where they are, and where the parameters are."""
+    from experiments.pages import figures  # half a second, for those who get so far
+
+    figure = figures.add(found, "curves.png", figures.learning_curves)
+    console.print(f"figure: {figure}, parameters: {params}")
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ KEYS = {
         "auto", ("auto", "never")
     ),  # go on from the last checkpoint, or refuse a workdir with earlier work
     "checkpoint_every": integer(None, 1, MANY),  # epochs; None: as often as costs one percent of the time
-    "log_every": integer(None, 1, MANY),  # epochs between lines of progress; None: about ten lines
+    "log_every": integer(None, 1, MANY),  # epochs between lines of progress; None: a line about every half minute
     "tensorboard": truth(False),  # write event files to WORKDIR/tensorboard
     #
     "mesh": Key(None, _sizes, object),  # (runs, data): how many devices share the runs, and each batch; None: chosen

@@ -13,7 +13,6 @@ from ml_collections import ConfigDict
 
 from experiments.app.errors import UserError
 from experiments.workdir.identity import Identity
-from experiments.workdir.writing import Draw
 from highway_jax import data, parallel, population
 from highway_jax.data import Split
 from highway_jax.population import Halving, Task
@@ -34,7 +33,6 @@ class Job:
       train: what they train on.
       evaluate: what else they are measured on, by name.
       title: all of it in a few words.
-      draw: the figures of what came out, by file name.
       implementations: of the layers of each kind of network, as `MLP` has it; those left out are XLA's.
       halving: how runs are stopped early, if they are.
       sampler: who chooses a kind's hyperparameters instead, by the kind's name.
@@ -50,7 +48,6 @@ class Job:
     train: Split
     evaluate: Mapping[str, Split]
     title: str
-    draw: Draw
     implementations: Mapping[str, str] = dataclasses.field(default_factory=dict)
     halving: Halving | None = None
     sampler: Callable[[str], population.Sampler] | None = None

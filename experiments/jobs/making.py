@@ -17,7 +17,6 @@ from experiments.configs.loading import DataFunction
 from experiments.configs.validation import check
 from experiments.jobs import datasets, distilling, guiding, networks
 from experiments.jobs.job import Job, too_many
-from experiments.workdir.writing import Draw, Results
 from highway_jax import data, parallel, population
 from highway_jax.data import Split
 from highway_jax.population import Task
@@ -63,7 +62,6 @@ def job_of(
         train=train,
         evaluate=evaluate,
         title=f"{dataset.name}, depth {config.depth}",
-        draw=draw_figure1(f"{dataset.name}, depth {config.depth}, {config.num_runs} runs of each network"),
         implementations=implementations,
         halving=halving,
         sampler=functools.partial(guiding.sampler, space, directory) if config.sampler == "tpe" else None,
@@ -92,7 +90,6 @@ def _training(
         train=train,
         evaluate=evaluate,
         title=title,
-        draw=draw_curves(title),
         keep_params=True,
         rank_by="train_loss" if guide is None else "train_cross_entropy",
         inputs={} if guide is None else {"teacher": guide.params},
@@ -145,30 +142,6 @@ def _training_task(
 def _of_images(preprocess: networks.Preprocess) -> Callable[[Split], Split]:
     """The same for batches."""
     return lambda batch: {**batch, "x": preprocess(batch["x"])}
-
-
-def draw_figure1(title: str) -> Draw:
-    """Draws Figure 1."""
-
-    def draw(results: Results) -> dict[str, Any]:
-        from highway_jax import plotting  # a third of a second, for those who draw
-
-        return {"figure1.png": plotting.figure1({n: r.curves[r.rank_by] for n, r in results.items()}, title)}
-
-    return draw
-
-
-def draw_curves(title: str) -> Draw:
-    """Draws every run's training loss and test error."""
-
-    def draw(results: Results) -> dict[str, Any]:
-        from highway_jax import plotting
-
-        losses = {network: result.curves[result.rank_by] for network, result in results.items()}
-        accuracy = {network: result.curves["test_accuracy"] for network, result in results.items()}
-        return {"curves.png": plotting.learning_curves(losses, accuracy, title)}
-
-    return draw
 
 
 def choose_implementations(

@@ -63,7 +63,7 @@ def _do(job: Job, directory: Path, console: Output) -> None:
         with _as_user_errors(config):
             results = _train(job, directory, mesh)
         if jax.process_index() == 0:
-            writing.finish(directory, results, job.draw(results))
+            writing.finish(directory, results)
     parallel.agree()
     if jax.process_index():
         sys.exit()  # the first process says what came out
@@ -188,7 +188,7 @@ def _warnings_in_a_line() -> Iterator[None]:
         usual = warnings.showwarning
 
         def show(message: Any, category: type[Warning], *rest: Any, **options: Any) -> None:
-            if issubclass(category, population.WorkdirWarning):
+            if issubclass(category, UserWarning):
                 errors.warn(str(message))
             else:
                 usual(message, category, *rest, **options)

@@ -1,8 +1,8 @@
-"""The pictures of the report."""
+"""The pictures of the report and of workdirs."""
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,12 +10,14 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
+from experiments.app import errors
 from experiments.app.errors import UserError
 from experiments.pages import sentences
 from experiments.pages.outcomes import BEST
 from experiments.workdir.contents import Workdir
 from experiments.workdir.files import damaged, read_json
 from highway_jax import plotting
+from highway_jax.files import write_whole
 from highway_jax.population import Result
 
 
@@ -43,10 +45,20 @@ def png(figure: Figure) -> bytes:
     return small.getvalue()
 
 
+def add(found: Workdir, name: str, draw: Callable[[Sequence[Workdir]], Figure]) -> Path:
+    """Draw a figure of a workdir into it, if it is not there yet; returns where. One that cannot be written is left."""
+    path = found.directory / name
+    try:
+        if not path.exists():
+            write_whole(path, png(draw([found])))
+    except OSError as error:
+        errors.warn(f"{path} cannot be written: {error.strerror}")
+    return path
+
+
 def draw(searches: Sequence[Workdir]) -> dict[str, list[Picture]]:
     """The page's pictures by section: Figure 1, every search's hyperparameters, the best numbers of all runs."""
-    names = [_short(name) for name in sentences.labels(searches)]
-    title, name = _short(sentences.describe(searches), 120), sentences.measured(searches)
+    names, title, name = _names(searches), _title(searches), sentences.measured(searches)
     results = [_by_kind(search) for search in searches]
     mode = next(iter(results[0].values())).mode
     panels = []
@@ -62,7 +74,7 @@ def draw(searches: Sequence[Workdir]) -> dict[str, list[Picture]]:
     best_of_all = [{kind: result.ranking.best for kind, result in by_kind.items()} for by_kind in results]
     losses = plotting.distribution(best_of_all, names, title, name, mode)
     return {
-        "figure1": [Picture("report_figure1.png", png(_figure1(searches, results, names, title)))],
+        "figure1": [Picture("report_figure1.png", png(figure1(searches)))],
         "hyperparameters": panels,
         "losses": [Picture("report_losses.png", png(losses))],
     }
@@ -73,14 +85,14 @@ def _by_kind(search: Workdir) -> dict[str, Result]:
     return search.results if search.program else {"": search.results[search.kinds[0]]}
 
 
-def _figure1(
-    searches: Sequence[Workdir], results: Sequence[dict[str, Result]], names: Sequence[str], title: str
-) -> Figure:
+def figure1(searches: Sequence[Workdir]) -> Figure:
+    """The best runs' curves of one search, or of several beside one another."""
+    results, title = [_by_kind(search) for search in searches], _title(searches)
     if len(searches) > 1:
         program = bool(searches[0].program)
         return plotting.comparison(
             results,
-            names,
+            _names(searches),
             title,
             depths=[search.depth for search in searches],
             families=[search.config.dataset for search in searches] if program else None,
@@ -93,24 +105,39 @@ def _figure1(
 
 
 def learning_curves(trained: Sequence[Workdir]) -> Figure:
-    """What each workdir's runs did epoch by epoch, beside one another.
-
-    Raises:
-      UserError: naming a workdir that has no accuracies for it.
-    """
+    """What each workdir's runs did epoch by epoch, beside one another."""
     kinds = [kind for found in trained for kind in found.results]
     curves, accuracy = {}, {}
     for label, found in zip(sentences.labels(trained), trained, strict=True):
         for kind, result in found.results.items():
             tested = result.curves.get("test_accuracy", np.empty((1, 0)))
-            evaluated = np.isfinite(tested).sum(axis=1).max()  # a search evaluates the last epoch alone
+            name = kind if len(set(kinds)) == len(kinds) else _short(f"{kind}, {label}")
+            curves[name], accuracy[name] = result.curves[result.rank_by], tested
+    return plotting.learning_curves(curves, accuracy, _title(trained))
+
+
+def check_evaluated(trained: Sequence[Workdir]) -> None:
+    """Refuse a workdir that has no accuracies for learning curves: a search evaluates the last epoch alone.
+
+    Raises:
+      UserError: naming it.
+    """
+    for found in trained:
+        for result in found.results.values():
+            tested = result.curves.get("test_accuracy", np.empty((1, 0)))
+            evaluated = np.isfinite(tested).sum(axis=1).max()
             if not found.program or evaluated < min(2, result.ranking.epochs.max()):
                 raise UserError(
                     f"workdir {str(found.directory)!r} holds no accuracies epoch by epoch; see experiments.train"
                 )
-            name = kind if len(set(kinds)) == len(kinds) else _short(f"{kind}, {label}")
-            curves[name], accuracy[name] = result.curves[result.rank_by], tested
-    return plotting.learning_curves(curves, accuracy, _short(sentences.describe(trained), 120))
+
+
+def _title(searches: Sequence[Workdir]) -> str:
+    return _short(sentences.describe(searches), 120)
+
+
+def _names(searches: Sequence[Workdir]) -> list[str]:
+    return [_short(name) for name in sentences.labels(searches)]
 
 
 def _short(text: str, width: int = 36) -> str:

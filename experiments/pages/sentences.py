@@ -49,7 +49,10 @@ def describe(searches: Sequence[Workdir]) -> str:
     if not searches[0].program:
         return f"{listed(labels(searches))}; {runs}; {each('epochs')} epochs"
     depths = listed(dict.fromkeys(search.depth for search in searches))
-    return f"{each('dataset')}, depth {depths}; {runs} of each network; {each('epochs')} epochs"
+    runs += " of each network"
+    if runs.startswith("1 ") and searches[0].program == "search":  # one that was trained again
+        runs = listed(f"{kind} run {result.runs[0]}" for s in searches for kind, result in s.results.items())
+    return f"{each('dataset')}, depth {depths}; {runs}; {each('epochs')} epochs"
 
 
 def sampled(searches: Sequence[Workdir]) -> str:

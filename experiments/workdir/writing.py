@@ -1,8 +1,8 @@
-"""Write what came out to a workdir: tables, parameters, figures, and that it is finished."""
+"""Write what came out to a workdir: tables, parameters, and that it is finished."""
 
 import importlib.util
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,11 +20,9 @@ from highway_jax.stack.kinds import KINDS
 
 if TYPE_CHECKING:
     import pandas
-    from matplotlib.figure import Figure
 
 ACCURACIES = ("test_accuracy", "validation_accuracy")  # columns of tables
 Results = Mapping[str, Result]  # by the kind of network
-Draw = Callable[[Results], Mapping[str, "Figure"]]  # figures by file name
 
 
 def runs_table(network: str, result: Result) -> "pandas.DataFrame":
@@ -105,15 +103,12 @@ def _params(network: str, result: Result) -> Iterator[tuple[str, Any]]:
             yield f"params/{network}/run{run}", result.run(run).params
 
 
-def finish(directory: Path, results: Results, figures: Mapping[str, "Figure"]) -> None:
+def finish(directory: Path, results: Results) -> None:
     """Write what there is to say at the end, mark the workdir as finished, drop the checkpoints.
 
     Raises:
       UserError: if parameters cannot be read back as they were written.
     """
-    for name, figure in figures.items():
-        with replacing(directory / name) as file:
-            figure.savefig(file, format="png", dpi=150)
     for network, result in results.items():
         _check_params(directory, network, result)
     seconds = {network: round(result.seconds, 1) for network, result in results.items()}
