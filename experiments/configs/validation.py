@@ -56,10 +56,13 @@ def check_values(config: ConfigDict) -> Values:
         raise UserError(f"the config has a key {shown(min(unknown))}; the keys are {', '.join(sorted(keys))}")
     values: Values = {}
     for name, key in keys.items():
+        value = given[name]
         try:
-            values[name] = key.checked(given[name])
+            values[name] = key.checked(value)
         except ValueError as error:
-            raise UserError(f"config.{name} is {shown(given[name])}; it must be {error}") from error
+            if isinstance(value, tuple) and len(value) == 1:  # one value on the command line
+                (value,) = value
+            raise UserError(f"config.{name} is {shown(value)}; it must be {error}") from error
     return values
 
 

@@ -179,7 +179,7 @@ def test_settings_of_the_environment_change_nothing_and_every_process_is_recorde
 def test_a_fresh_start_is_allowed_where_it_is_one(tmp_path, capsys):
     output, errors = finish(tmp_path / "work", capsys, ONE, "--config.epochs=1", "--config.resume=never")
     assert "best run" in output
-    assert re.fullmatch(r"warning: policy is Halving\(every=2, .*\), which stops no run before .* of 1 epochs\n", errors)
+    assert re.fullmatch(r"warning: policy is Halving\(.*\), which stops no run before the last of 1 epochs\n", errors)
 
 
 def test_a_second_process_is_refused(copied, monkeypatch, capsys):
