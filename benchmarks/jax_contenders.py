@@ -62,7 +62,8 @@ def _ours(work: Work, implementation: str) -> Contender:
     group = Group(search, {}, mesh)
     train = parallel.replicate(mesh, search.train)
     members = group.start(search.drawn, np.arange(work.runs))
-    runs_per_batch = work.runs_per_batch or group.runs_per_batch(members)
+    here = work.runs // mesh.shape[parallel.RUNS]
+    runs_per_batch = work.runs_per_batch or group.runs_per_batch(here, parallel.free_memory(mesh))
     key = search.epoch_key(0)
 
     def go() -> None:

@@ -4,6 +4,7 @@ from highway_jax.functional.classification import accuracy, cross_entropy
 from highway_jax.population import schedules
 from highway_jax.population.fit import fit, replay
 from highway_jax.population.guided import optuna_trials, tpe
+from highway_jax.population.memory import MemoryTooSmall, RunTooLarge
 from highway_jax.population.policies import Halving
 from highway_jax.population.progress import Bar, Progress
 from highway_jax.population.ranking import Ranking, rank
@@ -13,7 +14,6 @@ from highway_jax.population.space import Space, choice, grid, log_uniform, unifo
 from highway_jax.population.storage import WorkdirError, WorkdirWarning, writing
 from highway_jax.population.tables import load, save
 from highway_jax.population.task import Task, TrainState, supervised
-from highway_jax.population.trainer import MemoryTooSmall, RunTooLarge
 
 __all__ = [
     "Bar",

@@ -116,13 +116,6 @@ def fit(
         mode=mode, policy=policy, sampler=sampler, evaluate_every=evaluate_every,
         evaluate_batch_size=evaluate_batch_size, keep=keep,
     )  # fmt: skip
-    if num_runs % seeds:
-        raise ValueError(f"num_runs is {num_runs}; it must be a multiple of seeds, {seeds}")
-    if num_runs % (seeds * search.space.points):
-        raise ValueError(
-            f"num_runs is {num_runs}; it must be a multiple of {seeds * search.space.points}: the space's grids have "
-            f"{search.space.points} points" + (f", with {seeds} seeds each" if seeds > 1 else "")
-        )
     how = Execution(
         workdir=workdir, identity=identity, checkpoint_every=checkpoint_every, tables=tables, progress=progress,
         stop=stop, mesh=mesh, runs_in_memory=runs_in_memory, runs_per_batch=runs_per_batch,
@@ -162,7 +155,7 @@ def _doubts(trainer: Trainer) -> Iterator[str]:
     yield from search.other_dtypes()
     if search.policy is not None and not any(map(search.stops_runs, range(1, search.epochs))):
         yield f"policy is {search.policy}, which stops no run before the last of {search.epochs} epochs"
-    unread = [name for name in search.space.names if name not in trainer.read]
+    unread = [name for name in search.space.names if name not in trainer.groups.read]
     if unread and search.sampler is None:  # from which further groups may come
         yield f"space has {', '.join(map(repr, unread))}, which the task never reads"
 

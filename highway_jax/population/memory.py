@@ -10,6 +10,22 @@ from jax.sharding import SingleDeviceSharding
 CPU_MEMORY = 2**29  # bytes of runs side by side
 
 
+class MemoryTooSmall(ValueError):
+    """Memory does not hold the runs that are to be trained side by side."""
+
+
+class RunTooLarge(MemoryTooSmall):
+    """Memory does not hold a single run.
+
+    Args:
+      need: bytes that a run takes.
+      memory: bytes that there are.
+    """
+
+    def __init__(self, need: int, memory: int):
+        super().__init__(f"a single run takes {need / 2**30:,.1f} GiB of memory, and there are {memory / 2**30:,.1f}")
+
+
 @dataclass(frozen=True)
 class RunMemory:
     """What training a run takes of a device's memory, in bytes.

@@ -129,18 +129,20 @@ class Group:
     def _used(self, members: np.ndarray | None) -> jax.Array | None:
         return None if members is None else parallel.split_runs(self.mesh, members >= 0)
 
-    def runs_per_batch(self, population: Run) -> int:
+    def runs_per_batch(self, runs: int, free: int | None, device: jax.Device | None = None) -> int:
         """How many runs a device should train in lockstep.
 
         One on a CPU: a thin network's weights and activations then stay in a core's cache. On an accelerator,
         which needs many runs to be busy, as many as memory holds beside the population.
+
+        Args:
+          runs: how many the device has in memory.
+          free: bytes free beside them, as `parallel.free_memory` says.
+          device: as for `memory_of_a_run`.
         """
-        here = run.length(population) // self.mesh.shape[parallel.RUNS]
-        free = parallel.free_memory(self.mesh)
         if free is None:
-            return 1 if self.mesh.devices.flat[0].platform == "cpu" else here
-        needed = self.memory_of_a_run()
-        return memory.runs_in_lockstep(needed, here, free)
+            return 1 if self.mesh.devices.flat[0].platform == "cpu" else runs
+        return memory.runs_in_lockstep(self.memory_of_a_run(device), runs, free)
 
     def memory_of_a_run(self, device: jax.Device | None = None) -> memory.RunMemory:
         """What training one run takes; nothing is trained. It is compiled for JAX's first device by default."""

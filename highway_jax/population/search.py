@@ -103,6 +103,18 @@ class Search:
             raise ValueError(
                 f"batch_size is {self.batch_size}; it must be at most {length(self.train)}, the number of examples"
             )
+        if self.columns is None:
+            self._check_whole()
+
+    def _check_whole(self) -> None:
+        """Refuse runs of which a configuration has some seeds, or a draw some points of the grid."""
+        if self.num_runs % self.seeds:
+            raise ValueError(f"num_runs is {self.num_runs}; it must be a multiple of seeds, {self.seeds}")
+        if self.num_runs % (self.seeds * self.space.points):
+            raise ValueError(
+                f"num_runs is {self.num_runs}; it must be a multiple of {self.seeds * self.space.points}: the space's "
+                f"grids have {self.space.points} points" + (f", with {self.seeds} seeds each" if self.seeds > 1 else "")
+            )
 
     def check_numbers(self, numbers: Collection[str]) -> None:
         """Refuse what does not go with the numbers that the task reports.

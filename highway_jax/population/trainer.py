@@ -1,10 +1,9 @@
 """What makes one state of a search of another, and holds what is compiled."""
 
-import contextlib
 import dataclasses
 import hashlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -14,7 +13,9 @@ from jax.sharding import Mesh
 from highway_jax import parallel
 from highway_jax.checkpoint import check_names
 from highway_jax.population import memory
-from highway_jax.population.programs import Group, gather_batches, take_rows, take_run
+from highway_jax.population.groups import Groups
+from highway_jax.population.memory import MemoryTooSmall, RunTooLarge
+from highway_jax.population.programs import gather_batches, take_rows, take_run
 from highway_jax.population.ranking import TRAIN, rank
 from highway_jax.population.result import Result, Work
 from highway_jax.population.run import Run
@@ -22,22 +23,6 @@ from highway_jax.population.search import Search
 from highway_jax.population.state import Outcome, State, put
 from highway_jax.population.storage import Storage
 from highway_jax.population.tracing import described
-
-
-class MemoryTooSmall(ValueError):
-    """Memory does not hold the runs that are to be trained side by side."""
-
-
-class RunTooLarge(MemoryTooSmall):
-    """Memory does not hold a single run.
-
-    Args:
-      need: bytes that a run takes.
-      memory: bytes that there are.
-    """
-
-    def __init__(self, need: int, memory: int):
-        super().__init__(f"a single run takes {need / 2**30:,.1f} GiB of memory, and there are {memory / 2**30:,.1f}")
 
 
 class Trainer:
@@ -49,7 +34,7 @@ class Trainer:
       runs_in_memory, runs_per_batch: as for `fit`.
 
     Attributes:
-      read: the names of the hyperparameters that the task has read so far, in any group.
+      groups: what is compiled.
 
     Raises:
       ValueError, TypeError: as `fit`, of the task and `rank_by`.
@@ -57,34 +42,12 @@ class Trainer:
 
     def __init__(self, search: Search, mesh: Mesh, runs_in_memory: int | None, runs_per_batch: int | None):
         self.search, self.mesh = search, mesh
-        self.read: set[str] = set()
-        self._noted = dataclasses.replace(search, task=search.task.noting(self.read), columns=search.drawn)
-        self._groups: dict[str, Group] = {}
+        self.groups = Groups(search, mesh)
         self._lockstep: dict[str, int] = {}
         self._wanted_lockstep = runs_per_batch
         self._data: dict[str, Any] = {}
-        for number in np.unique(search.space.groups(search.drawn, np.arange(search.num_runs))):
-            self._group(str(number))
-        search.check_numbers(self._numbers)
         self.runs_in_memory = runs_in_memory or self._choose_runs_in_memory()
         self._check_memory()
-
-    def _group(self, name: str) -> Group:
-        if name not in self._groups:
-            static = self.search.space.static(int(name))
-            with _with_hints(self.search):
-                group = Group(self._noted, static, self.mesh)
-            if self._groups and set(group.numbers) != set(self._numbers):
-                odd = min(set(group.numbers) ^ set(self._numbers))
-                there = "only" if odd in group.numbers else "not"
-                raise ValueError(f"{odd} is {there} reported where hp is {static}; all runs must report the same")
-            self._groups[name] = group
-        return self._groups[name]
-
-    @property
-    def _numbers(self) -> tuple[str, ...]:
-        """The names of what is reported, the same in all groups."""
-        return next(iter(self._groups.values())).numbers
 
     def check_storable(self) -> None:
         """Refuse a state that cannot be read back from a checkpoint.
@@ -92,13 +55,8 @@ class Trainer:
         Raises:
           ValueError: naming what it has.
         """
-        for group in self._groups.values():
+        for group in self.groups.values():
             check_names(group.shapes)
-
-    @property
-    def _largest(self) -> Group:
-        """The group whose runs take most memory."""
-        return max(self._groups.values(), key=lambda group: memory.num_bytes(group.shapes))
 
     def _check_memory(self) -> None:
         """Refuse runs side by side that memory cannot hold, before any of it is taken.
@@ -106,7 +64,7 @@ class Trainer:
         Raises:
           MemoryTooSmall: saying what they need.
         """
-        group, free = self._largest, parallel.free_memory(self.mesh)
+        group, free = self.groups[self.groups.largest], parallel.free_memory(self.mesh)
         state, runs = memory.num_bytes(group.shapes), min(self.runs_in_memory, self.search.num_runs)
         rows, working, devices = parallel.padded(runs, self.mesh) // self.mesh.shape[parallel.RUNS], 0, 1
         if free is None:  # the devices share this machine's memory
@@ -123,20 +81,15 @@ class Trainer:
             )
 
     def _choose_runs_in_memory(self) -> int:
-        search = self.search
         devices, free = self.mesh.shape[parallel.RUNS], parallel.free_memory(self.mesh)
-        fitting = int(parallel.agree(memory.runs_in_memory(self._largest.shapes, search.num_runs, devices, free)).min())
-        if search.policy is not None and fitting < search.num_runs:
-            raise MemoryTooSmall(
-                f"runs_in_memory is None, and memory holds {fitting} of {search.num_runs} runs; for a policy, which "
-                f"compares runs side by side, say how many, such as {fitting}"
-            )
+        fitting = int(parallel.agree(self.groups.runs_in_memory(devices, free)).min())
+        self.groups.check_together(fitting)
         return fitting
 
     def blank(self) -> Outcome:
         """The outcome of runs that have not begun."""
         curve = np.full((self.search.num_runs, self.search.epochs), np.nan, np.float32)
-        return Outcome(self.search.drawn, dict.fromkeys(self._numbers, curve), {}, np.full(2, -1), {}, {})
+        return Outcome(self.search.drawn, dict.fromkeys(self.groups.numbers, curve), {}, np.full(2, -1), {}, {})
 
     def begin(self, outcome: Outcome, part: int) -> State:
         """Start the runs of a part."""
@@ -152,7 +105,7 @@ class Trainer:
         for number in np.unique(numbers):
             own = rows[numbers == number]
             members[str(number)] = self._placed(own, parallel.padded(len(own), self.mesh))
-        populations = {name: self._group(name).start(outcome.columns, own) for name, own in members.items()}
+        populations = {name: self.groups[name].start(outcome.columns, own) for name, own in members.items()}
         return State(populations, members, outcome)
 
     def train(self, state: State, epoch: int) -> State:
@@ -161,9 +114,10 @@ class Trainer:
         populations, numbers = {}, {}
         for name, population in state.populations.items():
             if name not in self._lockstep:
-                chosen = self._wanted_lockstep or self._group(name).runs_per_batch(population)
+                here, free = len(state.members[name]) // self.mesh.shape[parallel.RUNS], parallel.free_memory(self.mesh)
+                chosen = self._wanted_lockstep or self.groups[name].runs_per_batch(here, free)
                 self._lockstep[name] = int(parallel.agree(chosen).min())
-            populations[name], numbers[name] = self._group(name).train(
+            populations[name], numbers[name] = self.groups[name].train(
                 population, batches, self._lockstep[name], state.members[name]
             )
         _wait(numbers)
@@ -186,7 +140,7 @@ class Trainer:
         for split, examples in self.search.evaluate.items():
             there = self._on_devices(split, examples)
             for name, population in state.populations.items():
-                found = self._group(name).evaluate(population, there, self._lockstep[name], state.members[name])
+                found = self.groups[name].evaluate(population, there, self._lockstep[name], state.members[name])
                 named = {f"{split}_{metric}": values for metric, values in found.items()}
                 state = state.with_numbers(name, epoch, named)
         return state
@@ -235,7 +189,7 @@ class Trainer:
         if at[1] == 0 or (outcome.best_at == at).all():
             return state
         name = str(self.search.space.groups(outcome.columns, best)[0])
-        group, members = self._group(name), self._placed(best, parallel.padded(1, self.mesh))
+        group, members = self.groups[name], self._placed(best, parallel.padded(1, self.mesh))
         population = group.start(outcome.columns, members)
         for epoch in range(1, at[1] + 1):
             population, _ = group.train(population, self._epoch_batches(epoch), 1, members)
@@ -263,11 +217,11 @@ class Trainer:
             count = parallel.padded(rows, self.mesh)
             return jax.tree.map(
                 lambda leaf: jax.ShapeDtypeStruct((count, *leaf.shape), leaf.dtype, sharding=over_runs),
-                self._group(name).shapes,
+                self.groups[name].shapes,
             )
 
         def on_host(name: str, *rows: int) -> Any:
-            state = self._group(name).shapes.state
+            state = self.groups[name].shapes.state
             return jax.tree.map(lambda leaf: np.zeros((*rows, *leaf.shape), leaf.dtype), state)
 
         members, ended = notes["members"], notes["ended"]
@@ -304,25 +258,8 @@ class Trainer:
             "grid_points": search.space.points,
             "options": search.space.described(),
             "data": {name: _md5(split) for name, split in {"train": search.train, **search.evaluate}.items()},
-            "task": [digest for group in self._groups.values() for digest in group.traced.digest()],
+            "task": [digest for group in self.groups.values() for digest in group.traced.digest()],
         }
-
-
-@contextlib.contextmanager
-def _with_hints(search: Search) -> Iterator[None]:
-    """An error in tracing is told with what may be its cause."""
-    try:
-        yield
-    except Exception as error:
-        told = hasattr(error, "__notes__")  # which function of the task it is of
-        if differences := search.differences():
-            error.add_note(f"The splits differ from train in an example's form: {'; '.join(differences)}.")
-        if isinstance(error, jax.errors.TracerArrayConversionError) and not told:
-            error.add_note(
-                "The state has something made from hp that is no array, such as a TrainState's tx. Make the optimizer "
-                "once, outside of init, with optax.inject_hyperparams; its rates are then arrays of the state."
-            )
-        raise
 
 
 def _md5(tree: Any) -> str:
