@@ -22,8 +22,8 @@ from experiments.app import command_line, entry, errors
 from experiments.app.machine import hardware
 from experiments.configs import loading
 from experiments.jobs.making import job_of
-from highway_jax import parallel
-from highway_jax.population.programs import gather_batches
+from highway_jax import parallel, population
+from highway_jax.population.programs import Group, gather_batches
 
 REPETITIONS = 9
 
@@ -62,8 +62,9 @@ def epoch_on(config: ConfigDict, count: int) -> tuple[Callable[[], None], int]:
     """A function that trains an epoch on so many devices and waits, compiled, and the collectives in it."""
     network = config.networks[0]
     mesh = parallel.runs_mesh(jax.devices()[:count])
-    group = job_of(config).group(network, mesh)
-    search, train = group.search, parallel.replicate(mesh, group.search.train)
+    job = job_of(config)
+    search = population.Search(**job.arguments(network) | {"space": population.Space(job.space)})
+    group, train = Group(search, {}, mesh), parallel.replicate(mesh, search.train)
     members = group.start(search.drawn, np.arange(config.num_runs))
     text = group.programs.train.lower(members, group.batches, 1).compile().as_text()
 

@@ -25,10 +25,13 @@ from experiments.app.errors import UserError
 from experiments.app.output import Output
 from experiments.app.words import duration
 from experiments.configs import loading
-from experiments.jobs.job import too_large
+from experiments.jobs.job import Job
 from experiments.jobs.making import job_of
-from experiments.jobs.planning import DEVICES, Device, Plan, Rate, compiler_of, make_plan, measured_rate, this_device
+from experiments.jobs.rates import Rate, measured_rate
+from experiments.jobs.running import as_user_errors
 from highway_jax import parallel, population
+from highway_jax.population import DEVICES, Device, Plan
+from highway_jax.population.planning import size, this_device
 
 
 def main(argv: list[str]) -> None:
@@ -47,10 +50,7 @@ def main(argv: list[str]) -> None:
     job = job_of(config, function, earlier=None if here else {}, outlined=True)
     device = this_device() if here else DEVICES[values.device]
     given = values.devices or (jax.device_count() if here else 1)
-    try:
-        plans = {network: make_plan(job, network, device, min(given, config.num_runs)) for network in job.networks}
-    except population.RunTooLarge as error:
-        raise too_large(config, error) from error
+    plans = plans_of(job, device, given)
     contender = "ours_xla" if device.kind == "cpu" and "xla" in job.implementations.values() else "ours"
     rate = measured_rate(device.kind, config.depth, contender=contender) if "search" in config else None
     console = Output()
@@ -58,24 +58,37 @@ def main(argv: list[str]) -> None:
         f"{label}: {config.num_runs:,} runs of {' and of '.join(job.networks)}, {config.epochs:,} epochs of "
         f"{len(job.train['y']) // config.batch_size:,} steps, on {given:,} x {device.kind}"
     )
-    console.print(table(plans, config, device, rate))
-    for note in notes(plans, config, device, given, rate):
+    console.print(table(plans, config, rate))
+    for note in notes(plans, config, given, rate):
         console.print(note)
 
 
-def table(plans: Mapping[str, Plan], config: ConfigDict, device: Device, rate: Rate | None) -> Table:
+def plans_of(job: Job, device: Device, devices: int) -> dict[str, Plan]:
+    """The plan of each kind of network; of the job's data, shapes and dtypes are enough."""
+    config = job.config
+    how = {
+        "device": device,
+        "devices": devices,
+        "runs_in_memory": config.runs_in_memory,
+        "runs_per_batch": config.runs_per_batch,
+    }
+    with jax.default_matmul_precision(config.matmul_precision), as_user_errors(config):
+        return {network: population.plan(**job.arguments(network), **how) for network in job.networks}
+
+
+def table(plans: Mapping[str, Plan], config: ConfigDict, rate: Rate | None) -> Table:
     """The plans, a column for each kind of network."""
     rows: dict[str, Callable[[Plan], str]] = {
         "parameters of a run": lambda plan: f"{plan.parameters:,}",
         "runs on a device": lambda plan: f"{plan.runs:,}",
         "  in memory at once": lambda plan: f"{plan.resident:,}",
         "  in lockstep": lambda plan: f"{plan.runs_per_batch:,}",
-        "memory of a device": lambda plan: f"{_size(plan.memory)} of {_size(device.memory)}",
-        "  parameters, optimizer": lambda plan: _size(plan.population),
-        "  images, labels": lambda plan: _size(plan.data),
-        "  the compiled program": lambda plan: _size(plan.program),
-        "a checkpoint": lambda plan: _size(plan.checkpoint),
-        "FLOP of a device": lambda plan: f"{plan.steps * plan.flops:.2e}",
+        "memory of a device": lambda plan: f"{size(plan.memory)} of {size(plan.device.memory)}",
+        "  parameters, optimizer": lambda plan: size(plan.population),
+        "  images, labels": lambda plan: size(plan.data),
+        "  the compiled program": lambda plan: size(plan.program),
+        "a checkpoint": lambda plan: size(plan.checkpoint),
+        "FLOP of a device": lambda plan: f"{plan.flops:.2e}",
     }
     if rate:
         rows["time of an epoch"] = lambda plan: duration(plan.seconds(rate.typical) / config.epochs)
@@ -91,30 +104,29 @@ def table(plans: Mapping[str, Plan], config: ConfigDict, device: Device, rate: R
     return grid
 
 
-def notes(
-    plans: Mapping[str, Plan], config: ConfigDict, device: Device, given: int, rate: Rate | None
-) -> Iterator[str]:
+def notes(plans: Mapping[str, Plan], config: ConfigDict, given: int, rate: Rate | None) -> Iterator[str]:
     """What the figures stand on, and what is wrong with the plan."""
+    one = next(iter(plans.values()))
+    device = one.device
     if rate:
         yield f"in all {_span(plans.values(), rate)}, and some seconds of compilation for each kind of network"
         yield f"time: from {', '.join(rate.files)}; in brackets, at their fastest and slowest repetition"
     else:
         known = "fully connected networks" if "search" not in config else "other devices"
         yield f"time: benchmarks/results has measured {known} only"
-    compiler = compiler_of(device).device_kind
-    if compiler != device.kind:
-        yield f"memory: as compiled for {compiler}, which stands in for {device.kind}"
+    if one.compiled_for != device.kind:
+        yield f"memory: as compiled for {one.compiled_for}, which stands in for {device.kind}"
     if device.kind == "cpu":
         yield "memory: a device is a core, with its share of this machine's; Python and JAX come on top"
-    largest = max(plan.memory for plan in plans.values())
-    if largest > device.memory:
-        yield f"warning: {_size(largest)} do not fit into a device's {_size(device.memory)}"
+    largest = max(plans.values(), key=lambda plan: plan.memory)
+    if not largest.fits:
+        yield f"warning: {size(largest.memory)} do not fit into a device's {size(device.memory)}"
     if parts := {name: -(-plan.runs // plan.resident) for name, plan in plans.items() if plan.resident < plan.runs}:
         counts = " and ".join(f"{name} in {count}" for name, count in parts.items())
         yield f"memory does not hold all runs at once; they are trained one part after another, {counts}"
     if given > config.num_runs:
         yield f"warning: {given:,} devices for {config.num_runs:,} runs; the plan is for one run on as many devices"
-    padding = next(iter(plans.values())).runs * min(given, config.num_runs) / config.num_runs - 1
+    padding = one.runs * one.devices / config.num_runs - 1
     if padding > 0.05:
         yield f"warning: {config.num_runs:,} runs do not divide by {given:,} devices; {padding:.0%} more are trained"
 
@@ -123,10 +135,6 @@ def _span(plans: Iterable[Plan], rate: Rate) -> str:
     plans = list(plans)
     low, typical, high = (duration(sum(plan.seconds(r) for plan in plans)) for r in (rate.high, rate.typical, rate.low))
     return f"{typical} ({low} to {high})"
-
-
-def _size(count: int) -> str:
-    return f"{count / 2**30:,.2f} GiB" if count >= 2**30 else f"{count / 2**20:,.1f} MiB"
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ PAGE = (ROOT / "docs/reproduction.md").read_text()
 SHORTER = {
     # As many everywhere: what differs in nothing else is compiled once.
     **{f"num_runs={number}": "num_runs=8" for number in (200, 40, 20)},
+    "num_runs=10_000": "num_runs=16",
     "num_runs=100": "num_runs=16",
     "runs_in_memory=20": "runs_in_memory=8",
     "run=17": "run=7",
@@ -53,6 +54,7 @@ def test_the_examples_of_train_your_own_run_one_after_another(capsys):
     assert results["compared"].table()["dropout"].tolist() == [0.0, 0.25] * 4
     assert len(results["compared"].table(by="dropout")) == 2
     assert len(results["trials"]) == 16
+    assert (results["plan"].runs, results["plan"].parameters, results["plan"].fits) == (2, 769, True)
     state = results["with_state"].best.state
     assert state.step == 20 * results["with_state"].best.epoch
     assert state.opt_state.hyperparams["learning_rate"] == results["with_state"].best.hyperparameters["lr"]

@@ -8,15 +8,13 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from experiments.app.errors import UserError
 from experiments.workdir.identity import Identity
-from highway_jax import data, parallel, population
+from highway_jax import data, population
 from highway_jax.data import Split
 from highway_jax.population import Halving, Task
-from highway_jax.population.programs import Group
 
 EVALUATED = 1000  # examples at a time
 
@@ -87,11 +85,6 @@ class Job:
             "evaluate_batch_size": EVALUATED,
             "keep": "all" if self.keep_params else "best",
         }
-
-    def group(self, network: str, mesh: Mesh | None = None) -> Group:
-        """A kind's runs in shapes and dtypes, and the programs that train them on a mesh, of one device by default."""
-        search = population.Search(**(self.arguments(network) | {"space": population.Space(self.space)}))
-        return Group(search, static={}, mesh=parallel.runs_mesh(jax.devices()[:1]) if mesh is None else mesh)
 
 
 def too_many(config: ConfigDict, reason: str) -> UserError:

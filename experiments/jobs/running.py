@@ -60,7 +60,7 @@ def _do(job: Job, directory: Path, console: Output) -> None:
             f"of each network ({', '.join(job.networks)}), {_count(config.epochs, 'epoch')}, "
             f"on {_devices(mesh)}{', fused layers' * ('fused' in job.implementations.values())}"
         )
-        with _as_user_errors(config):
+        with as_user_errors(config):
             results = _train(job, directory, mesh)
         if jax.process_index() == 0:
             writing.finish(directory, results)
@@ -70,7 +70,7 @@ def _do(job: Job, directory: Path, console: Output) -> None:
 
 
 @contextlib.contextmanager
-def _as_user_errors(config: ConfigDict) -> Iterator[None]:
+def as_user_errors(config: ConfigDict) -> Iterator[None]:
     """What the workdir or the memory does not allow is the user's to change."""
     try:
         yield

@@ -5,6 +5,7 @@ from highway_jax.population import schedules
 from highway_jax.population.fit import fit, replay
 from highway_jax.population.guided import optuna_trials, tpe
 from highway_jax.population.memory import MemoryTooSmall, RunTooLarge
+from highway_jax.population.planning import DEVICES, Device, Plan, plan
 from highway_jax.population.policies import Halving
 from highway_jax.population.progress import Bar, Progress
 from highway_jax.population.ranking import Ranking, rank
@@ -16,9 +17,12 @@ from highway_jax.population.tables import load, save
 from highway_jax.population.task import Task, TrainState, supervised
 
 __all__ = [
+    "DEVICES",
     "Bar",
+    "Device",
     "Halving",
     "MemoryTooSmall",
+    "Plan",
     "Progress",
     "Ranking",
     "Result",
@@ -40,6 +44,7 @@ __all__ = [
     "load",
     "log_uniform",
     "optuna_trials",
+    "plan",
     "rank",
     "replay",
     "save",

@@ -1,4 +1,4 @@
-"""What is planned against what is compiled, and how it grows."""
+"""What is printed of a plan, and the rates that it stands on."""
 
 import dataclasses
 import functools
@@ -6,80 +6,36 @@ import json
 import re
 import sys
 
-import jax
-import numpy as np
 import pytest
 
 from benchmarks.work import Work
 from experiments import plan
 from experiments.app import command_line, entry
 from experiments.configs import loading
-from experiments.jobs import making, planning
-from experiments.jobs.planning import DEVICES, Device
+from experiments.jobs import making, rates
+from highway_jax.population import DEVICES, Device
 
 TINY = ("--config=digits_depth10", "--config.depth=7", "--config.width.highway=8", "--config.networks=highway")
-H100 = DEVICES["h100"]
 
 
-def job(**changes):
+def job():
     _, overrides, _ = command_line.split_config_flags(TINY)
     config = loading.load("digits_depth10", {}).config
     loading.override(config, overrides)
-    config.update_from_flattened_dict({"epochs": 3, "num_runs": 12} | changes)
+    config.update_from_flattened_dict({"epochs": 3, "num_runs": 12})
     return making.job_of(config, earlier={}, outlined=True)
 
 
 @functools.cache  # a plan takes a second or two of compilation
-def planned(device=H100, devices=1, **changes):
-    return planning.make_plan(job(**changes), "highway", device, devices)
+def planned():
+    """Twelve runs on two devices."""
+    return plan.plans_of(job(), DEVICES["h100"], 2)["highway"]
 
 
-def test_memory_is_that_of_the_search_as_compiled():
-    planned_job, made = job(), planned(devices=2)
-    group = planned_job.group("highway")
-    population = group.start(group.search.drawn, np.arange(6))
-    assert made.population == sum(leaf.nbytes for leaf in jax.tree.leaves(population))
-    assert made.parameters == sum(leaf.size for leaf in jax.tree.leaves(population.state.params)) / 6
-    assert made.data == sum(leaf.nbytes for leaf in jax.tree.leaves((planned_job.train, planned_job.evaluate)))
-    assert (made.runs, made.resident, made.runs_per_batch) == (6, 6, 6)
-    usage = group.programs.train.lower(population, group.batches, 6).compile().memory_analysis()
-    assert made.memory >= usage.argument_size_in_bytes + usage.temp_size_in_bytes + made.data
-    assert made.steps == 6 * 3 * 30
-    assert planned(devices=2, **{"search.halving.every": 2}).steps == (6 + 6 + 3) * 30
-
-
-def test_twice_the_runs_take_twice_the_memory_and_time_and_twice_the_devices_take_it_back():
-    one, two, shared = planned(devices=2), planned(), planned(num_runs=24, devices=4)
-    assert (two.runs, two.population) == (2 * one.runs, 2 * one.population)
-    assert two.seconds(1e12) == 2 * one.seconds(1e12)
-    assert 1.5 < two.program / one.program < 2.5  # the data's batches are shared
-    # On twice the devices, each does the same again; the checkpoint alone has grown.
-    assert dataclasses.replace(shared, checkpoint=0) == dataclasses.replace(one, checkpoint=0)
-    assert shared.checkpoint == 2 * one.checkpoint
-    assert one.checkpoint == two.checkpoint
-
-
-def test_what_memory_does_not_hold_is_trained_in_parts():
-    need = planned().population // 12
-    small = H100._replace(memory=3 * 10**6)
-    made = planning.make_plan(job(num_runs=10**5), "highway", small, 1)
-    assert 1 < made.resident < made.runs == 10**5
-    assert made.runs_per_batch < made.resident
-    assert made.population == made.resident * need < made.memory <= small.memory
-
-
-def test_operations_are_those_of_the_benchmarks_and_scans_count_in_full():
-    assert planned(devices=2).flops == Work(7, 1, 50, 8, 1).flops() - 4 * 50 * 8 * (784 - 64)
-
-    def loop(x, y):
-        return jax.lax.scan(lambda x, _: (x @ y, None), x, None, length=5)[0]
-
-    x, y = np.ones((2, 3), np.float32), np.ones((3, 3), np.float32)
-    assert planning.matmul_flops(jax.make_jaxpr(loop)(x, y).jaxpr) == 5 * 2 * 2 * 3 * 3
-    window = jax.make_jaxpr(lambda x, k: jax.lax.conv(x, k, (1, 1), "VALID"))(
-        np.ones((4, 3, 8, 8)), np.ones((5, 3, 3, 3))
-    )
-    assert planning.matmul_flops(window.jaxpr) == 2 * (4 * 5 * 6 * 6) * (3 * 3 * 3)
+def test_a_job_is_planned_as_its_config_says():
+    made = planned()
+    assert (made.runs, made.resident, made.runs_per_batch, made.steps) == (6, 6, 6, 6 * 3 * 30)
+    assert made.flops_per_step == Work(7, 1, 50, 8, 1).flops() - 4 * 50 * 8 * (784 - 64)
 
 
 def write_rate(directory, depth, device, flops, ms, cpu="any"):
@@ -97,18 +53,21 @@ def test_rates_are_the_devices_own_and_lie_between_those_measured(tmp_path):
     write_rate(tmp_path, 1000, "4 x X", flops=8e8, ms=50)
     write_rate(tmp_path, 50, "1 x Y", flops=8e6, ms=1)
     write_rate(tmp_path, 50, "1 x cpu", flops=8e6, ms=1, cpu="of another name")
-    (rate,) = {planning.measured_rate("X", depth, tmp_path) for depth in (2, 10)}
+    (rate,) = {rates.measured_rate("X", depth, tmp_path) for depth in (2, 10)}
     assert (rate.typical, rate.low, rate.high) == (2e9, 1e9, 8e9)
-    assert planning.measured_rate("X", 100, tmp_path).typical == pytest.approx(3e9)  # half way, as depth multiplies
-    assert planning.measured_rate("X", 10**5, tmp_path).typical == 4e9
-    assert planning.measured_rate("Z", 10, tmp_path) is None
-    assert planning.measured_rate("cpu", 10, tmp_path) is None
+    assert rates.measured_rate("X", 100, tmp_path).typical == pytest.approx(3e9)  # half way, as depth multiplies
+    assert rates.measured_rate("X", 10**5, tmp_path).typical == 4e9
+    assert rates.measured_rate("Z", 10, tmp_path) is None
+    assert rates.measured_rate("cpu", 10, tmp_path) is None
     assert len(rate.files) == 2
 
 
 def shown(capsys, monkeypatch, *flags):
     """What is printed of a plan; that of twelve runs on two devices, whatever the flags say of them."""
-    monkeypatch.setattr(plan, "make_plan", lambda job, network, device, devices: planned(devices=2))
+    made = planned()
+    monkeypatch.setattr(
+        plan, "plans_of", lambda job, device, devices: {"highway": dataclasses.replace(made, device=device)}
+    )
     plan.main([*TINY, *flags])
     return " ".join(capsys.readouterr().out.split())
 
@@ -118,7 +77,7 @@ def test_what_was_not_measured_is_not_guessed(capsys, monkeypatch):
     assert "not measured" in out
     assert "which stands in for NVIDIA A100" in out
     assert "warning: 256 devices for 12 runs" in out
-    monkeypatch.setattr(plan, "measured_rate", lambda *_, **__: planning.Rate(1e6, 5e5, 2e6, ("file.json",)))
+    monkeypatch.setattr(plan, "measured_rate", lambda *_, **__: rates.Rate(1e6, 5e5, 2e6, ("file.json",)))
     out = shown(capsys, monkeypatch, "--config.num_runs=11", "--devices=2")
     assert "not measured" not in out
     assert "file.json" in out

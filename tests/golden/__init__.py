@@ -20,6 +20,7 @@ from experiments.configs import loading
 from experiments.configs.validation import check
 from experiments.jobs.making import job_of
 from highway_jax import data, parallel, population
+from highway_jax.population.programs import Group
 
 HERE = Path(__file__).parent
 
@@ -62,8 +63,10 @@ def weights() -> Iterator[dict[str, Any]]:
     ):
         config = loading.load(name, {}).config
         config.num_runs, config.seed = num_runs, seed
-        group = job_of(config, earlier={}).group(network, parallel.choose_mesh(num_runs, config.batch_size))
-        runs = group.start(group.search.drawn, np.arange(num_runs))
+        job = job_of(config, earlier={})
+        planned = population.Search(**job.arguments(network) | {"space": population.Space(job.space)})
+        group = Group(planned, {}, parallel.choose_mesh(num_runs, config.batch_size))
+        runs = group.start(planned.drawn, np.arange(num_runs))
         for path, leaf in jax.tree.leaves_with_path(runs.state.params):
             for run in {"digits_depth10": (0, 1), "digits_conv": (1,)}[name]:
                 values = np.asarray(leaf[run], np.float64)
