@@ -79,7 +79,7 @@ class Plan:
       steps: of single runs on the device, in all.
       flops_per_step: floating-point operations of a run's step, in matrix products and convolutions; with several
         groups the mean over the runs.
-      checkpoint: bytes of a checkpoint, of all devices' runs.
+      checkpoint: bytes of the largest checkpoint, of all devices' runs: their states and curves.
     """
 
     device: Device
@@ -152,8 +152,8 @@ def plan(
     """Say what `fit` would take, called with the same arguments; nothing is trained.
 
     The programs are traced and compiled as `fit` compiles them, which takes seconds. Where the space has static
-    choices, memory is that of the largest group, as if all runs in memory were as large, and operations are those of
-    all groups. With a sampler, the runs are taken as the space draws them.
+    choices, memory is that of the largest group's programs, beside runs that are all as large, and operations are those
+    of all groups. With a sampler, the runs are taken as the space draws them.
 
         train = {"x": jax.ShapeDtypeStruct((60000, 784), "float32"), "y": jax.ShapeDtypeStruct((60000,), "int32")}
         print(population.plan(task, space, train=train, num_runs=1000, epochs=10, batch_size=100, device="h100"))
@@ -196,22 +196,25 @@ def plan(
     on_cpu = device.kind == "cpu"
     side_by_side = how.runs_in_memory
     if side_by_side is None:
-        side_by_side = groups.runs_in_memory(devices, None if on_cpu else device.memory - data)
+        # `fit` chooses it before anything is on the devices, and the runs in lockstep with all but `evaluate` there.
+        side_by_side = groups.runs_in_memory(devices, None if on_cpu else device.memory)
         groups.check_together(side_by_side)
     runs = -(-search.num_runs // devices)
     resident = min(runs, -(-side_by_side // devices))
     own = min(resident, -(-groups.sizes[groups.largest] // devices))
-    free = None if on_cpu else device.memory - data - resident * state
+    there = resident * state + num_bytes((_forms(search.train), group.batches))
+    free = None if on_cpu else device.memory - there
     runs_per_batch = min(how.runs_per_batch or group.runs_per_batch(own, free, target), own)
     flops = sum(count * _flops_per_step(groups[name]) for name, count in groups.sizes.items()) / search.num_runs
     steps = sum(-(-step.runs // devices) for step in search.plan(side_by_side)) * search.steps_per_epoch
+    learned = getattr(group.shapes.state, "params", group.shapes.state)
+    kept = max(devices * resident, search.num_runs if search.keep == "all" else 0)
+    curves = 4 * search.num_runs * search.epochs * len(groups.numbers)
     return Plan(
         device=device,
         devices=devices,
         compiled_for=target.device_kind,
-        parameters=sum(
-            leaf.size for leaf in jax.tree.leaves(getattr(group.shapes.state, "params", group.shapes.state))
-        ),
+        parameters=sum(leaf.size for leaf in jax.tree.leaves(learned)),
         runs=runs,
         resident=resident,
         runs_per_batch=runs_per_batch,
@@ -220,7 +223,7 @@ def plan(
         program=_peak(group, splits, own, runs_per_batch) - own * state,
         steps=steps,
         flops_per_step=flops,
-        checkpoint=devices * resident * state + 4 * search.num_runs * search.epochs * (1 + len(search.evaluate)),
+        checkpoint=kept * state + curves,
     )
 
 

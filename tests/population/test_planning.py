@@ -10,10 +10,10 @@ import numpy as np
 import optax
 import pytest
 
-from highway_jax import Dropout, population
+from highway_jax import Dropout, parallel, population
 from highway_jax.population import DEVICES, Device, Halving, choice, planning, uniform
 from highway_jax.population.groups import Groups
-from highway_jax.population.space import Space
+from highway_jax.population.trainer import Trainer
 
 CPU = Device("cpu", 2**30)
 H100 = DEVICES["h100"]
@@ -37,6 +37,7 @@ TASK = population.supervised(
     lambda hp: Net(hp["dropout"], hp["width"]),
     lambda outputs, batch: (outputs - batch["y"]) ** 2,
     lambda hp: optax.adamw(hp["lr"]),
+    metrics={"mae": lambda outputs, batch: abs(outputs - batch["y"])},
 )
 
 
@@ -49,19 +50,26 @@ def zeros(tree):
     return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), tree)
 
 
+DATA = {"train": zeros(TRAIN), "evaluate": {"valid": zeros(VALID)}}
+
+
+def search_of(space=SPACE, **changes):
+    return population.Search(task=TASK, space=population.Space(space), **SEARCH | DATA | changes)
+
+
 def num_bytes(tree):
     return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
 
 
 def test_a_plan_is_of_what_fit_trains():
-    data = {"train": zeros(TRAIN), "evaluate": {"valid": zeros(VALID)}}
-    made = population.plan(TASK, SPACE, device=CPU, devices=1, **SEARCH | data)
-    result = population.fit(TASK, SPACE, progress=False, **SEARCH | data)
+    made = population.plan(TASK, SPACE, device=CPU, devices=1, **SEARCH | DATA)
+    result = population.fit(TASK, SPACE, progress=False, **SEARCH | DATA)
     state = result.best.state
     of_the_run = 2 * 4 + 2 * 4 + 4  # its hyperparameters, its key, its epoch
     assert made.parameters == sum(leaf.size for leaf in jax.tree.leaves(state.params)) == 3 * 4 + 4 + 4 + 1
     assert made.population == 12 * (num_bytes(state) + of_the_run)
-    assert made.data == num_bytes(data)
+    assert made.data == num_bytes(DATA)
+    assert made.checkpoint == made.population + num_bytes(result.curves)
     assert (made.runs, made.resident, made.runs_per_batch) == (12, 12, 1)
     assert made.steps == 12 * 3 * 4
     assert made.flops_per_step == 2 * 5 * (2 * 3 * 4 + 3 * 4 * 1)  # no gradient of the inputs
@@ -72,11 +80,8 @@ def test_a_plan_is_of_what_fit_trains():
 
 def test_memory_is_the_compiled_programs():
     made = planned()
-    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("runs", "data"))
-    search = population.Search(
-        task=TASK, space=Space(SPACE), **SEARCH | {"train": zeros(TRAIN), "evaluate": {"valid": zeros(VALID)}}
-    )
-    (group,) = Groups(search, mesh).values()
+    search = search_of()
+    (group,) = Groups(search, parallel.runs_mesh(jax.devices()[:1])).values()
     members = group.start(search.drawn, np.arange(12))
     usage = group.programs.train.lower(members, group.batches, 12).compile().memory_analysis()
     assert made.population == num_bytes(members)
@@ -93,15 +98,20 @@ def test_twice_the_runs_take_twice_the_memory_and_time_and_twice_the_devices_tak
     assert planned(devices=20).devices == 12
 
 
-def test_what_memory_does_not_hold_is_trained_in_parts():
+def test_what_memory_does_not_hold_is_trained_in_parts(monkeypatch):
     small = Device("small", 10**5)
     made = planned(small, num_runs=10**4)
     assert 1 < made.resident < made.runs == 10**4
+    monkeypatch.setattr("highway_jax.parallel.free_memory", lambda mesh: small.memory)
+    trainer = Trainer(search_of(num_runs=10**4), parallel.runs_mesh(jax.devices()[:1]), None, None)
+    assert made.resident == trainer.runs_in_memory
     assert made.runs_per_batch < made.resident
     assert made.population < made.memory <= small.memory
     assert (made.steps, planned(small, num_runs=12).resident) == (10**4 * 3 * 4, 12)
     chosen = planned(small, num_runs=10**4, runs_in_memory=10, runs_per_batch=4)
     assert (chosen.resident, chosen.runs_per_batch) == (10, 4)
+    every = planned(small, num_runs=10**4, runs_in_memory=10, runs_per_batch=4, keep="all")
+    assert every.checkpoint - chosen.checkpoint == (10**4 - 10) * chosen.population / 10
     with pytest.raises(population.MemoryTooSmall, match="for a policy, which compares runs side by side"):
         planned(small, num_runs=10**4, policy=Halving(every=1))
     with pytest.raises(population.RunTooLarge, match="a single run takes"):
@@ -118,8 +128,7 @@ def test_the_largest_of_several_groups_decides_memory_and_all_of_them_count():
     alone = planned(space=(("width", 16),))
     thin = planned()
     assert (both.parameters, both.population) == (alone.parameters, alone.population)
-    drawn = population.Search(task=TASK, space=Space(SPACE | {"width": widths}), **SEARCH | {
-        "train": zeros(TRAIN), "evaluate": {}}).drawn["width"]  # fmt: skip
+    drawn = search_of(SPACE | {"width": widths}).drawn["width"]
     wide = int((drawn == 1).sum())
     assert 0 < wide < 12
     assert both.flops_per_step == pytest.approx((wide * alone.flops_per_step + (12 - wide) * thin.flops_per_step) / 12)
@@ -159,7 +168,7 @@ def test_a_plan_can_be_read():
         ({"mesh": None}, "plan takes no 'mesh'; beside device and devices it takes what fit does, but no mesh"),
         ({"seeds": 5}, "num_runs is 12; it must be a multiple of seeds, 5"),
         ({"runs_per_batch": 0}, "runs_per_batch is 0; it must be an integer of at least 1"),
-        ({"rank_by": "test_loss"}, "rank_by is 'test_loss'; it must be one of train_loss, valid_loss"),
+        ({"rank_by": "test_loss"}, "rank_by is 'test_loss'; it must be one of train_loss, train_mae, valid_loss"),
     ],
 )
 def test_a_mistake_is_named(changes, message):
