@@ -1,6 +1,7 @@
 """The tables of the report: what runs reached, with which settings, and what mattered."""
 
 import io
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,14 +21,19 @@ if TYPE_CHECKING:
 BEST = 10
 
 
-def glance(search: Workdir, result: Result, name: str) -> dict[str, str]:
+def num_best(searches: Sequence[Workdir]) -> int:
+    """How many best runs the page looks at: ten, or all where there are fewer."""
+    return min([BEST, *(result.num_runs for search in searches for result in search.results.values())])
+
+
+def glance(search: Workdir, result: Result, name: str, best_of: int) -> dict[str, str]:
     """A result's line in the table of all searches; `name` is what the page calls the number."""
     ranking, best = result.ranking, result.ranking.order[0]
     accuracy = test_accuracy(result)[best]
     tested = {"best run's test accuracy": "" if np.isnan(accuracy) else f"{accuracy:.2%}"}
     return {
         f"best {name}": said(ranking.best[best], name),
-        f"mean of best {BEST}": said(ranking.mean_of_best(BEST), name),
+        f"mean of best {best_of}": said(ranking.mean_of_best(best_of), name),
         "median": said(ranking.median(), name),
         "diverged": f"{ranking.diverged.sum()} of {result.num_runs}",
         "never finite": str(np.isinf(ranking.best).sum()),
