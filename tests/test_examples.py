@@ -43,7 +43,7 @@ def test_a_killed_regression_continues_as_if_nothing_had_happened(tmp_path, monk
             tabular_regression.main(2, 25)
         said.append(capsys.readouterr().out.splitlines())
 
-    assert any("resumed after epoch " in line for line in said[0])
+    assert any("going on after epoch " in line for line in said[0])
     assert said[0][-1] == said[1][-1]
     assert "is best on the validation rows; its test error (MAE) is" in said[0][-1]
     tables = [(directory / results / "table.csv").read_bytes() for directory in (killed, undisturbed)]
