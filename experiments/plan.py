@@ -49,13 +49,14 @@ def main(argv: list[str]) -> None:
         config.implementation = "xla"  # the fused layers are a CPU's
     job = job_of(config, function, earlier=None if here else {}, outlined=True)
     device = this_device() if here else DEVICES[values.device]
-    given = values.devices or (jax.device_count() if here else 1)
+    given = values.devices or (min(jax.device_count(), config.num_runs) if here else 1)
     plans = plans_of(job, device, given)
     contender = "ours_xla" if device.kind == "cpu" and "xla" in job.implementations.values() else "ours"
     rate = measured_rate(device.kind, config.depth, contender=contender) if "search" in config else None
     console = Output()
     console.print(
-        f"{label}: {config.num_runs:,} runs of {' and of '.join(job.networks)}, {config.epochs:,} epochs of "
+        f"{label}: {config.num_runs:,} run{'s' * (config.num_runs > 1)} of {' and of '.join(job.networks)}, "
+        f"{config.epochs:,} epoch{'s' * (config.epochs > 1)} of "
         f"{len(job.train['y']) // config.batch_size:,} steps, on {given:,} x {device.kind}"
     )
     console.print(table(plans, config, rate))
@@ -111,6 +112,9 @@ def notes(plans: Mapping[str, Plan], config: ConfigDict, given: int, rate: Rate 
     if rate:
         yield f"in all {_span(plans.values(), rate)}, and some seconds of compilation for each kind of network"
         yield f"time: from {', '.join(rate.files)}; in brackets, at their fastest and slowest repetition"
+        fewest = min(plan.runs_per_batch for plan in plans.values())
+        if device.kind != "cpu" and 2 * fewest < rate.runs:
+            yield f"warning: the time was measured with {rate.runs} runs in lockstep; with {fewest} it takes longer"
     else:
         known = "fully connected networks" if "search" not in config else "other devices"
         yield f"time: benchmarks/results has measured {known} only"

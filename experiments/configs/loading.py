@@ -83,6 +83,8 @@ def load(name: str | None, overrides: Mapping[str, str], having: str = "") -> Lo
         reason: BaseException = error
         while isinstance(reason, flags.Error | ValueError) and reason.__context__ is not None:  # which wrap the file's
             reason = reason.__context__
+        if isinstance(reason, AttributeError) and reason.name == "get_config":
+            raise UserError(f"--config is {given}, which must have a function get_config()") from error
         raise UserError(f"--config is {given}, which cannot be loaded: {shortened(first_line(reason), 300)}") from error
     if not (is_config and isinstance(found, ConfigDict | FrozenConfigDict)):
         raise UserError(f"--config is {given}, whose get_config() must return a ConfigDict")

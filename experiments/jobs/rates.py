@@ -17,12 +17,14 @@ class Rate:
     """What a device was measured to do, in FLOP/s; `typical` at the depth asked for, low and high at any.
 
     Attributes:
+      runs: that were side by side on a device.
       files: where that is from.
     """
 
     typical: float
     low: float
     high: float
+    runs: int
     files: tuple[str, ...]
 
 
@@ -40,8 +42,8 @@ def measured_rate(kind: str, depth: int, results: Path = RESULTS, contender: str
         if measured == kind and (kind != "cpu" or result["machine"]["cpu"] == hardware()["cpu"]):
             work = 1e3 * result["flops_per_run_step"] / int(count)
             rates = (work / ours[key] for key in ("ms", "ms_max", "ms_min"))
-            points.append((result["work"]["depth"], *rates, path.name))
+            points.append((result["work"]["depth"], *rates, result["work"]["runs"] // int(count), path.name))
     if not points:
         return None
-    depths, typical, low, high, files = zip(*sorted(points), strict=True)
-    return Rate(float(np.interp(math.log(depth), np.log(depths), typical)), min(low), max(high), files)
+    depths, typical, low, high, runs, files = zip(*sorted(points), strict=True)
+    return Rate(float(np.interp(math.log(depth), np.log(depths), typical)), min(low), max(high), max(runs), files)

@@ -125,6 +125,8 @@ def _train(job: Job, directory: Path, mesh: Mesh) -> dict[str, Result]:
     results: dict[str, Result] = {}
     with stops.stop_requests() as stop, _warnings_in_a_line():
         for network in job.networks:
+            if results and (stopped := int(parallel.agree(stop.signal).max())):
+                raise errors.Interrupted(stopped, f"before {network}; the same command goes on from there")
             results[network] = train_network(job, network, directory, mesh, stop, results)
     return results
 

@@ -12,13 +12,16 @@ from experiments.configs import loading
 from experiments.configs.keys import leaves
 from experiments.workdir.contents import Workdir
 from experiments.workdir.identity import as_json
+from highway_jax.data import SUFFIX
 
 
 def command(search: Workdir) -> str:
     """The command that makes a program's work again: the known config nearest to its own, and what differs.
 
-    Empty where no known config can be changed into its own.
+    Empty where no known config can be changed into its own, such as one of data from a function.
     """
+    if loading.is_data_function(search.config.dataset):
+        return ""
     mine = _leaves(search.config)
     candidates = []
     for name in loading.known_configs():
@@ -29,7 +32,7 @@ def command(search: Workdir) -> str:
         texts = {key: tuple(value) if isinstance(value, list) else value for key, value in changes.items()}
         flags = [f"--config={name}", *(f"--config.{key}={text}" for key, text in texts.items())]
         if _makes(flags, mine):
-            return _shell(search.program, *flags, f"--workdir={search.directory}")
+            return _shell(search.program, *flags, *_data(search), f"--workdir={search.directory}")
     return ""
 
 
@@ -51,7 +54,20 @@ def replay_command(search: Workdir) -> str:
     if search.program != "search":
         return ""
     kind = next(iter(search.results), search.kinds[0])
-    return _shell("train", f"--from_search={search.directory}", f"--network={kind}", "--rank=1")
+    return _shell("train", f"--from_search={search.directory}", *_data(search), f"--network={kind}", "--rank=1")
+
+
+def is_elsewhere(search: Workdir) -> bool:
+    """Whether a workdir's data are the user's own, so that commands can only guess where they are."""
+    return bool(_data(search))
+
+
+def _data(search: Workdir) -> list[str]:
+    """What says where data of one's own are, which no workdir does."""
+    dataset = search.config.dataset
+    if loading.is_data_function(dataset):
+        return [f"--config={dataset.partition('.')[0]}.py"]
+    return ["--config.data_dir=DIRECTORY"] if dataset.endswith(SUFFIX) else []
 
 
 def report_command(searches: Sequence[Workdir]) -> str:

@@ -30,6 +30,11 @@ class Picture:
     caption: str = ""
 
     @property
+    def width(self) -> int:
+        """How many pixels it is wide, as its header says."""
+        return int.from_bytes(self.png[16:20])
+
+    @property
     def url(self) -> str:
         """The picture itself, as a URL."""
         return f"data:image/png;base64,{base64.b64encode(self.png).decode()}"

@@ -56,9 +56,9 @@ def describe(searches: Sequence[Workdir]) -> str:
 
 
 def sampled(searches: Sequence[Workdir]) -> str:
-    """How the programs' searches chose hyperparameters: "random" or "guided"; empty if there is none."""
+    """How the programs' searches chose hyperparameters, such as "random"; empty if there is none."""
     samplers = {search.config.get("sampler", "random") for search in searches if search.program == "search"}
-    return "" if not samplers else "random" if samplers == {"random"} else "guided"
+    return " or ".join(word for sampler, word in (("random", "random"), ("tpe", "guided")) if sampler in samplers)
 
 
 def findings(searches: Sequence[Workdir]) -> list[str]:
@@ -102,7 +102,7 @@ def trend(searches: Sequence[Workdir]) -> str:
     """What becomes of the best loss from the shallowest search to the deepest; empty if they are not alike."""
     first, last = searches[0], searches[-1]
     shared = [kind for kind in first.results if kind in last.results]
-    if first.depth == last.depth or first.config.dataset != last.config.dataset or not shared:
+    if first.depth == last.depth or not shared or not all(search.finished for search in searches):
         return ""
     best = {kind: [number(s.results[kind].ranking.best.min()) for s in (first, last)] for kind in shared}
     parts = [f"from {shallow} to {deep} for {kind} networks" for kind, (shallow, deep) in best.items()]

@@ -49,6 +49,8 @@ def choose(found: Workdir, network: str | None, run: int | None, rank: int | Non
     networks = list(found.results)
     if network is None and len(networks) == 1:
         (network,) = networks
+    if network is None:
+        raise UserError(f"--network is missing; it must be one of {', '.join(networks)}")
     if network not in networks:
         raise UserError(f"--network is {network!r}; it must be one of {', '.join(networks)}")
     result = found.results[network]

@@ -68,7 +68,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise UserError(f"{path} is missing; {str(path.parent)!r} must be a search's workdir") from error
+        raise UserError(f"{path} is missing; {str(path.parent)!r} must be a workdir") from error
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:

@@ -69,6 +69,10 @@ def check_config(workdir: Path, there: ConfigDict, now: ConfigDict) -> None:
     Raises:
       UserError: naming the keys that differ.
     """
+    is_search, wanted = ("search" in config for config in (there, now))
+    if is_search != wanted:
+        holds, wants = (("a search" if search else "a training") for search in (is_search, wanted))
+        raise UserError(f"--workdir is {str(workdir)!r}, which holds {holds}, not {wants}; choose another --workdir")
     tables = leaves(there), leaves(as_json(now))
     before, after = ({key: value for key, value in t.items() if key not in CHANGEABLE} for t in tables)
     changed = [

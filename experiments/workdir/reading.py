@@ -49,7 +49,7 @@ def load(directory: str | Path) -> Workdir:
     if not _exists(directory):
         raise UserError(f"workdir {str(directory)!r} does not exist")
     if not directory.is_dir():
-        raise UserError(f"workdir {str(directory)!r} is a file; it must be a search's workdir")
+        raise UserError(f"workdir {str(directory)!r} is a file; it must be a workdir")
     files.refuse_special(directory)
     if _exists(directory / tables.SEARCH) and not _exists(directory / "config.json"):
         return _own(directory)

@@ -31,7 +31,9 @@ def load_npz(name: str, data_dir: str | None = None) -> Dataset:
         with np.load(path, allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}
     except FileNotFoundError as error:
-        raise DataError(f"{path} does not exist; it must be a file with the arrays x and y") from error
+        raise DataError(
+            f"{path} does not exist; it must be a file with the arrays x and y, and data_dir says where it is"
+        ) from error
     except Exception as error:  # zipfile and NumPy have many
         raise DataError(f"{path} cannot be read: {first_line(error)}") from error
     return from_arrays(name, arrays, path)
@@ -95,7 +97,7 @@ def _check(path: str | Path, key: str, array: np.ndarray, like: np.ndarray) -> N
     if key.startswith("y"):
         fits = array.ndim == 1 and np.issubdtype(array.dtype, np.integer) and len(array) > 0
         fits = fits and bool(array.min() >= 0 and array.max() < 10**5)
-        allowed = "(n,) integers from 0, the classes"
+        allowed = "(n,) integers from 0, the classes, fewer than 100,000"
     else:
         fits = array.ndim > 1 and array.dtype.kind in "biuf" and 0 not in array.shape
         if fits and array.dtype.kind == "f":
@@ -108,4 +110,7 @@ def _check(path: str | Path, key: str, array: np.ndarray, like: np.ndarray) -> N
         if array is not like:
             allowed = f"(n, {', '.join(map(str, like.shape[1:]))}) numbers of {like.dtype}, as x"
     if not fits:
-        raise DataError(f"{path}: {key} is {array.dtype} of shape {array.shape}; it must be {allowed}")
+        ends = ""
+        if key.startswith("y") and np.issubdtype(array.dtype, np.integer) and array.size:
+            ends = f", from {array.min()} to {array.max()}"
+        raise DataError(f"{path}: {key} is {array.dtype} of shape {array.shape}{ends}; it must be {allowed}")

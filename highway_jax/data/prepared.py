@@ -61,7 +61,8 @@ def unknown(name: str) -> DataError:
     """What to raise of a dataset that does not exist."""
     return DataError(
         f"dataset {name!r} is unknown; allowed are 'digits' and the image-classification datasets of TensorFlow "
-        "Datasets, such as 'mnist', 'cifar10' and 'cifar100', as NAME, NAME/CONFIG, NAME:VERSION or NAME/CONFIG:VERSION"
+        "Datasets, such as 'mnist', 'cifar10' and 'cifar100', as NAME, NAME/CONFIG, NAME:VERSION or "
+        "NAME/CONFIG:VERSION, or a .npz file"
     )
 
 

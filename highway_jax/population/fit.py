@@ -140,7 +140,7 @@ def _fit(search: Search, how: Execution) -> Result:
         asked = stack.enter_context(_interrupts(storage is not None)) if how.stop is None else how.stop
         result = _train(trainer, storage, show, asked, how.tables)
     if how.stop is None and result.stopped:
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt(f"stopped after {result.ranking.epochs.max()} epochs; the same call goes on from there")
     return result
 
 

@@ -108,8 +108,8 @@ class Bar:
             if diverged := result.ranking.diverged.sum():
                 yield f"{diverged} diverged"
             _, epoch, runs = plan[step - 1]
-            if runs < plan[step - epoch].runs:  # than at the beginning of the part
-                yield f"{runs} runs left"
+            if runs < (all_runs := plan[step - epoch].runs):  # of the part
+                yield f"{runs} of {all_runs} runs left"
 
     def _print(self) -> None:
         if self._line:

@@ -47,6 +47,7 @@ def test_images_and_a_test_set_are_treated_as_those_of_other_datasets(tmp_path):
         ({"x": X}, "has arrays x; they must be x, y"),
         ({"x": X, "y": Y, "x_test": X}, "has arrays x, x_test, y; they must be x, x_test, y, y_test"),
         ({"x": X, "y": Y[:5]}, "x has 60 examples and y 5"),
+        ({"x": X, "y": Y - 1}, r"y is int\d+ of shape \(60,\), from -1 to \d; it must be \(n,\) integers from 0"),
         ({"x": X, "y": Y / 2}, r"y is float64 of shape \(60,\); it must be \(n,\) integers from 0"),
         ({"x": X, "y": Y - 1}, "y is int64"),
         ({"x": X * np.nan, "y": Y}, "x has 300 numbers that are NaN, infinite or too large for float32"),

@@ -41,7 +41,7 @@ def test_a_job_is_planned_as_its_config_says():
 def write_rate(directory, depth, device, flops, ms, cpu="any"):
     result = {
         "machine": {"cpu": cpu},
-        "work": {"depth": depth},
+        "work": {"depth": depth, "runs": 8},
         "flops_per_run_step": flops,
         "contenders": {"ours": {"device": device, "ms": ms, "ms_min": ms / 2, "ms_max": 2 * ms}},
     }
@@ -77,11 +77,13 @@ def test_what_was_not_measured_is_not_guessed(capsys, monkeypatch):
     assert "not measured" in out
     assert "which stands in for NVIDIA A100" in out
     assert "warning: 256 devices for 12 runs" in out
-    monkeypatch.setattr(plan, "measured_rate", lambda *_, **__: rates.Rate(1e6, 5e5, 2e6, ("file.json",)))
+    monkeypatch.setattr(plan, "measured_rate", lambda *_, **__: rates.Rate(1e6, 5e5, 2e6, 6, ("file.json",)))
     out = shown(capsys, monkeypatch, "--config.num_runs=11", "--devices=2")
     assert "not measured" not in out
     assert "file.json" in out
     assert "warning: 11 runs do not divide by 2 devices; 9% more are trained" in out
+    monkeypatch.setattr(plan, "measured_rate", lambda *_, **__: rates.Rate(1e6, 5e5, 2e6, 100, ("file.json",)))
+    assert "was measured with 100 runs in lockstep; with 6 it" in shown(capsys, monkeypatch, "--device=h100")
 
 
 def test_a_device_that_is_too_small_is_warned_of(capsys, monkeypatch):

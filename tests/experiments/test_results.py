@@ -211,7 +211,7 @@ def test_what_is_no_workdir(path, message, tmp_path):
     with pytest.raises(UserError, match=message):
         reading.load(tmp_path / path)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=r"empty/config\.json is missing; '.*empty' must be a search's workdir"):
+    with pytest.raises(UserError, match=r"empty/config\.json is missing; '.*empty' must be a workdir"):
         reading.load(tmp_path / "empty")
 
 

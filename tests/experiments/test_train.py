@@ -65,7 +65,7 @@ def rows(path):
     [
         ([], "--config and --from_search are missing; one of them must be given"),
         (["--from_search=nowhere"], "'nowhere' does not exist"),
-        (["--from_search=FOUND", "--run=1"], "--network is None; it must be one of highway, plain"),
+        (["--from_search=FOUND", "--run=1"], "--network is missing; it must be one of highway, plain"),
         (["--from_search=FOUND", "--network=residual", "--run=1"], "--network is 'residual'; it must be one of"),
         (["--from_search=FOUND", "--network=plain"], "one of --run=N and --rank=N must be given"),
         (["--from_search=FOUND", "--network=plain", "--run=5"], "--run is 5; it must be 0 to 4"),

@@ -57,9 +57,9 @@ def test_lines_name_the_part_and_how_many_runs_are_left_and_time_is_by_runs(caps
     assert lines(capsys, clock, HALVED_IN_PARTS, losses=losses) == [
         "compiling",
         "part 1/2, epoch 1/2, best train_loss 0.25",
-        "part 1/2, epoch 2/2, 0:05:00 left, best train_loss 0.25, 2 runs left",
+        "part 1/2, epoch 2/2, 0:05:00 left, best train_loss 0.25, 2 of 4 runs left",
         "part 2/2, epoch 1/2, 0:01:07 left, best train_loss 0.25",
-        "part 2/2, epoch 2/2, in 0:06:40, best train_loss 0.25, 2 runs left",
+        "part 2/2, epoch 2/2, in 0:06:40, best train_loss 0.25, 2 of 4 runs left",
     ]
 
 
