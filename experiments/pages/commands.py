@@ -1,5 +1,6 @@
 """The commands that repeat what a page shows."""
 
+import functools
 import shlex
 from collections.abc import Sequence
 from typing import Any
@@ -23,17 +24,23 @@ def command(search: Workdir) -> str:
     if loading.is_data_function(search.config.dataset):
         return ""
     mine = _leaves(search.config)
-    candidates = []
-    for name in loading.known_configs():
-        known = _leaves(loading.load(name, {}).config)
-        if known.keys() == mine.keys():
-            candidates.append((name, {key: value for key, value in mine.items() if value != known[key]}))
+    candidates = [
+        (name, {key: value for key, value in mine.items() if value != known[key]})
+        for name, known in _known().items()
+        if known.keys() == mine.keys()
+    ]
     for name, changes in sorted(candidates, key=lambda candidate: len(candidate[1])):
         texts = {key: tuple(value) if isinstance(value, list) else value for key, value in changes.items()}
         flags = [f"--config={name}", *(f"--config.{key}={text}" for key, text in texts.items())]
         if _makes(flags, mine):
             return _shell(search.program, *flags, *_data(search), f"--workdir={search.directory}")
     return ""
+
+
+@functools.cache
+def _known() -> dict[str, dict[str, Any]]:
+    """The keys of every known config."""
+    return {name: _leaves(loading.load(name, {}).config) for name in loading.known_configs()}
 
 
 def _makes(flags: list[str], expected: dict[str, Any]) -> bool:

@@ -4,6 +4,21 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
+from experiments import search
+from tests.workdirs import shared
+
+SEARCH = "--config=digits_depth10", "--config.num_runs=5", "--config.epochs=3", "--config.batch_size=150"
+
+
+@pytest.fixture(scope="session")
+def searched(tmp_path_factory):
+    """A real search's workdir, which tests leave as it is."""
+
+    def make(folder):
+        search.main([*SEARCH, f"--workdir={folder}/work"])
+
+    return shared(tmp_path_factory, "search", make) / "work"
+
 
 @pytest.fixture(scope="module", autouse=True)
 def figures_are_dots(request):

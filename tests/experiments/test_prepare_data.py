@@ -1,15 +1,12 @@
 import importlib.util
 import re
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from experiments import prepare_data
 from experiments.app import entry
 
-ROOT = Path(__file__).parents[2]
 without_tensorflow = pytest.mark.skipif(
     importlib.util.find_spec("tensorflow") is not None, reason="TensorFlow is installed: its absence cannot be tested"
 )
@@ -37,10 +34,3 @@ def test_a_mistake_is_one_line_and_status_2(args, message, tmp_path, monkeypatch
     errors = capsys.readouterr().err
     assert (stop.value.code, errors.count("\n")) == (2, 1), errors
     assert re.search(message, errors)
-
-
-def test_a_mistake_in_a_real_process_leaves_no_traceback():
-    process = subprocess.run(
-        [sys.executable, "-m", "experiments.prepare_data"], cwd=ROOT, capture_output=True, text=True, timeout=60
-    )
-    assert (process.returncode, process.stdout, process.stderr.count("\n")) == (2, "", 1)

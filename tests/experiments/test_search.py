@@ -135,12 +135,11 @@ def test_the_program_trains_as_the_library_does(finished):
         np.testing.assert_allclose(result.curves["train_loss"][:, number], written, rtol=1e-4)
 
 
-def test_a_finished_workdir_is_printed_again_and_left_alone(finished):
+def test_a_finished_workdir_is_printed_again_and_left_alone(finished, capsys):
     directory, first = finished
     before = {path: path.stat().st_mtime_ns for path in directory.rglob("*")}
-    process = command(*SMALL, f"--workdir={directory}")
-    assert (process.returncode, process.stderr) == (0, "")
-    assert first.stdout[first.stdout.index("best run") :] in process.stdout
+    search.main([*SMALL, f"--workdir={directory}"])
+    assert first.stdout[first.stdout.index("best run") :] in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in directory.rglob("*")} == before
 
 

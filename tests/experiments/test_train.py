@@ -14,14 +14,9 @@ from experiments.workdir import reading
 from highway_jax import MLP, checkpoint, data
 
 
-@pytest.fixture(scope="module")
-def found(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("search") / "work"
-    search.main([
-        "--config=digits_depth10", "--config.num_runs=5", "--config.epochs=3", "--config.batch_size=150",
-        f"--workdir={workdir}",
-    ])  # fmt: skip
-    return workdir
+@pytest.fixture
+def found(searched):
+    return searched
 
 
 @pytest.mark.parametrize("which", [["--network=highway", "--rank=1"], ["--network=plain", "--run=3"]])
