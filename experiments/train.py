@@ -91,7 +91,7 @@ def train_convnet(values: flags.FlagValues, name: str | None, overrides: Mapping
 
 def train_again(values: flags.FlagValues, name: str | None, overrides: Mapping[str, str]) -> None:
     """Train one of a search's runs again, by itself."""
-    function = None if name is None else loading.load(name, {})[2]
+    function = None if name is None else loading.load(name, {}).function
     if name is not None and function is None:
         raise UserError("--config and --from_search are both given; a search's run has the search's config")
     found = reading.load(values.from_search)

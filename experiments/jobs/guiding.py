@@ -11,10 +11,10 @@ import jax
 import numpy as np
 
 from experiments.app import errors
+from experiments.workdir.contents import used
 from experiments.workdir.files import refuse_links
 from highway_jax import files, population
 from highway_jax.population import Result
-from highway_jax.stack.kinds import KINDS
 
 Space = Mapping[str, Any]  # of distributions, for `population.fit`
 STUDIES = "optuna.db"  # in the workdir; a study for every kind of network
@@ -23,7 +23,7 @@ PATIENCE = 1  # seconds until a study that another program has locked is left as
 
 def sampler(space: Space, directory: Path, network: str) -> population.Sampler:
     """Guided search for a kind of network; tells the workdir's study what ended."""
-    choose = population.tpe(_used(space, network))
+    choose = population.tpe(used(network, space))
 
     def sample(runs: np.ndarray, result: Result) -> Mapping[str, Any]:
         if runs[0] > result.runs[0] and jax.process_index() == 0:
@@ -52,7 +52,7 @@ def store(directory: Path, space: Space, network: str, result: Result) -> None:
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    finished = population.optuna_trials(_used(space, network), result)
+    finished = population.optuna_trials(used(network, space), result)
     try:
         options = {"connect_args": {"timeout": PATIENCE}}
         storage = optuna.storages.RDBStorage(study_url(directory), engine_kwargs=options)
@@ -68,8 +68,3 @@ def study_url(directory: Path) -> str:
 
     url = URL.create("sqlite", database=str(directory / STUDIES)).render_as_string()
     return url.replace("{", "{{").replace("}", "}}")  # Optuna formats it
-
-
-def _used(space: Space, network: str) -> Space:
-    """Without the transform bias where a network has none."""
-    return {name: entry for name, entry in space.items() if name != "transform_bias" or KINDS[network].gated}

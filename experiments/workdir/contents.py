@@ -1,5 +1,6 @@
 """What a workdir holds, as a value."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from ml_collections import ConfigDict
 
 from experiments.app.errors import UserError
 from highway_jax.population import Result
+from highway_jax.stack.kinds import KINDS
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,12 @@ class Workdir:
     def program(self) -> str:
         """The program whose it is: "search", "train", or "" for a search by `population.fit`."""
         return "search" if "search" in self.config else "train" if "stages" in self.config else ""
+
+
+def used(network: str, hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
+    """The hyperparameters that a kind of network has: one without gates has no transform bias, though it is drawn."""
+    gated = KINDS[network].gated
+    return {name: value for name, value in hyperparameters.items() if gated or name != "transform_bias"}
 
 
 def choose(found: Workdir, network: str | None, run: int | None, rank: int | None) -> tuple[str, int]:

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from experiments.app import errors
+from experiments.workdir.contents import used
 from highway_jax import population
 from highway_jax.population import Progress, Result
-from highway_jax.stack.kinds import KINDS
 
 BEST = 10  # runs of each network whose curves are written
 Fields = dict[str, Any]  # an event's
@@ -77,10 +77,7 @@ def _session(network: str, result: Result, index: int) -> Iterator[Fields]:
     """A run's hyperparameters and outcomes, for the HParams view."""
     from tensorboardX.summary import hparams
 
-    drawn = {"network": network, **result.hyperparameters_of(index)}
-    if not KINDS[network].gated:
-        drawn.pop("transform_bias", None)  # of no effect
-    _, start, end = hparams(drawn, {})
+    _, start, end = hparams({"network": network, **used(network, result.hyperparameters_of(index))}, {})
     yield {"summary": start}
     yield {"summary": end}
     ranking = result.ranking
