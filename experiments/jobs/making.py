@@ -158,19 +158,20 @@ def choose_implementations(
       UserError: if the config asks for the fused kernel, and there is none.
     """
     wanted = dict.fromkeys(networks, "xla")
-    if config.implementation != "xla" and jax.default_backend() == "cpu":
+    platform = fused.here()
+    if config.implementation != "xla" and platform:
         for network in filter(lambda network: fused.supports(kinds.named(network)), networks):
             if config.implementation == "fused":
                 wanted[network] = "fused"
             elif earlier is not None:
                 wanted[network] = earlier.get(network, "xla")
-            elif config.width[network] <= fused.WIDEST:
+            elif config.width[network] <= fused.WIDEST[platform]:
                 wanted[network] = "fused"
-    if "fused" in wanted.values():
-        if fused.needs_build():
-            say("building the fused kernel with the C++ compiler, which takes some seconds, once")
+    if platform and "fused" in wanted.values():
+        if fused.needs_build(platform):
+            say("building the fused kernel with the machine's compiler, which takes some seconds, once")
         try:
-            fused.load()
+            fused.load(platform)
         except fused.Unavailable as reason:
             if config.implementation == "fused":
                 raise UserError(f"config.implementation is 'fused', but {reason}; 'xla' needs none") from reason

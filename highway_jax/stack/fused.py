@@ -1,64 +1,75 @@
-"""Deep stacks of highway and plain layers as one kernel of our own on a CPU, forward and backward (fused.cc).
+"""Deep stacks of highway and plain layers as kernels of our own, forward and backward: on a CPU (fused.cc) and on an
+NVIDIA GPU (fused.cu).
 
-The machine's C++ compiler builds it when it is first lowered for a CPU, once for every kind of machine, in seconds.
-Where there is none, and on accelerators, `highway_jax.stack` does the same with XLA alone.
+The machine's compiler builds them when they are first needed, in seconds: C++ for a CPU, nvcc for a GPU, which
+`pip install 'jax[cuda13]'` brings. Where there is none, and on other accelerators, `highway_jax.stack` does the same
+with XLA alone.
 """
 
 import contextlib
 import ctypes
 import functools
-import hashlib
-import os
-import platform
-import shutil
-import signal
-import stat
-import subprocess
-import tempfile
+import importlib.util
+import platform as machine
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import jaxlib.version
+import numpy as np
 from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
 
 from highway_jax.stack import kinds as blocks
 from highway_jax.stack.kinds import Kind
+from highway_jax.stack.native import Library, NoCompiler, Unavailable
 
-SOURCE = Path(__file__).with_suffix(".cc")
-BUILD_SECONDS = 60  # a compiler that takes longer is stopped; it takes about 5
-WIDEST = 128  # beyond it XLA's products, made for all caches and cores, are mostly as fast or faster
+__all__ = ["NoCompiler", "Unavailable", "choose", "load", "needs_build", "supports"]
+
+CPU, GPU = "cpu", "cuda"
+WIDEST: Mapping[str, int] = {CPU: 128, GPU: 80}
+"""Up to which width the kernel is taken by itself, by platform.
+
+On a CPU, XLA's products, made for all caches and cores, are mostly as fast or faster beyond it. On a GPU a layer must
+fit into a multiprocessor's shared memory.
+"""
+
 COMPILERS = ("c++", "g++", "clang++")
 HANDLERS = ("highway_forward", "highway_backward")
 
-
-class Unavailable(Exception):
-    """There is no such kernel on this machine; the message says why, in one line."""
-
-
-class NoCompiler(Unavailable):
-    """There is no C++ compiler to build it."""
+# Of a block on a GPU, as in fused.cu.
+THREADS = 256
+THREAD_ROWS = 4  # examples of a thread
+MOST_ROWS = 128
+# What a block takes of the shared memory, 148 KB at most, these compute capabilities do not have.
+SMALL = ("8.6", "8.7", "8.9", "12.0", "12.1")
 
 
 def supports(kind: Kind) -> bool:
-    """Whether the kernel computes that kind of layer."""
+    """Whether the kernels compute that kind of layer."""
     return kind in (blocks.HIGHWAY, blocks.PLAIN)
 
 
-@functools.cache
-def load() -> None:
-    """Build the kernel, unless it has been built before, and make it known to XLA.
+def here() -> str | None:
+    """The platform of JAX's default device, "cpu" or "cuda", or None where there is no kernel for it."""
+    device = jax.devices()[0]
+    if device.platform == "cpu":
+        return CPU
+    return GPU if re.fullmatch(r"\d+\.\d+", str(getattr(device, "compute_capability", ""))) else None
 
-    It is kept in `highway-jax` of the user's cache folder (`XDG_CACHE_HOME`, or ~/.cache). That folder must belong to
-    the user, and nobody else may be able to write to it or to replace it.
+
+@functools.cache
+def load(platform: str = CPU) -> None:
+    """Build the kernel for a platform, unless it has been built before, and make it known to XLA.
 
     Raises:
-      Unavailable: without a C++ compiler that can build it, or a folder to keep it in.
+      Unavailable: without a compiler that can build it, or a folder to keep it in (`native.Library.path`); on "cuda",
+        without such a device, or with one whose shared memory is too small.
     """
     try:
-        path = _built()
+        path = _library(platform).path()
         library = ctypes.CDLL(str(path))
     except (OSError, RuntimeError) as error:  # names the file or folder; RuntimeError: there is no home
         raise Unavailable(f"it cannot be kept and loaded: {error}; XDG_CACHE_HOME may name another folder") from error
@@ -66,143 +77,59 @@ def load() -> None:
         if not hasattr(library, name):
             raise Unavailable(f"{path} has no function {name}; remove the file")
     for name in HANDLERS:
-        jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
+        known = "CUDA" if platform == GPU else platform
+        jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, name)), platform=known)
+
+
+def needs_build(platform: str = CPU) -> bool:
+    """Whether `load` is about to run a compiler, for some seconds, if it can at all."""
+    with contextlib.suppress(Unavailable):
+        return _library(platform).needs_build()
+    return False
 
 
 def choose(width: int) -> str:
-    """The implementation for the default backend: "fused" on a CPU that can build it, at suitable widths, or "xla"."""
-    if jax.default_backend() == "cpu" and width <= WIDEST:
-        with contextlib.suppress(Unavailable):
-            load()
-            return "fused"
-    return "xla"
+    """The implementation for JAX's default device: "fused" where the kernel can be built, at suitable widths, or
+    "xla"."""
+    platform = here()
+    return "fused" if platform and usable(platform, width) else "xla"
 
 
-def needs_build() -> bool:
-    """Whether `load` is about to run a C++ compiler, for some seconds, if it can at all."""
-    try:
-        compilers, _, folder, name = _recipe()
-        return bool(compilers) and _kept(folder, name) is None
-    except (OSError, RuntimeError):
+def usable(platform: str, width: int) -> bool:
+    """Whether layers of that width should be computed by the platform's kernel, which is then loaded."""
+    if platform != here() or width > WIDEST[platform]:
         return False
+    with contextlib.suppress(Unavailable):
+        load(platform)
+        return True
+    return False
 
 
-def _recipe() -> tuple[list[str], list[str], Path, str]:
-    """The compilers there are, their options, and the folder and the beginning of the name of what they build."""
-    compilers = [path for path in map(shutil.which, COMPILERS) if path]
-    tuned = "-march=native" if platform.machine().lower() in ("x86_64", "amd64") else "-mcpu=native"
-    options = ["-std=c++17", "-O3", tuned, "-fPIC", "-shared", "-isystem", jax.ffi.include_dir(), str(SOURCE)]
-    identity = SOURCE.read_bytes(), " ".join(compilers + options).encode(), jaxlib.version.__version__.encode(), _cpu()
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").resolve() / "highway-jax"
-    return compilers, options, folder, f"fused-{_digest(b''.join(identity))}"
+def _library(platform: str) -> Library:
+    source = Path(__file__)
+    if platform == CPU:
+        tuned = "-march=native" if machine.machine().lower() in ("x86_64", "amd64") else "-mcpu=native"
+        return Library(source.with_suffix(".cc"), COMPILERS, ["-std=c++17", "-O3", tuned, "-fPIC"], _cpu())
+    capability = str(getattr(jax.devices()[0], "compute_capability", ""))
+    if here() != GPU or int(capability.split(".")[0]) < 8 or capability in SMALL:
+        raise Unavailable(f"its shared memory is too small: {jax.devices()[0].device_kind}")
+    target = f"-arch=sm_{capability.replace('.', '')}"
+    options = ["-std=c++17", "-O3", target, "-Xcompiler=-fPIC,-w", "-w"]
+    return Library(source.with_suffix(".cu"), _nvcc(), options, b"")
 
 
-def _kept(folder: Path, name: str) -> Path | None:
-    """What was built before and is as it was; its name ends in its checksum."""
-    for library in folder.glob(f"{name}-*.so"):
-        if _is_private(library) and library.stem == f"{name}-{_digest(library.read_bytes())}":
-            return library
-    return None
-
-
-def _built() -> Path:
-    """The library of this source for this machine."""
-    compilers, options, folder, name = _recipe()
-    if compilers or folder.exists():
-        _make_private(folder)
-    if library := _kept(folder, name):
-        return library
-    if not compilers:
-        raise NoCompiler(f"no C++ compiler ({', '.join(COMPILERS)}) is in the PATH")
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        made = Path(scratch, "fused.so")
-        for compiler in compilers:
-            status, said = _run([compiler, *options, "-o", str(made)])
-            if status == 0:
-                made.chmod(0o700)  # whatever the umask
-                # At once: another process may be about to load it.
-                return made.replace(folder / f"{name}-{_digest(made.read_bytes())}.so")
-    reason = next((line for line in said.splitlines() if "error" in line), f"status {status}")
-    raise Unavailable(f"{compiler} cannot build it: {reason}")
-
-
-def _run(command: list[str]) -> tuple[int, str]:
-    """The status and errors of a compiler; one that takes too long is stopped, with all that it has started."""
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="replace",
-        env={**os.environ, "LC_ALL": "C"},
-        start_new_session=True,
-    )
-    try:
-        _, said = process.communicate(timeout=BUILD_SECONDS)
-    except BaseException as error:  # also Ctrl-C, which does not reach it by itself
-        with contextlib.suppress(ProcessLookupError):  # it has just ended
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-        if isinstance(error, subprocess.TimeoutExpired):
-            raise Unavailable(f"{command[0]} has not built it within {BUILD_SECONDS} seconds") from None
-        raise
-    return process.returncode, said
-
-
-# The cache's files are run. So they and their folder must belong to this user, and nobody else may write to them. A
-# folder above may also belong to root, and be one where others may only add files of their own, such as /tmp.
-
-OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
-
-
-def _is_private(path: Path) -> bool:
-    status = path.lstat()
-    return stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & OTHERS_WRITE
-
-
-def _make_private(folder: Path) -> None:
-    """Make a folder for this user alone where it is missing, and refuse one that others can change or replace.
-
-    Raises:
-      OSError: naming that folder, or the one above it that lets them.
-    """
-    if not hasattr(os, "geteuid"):
-        raise PermissionError(f"this system does not say who can write to {folder}")
-    for place in (*reversed(folder.parents), folder):
-        if not place.exists():
-            place.mkdir(mode=0o700, exist_ok=True)
-        status, above = place.lstat(), place != folder
-        if not stat.S_ISDIR(status.st_mode):
-            raise NotADirectoryError(f"{place} must be a folder, not a file or link")
-        if status.st_uid != os.geteuid() and not (above and status.st_uid == 0):
-            raise PermissionError(f"{place} belongs to another user")
-        writers = status.st_mode & OTHERS_WRITE
-        harmless = status.st_mode & stat.S_ISVTX or (writers == stat.S_IWGRP and _is_own_group(status.st_gid))
-        if writers and not (above and harmless):
-            raise PermissionError(f"others can write to {place}")
-
-
-def _is_own_group(group: int) -> bool:
-    """Whether it is the group of this user and nobody else. Systems that make one for each user let it write."""
-    import grp
-    import pwd
-
-    try:
-        user, entry = pwd.getpwuid(os.geteuid()), grp.getgrgid(group)
-    except KeyError:
-        return False
-    return (user.pw_gid, user.pw_name) == (group, entry.gr_name) and set(entry.gr_mem) <= {user.pw_name}
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:16]
+def _nvcc() -> list[str]:
+    """Where CUDA's compiler may be: in the PATH, or in NVIDIA's package beside JAX."""
+    found = importlib.util.find_spec("nvidia")
+    places = found.submodule_search_locations if found else None
+    return ["nvcc", *(str(path) for place in places or () for path in sorted(Path(place).glob("cu*/bin/nvcc")))]
 
 
 def _cpu() -> bytes:
     """What distinguishes machines that cannot run each other's code."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
-    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor()).encode()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), machine.processor()).encode()
 
 
 def check(kind: Kind, x: jax.Array, kernel: jax.Array, bias: jax.Array, activation: jax.Array) -> None:
@@ -227,55 +154,79 @@ def check(kind: Kind, x: jax.Array, kernel: jax.Array, bias: jax.Array, activati
         )
 
 
-def forward(x: jax.Array, kernel: jax.Array, bias: jax.Array, activation: jax.Array) -> tuple[jax.Array, jax.Array]:
+def forward(
+    platform: str, x: jax.Array, kernel: jax.Array, bias: jax.Array, activation: jax.Array, keep: bool = True
+) -> tuple[jax.Array, jax.Array]:
     """What `stack` does with highway layers or, where the kernel is square, with plain ones; nothing is checked.
 
     Args:
+      platform: "cpu" or "cuda".
       x: (batch, width).
       kernel: (layers, width, width), or (layers, width, 2 * width) with H's columns before T's.
       bias: (layers, width), or (layers, 2 * width).
       activation: an index into `highway_jax.functional.activations.ACTIVATIONS`, int32.
+      keep: whether there will be a backward pass; on a CPU there must be.
 
     Returns:
       The output, (batch, width), and what `backward` needs. All arrays are float32.
 
     Raises:
-      Unavailable: when this is lowered for a CPU, if that cannot build the kernel.
+      Unavailable: when this is lowered for a platform, if that cannot build the kernel.
     """
     (batch, width), (layers, _, side) = x.shape, kernel.shape
     states = 2 * side // width - 1  # x, and h and t of a highway layer
-    shapes = [x.shape, (layers + 1, states, width, _padded(batch))]
-    return _call("highway_forward", shapes, x, kernel, bias, _loaded.bind(activation))
+    rows, tiles = _tiles(platform, batch, width, side)
+    kept = (layers + 1, states, width, rows * tiles) if keep else (0,)
+    return _call("highway_forward", platform, rows, [x.shape, kept], x, kernel, bias, _loaded.bind(activation))
 
 
 def backward(
-    dy: jax.Array, kernel: jax.Array, activation: jax.Array, kept: jax.Array
+    platform: str, dy: jax.Array, kernel: jax.Array, activation: jax.Array, kept: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Cotangents of x, kernel and bias from the output's (Eq. 9 and the chain rule)."""
-    shapes = [dy.shape, kernel.shape, kernel.shape[::2]]
-    return _call("highway_backward", shapes, dy, kernel, _loaded.bind(activation), kept)
+    rows, tiles = _tiles(platform, *dy.shape, kernel.shape[-1])
+    parts = () if platform == CPU else (tiles,)  # each has gradients of its own
+    shapes = [dy.shape, (*parts, *kernel.shape), (*parts, *kernel.shape[::2])]
+    dx, *gradients = _call("highway_backward", platform, rows, shapes, dy, kernel, _loaded.bind(activation), kept)
+    dkernel, dbias = gradients if platform == CPU else (gradient.sum(axis=0) for gradient in gradients)
+    return dx, dkernel, dbias
 
 
-def _padded(batch: int) -> int:
-    """Examples are padded to a multiple of the most that a vector of a CPU holds."""
-    return -(-batch // 16) * 16
+def _tiles(platform: str, batch: int, width: int, side: int) -> tuple[int, int]:
+    """How many examples are computed together, with those that pad them, and how many times as many there are.
+
+    On a CPU all are, padded to a multiple of the most that a vector holds. On a GPU as many as a block has threads for,
+    whose share of the units is 10 outputs of the affine maps.
+    """
+    if platform == CPU:
+        return -(-batch // 16) * 16, 1
+    groups = -(-width // (10 * width // side))
+    most = min(MOST_ROWS, THREAD_ROWS * (THREADS // groups))
+    tiles = -(-batch // most)
+    return THREAD_ROWS * -(-batch // (THREAD_ROWS * tiles)), tiles
 
 
-# The identity, for a call's index. It loads the kernel when it is lowered for a CPU; tracing knows no platform.
+# The identity, for a call's index. It loads the kernel when it is lowered; tracing knows no platform.
 _loaded = Primitive("highway_kernel")
 _loaded.def_abstract_eval(lambda index: index)
 _loaded.def_impl(jax.jit(_loaded.bind))
 batching.defvectorized(_loaded)
 
 
-def _lower_loaded(context: Any, operand: Any) -> list[Any]:
-    load()
-    return [operand]
+def _lower_loaded(platform: str) -> Any:
+    def lower(context: Any, operand: Any) -> list[Any]:
+        load(platform)
+        return [operand]
+
+    return lower
 
 
-mlir.register_lowering(_loaded, _lower_loaded, platform="cpu")
+for _platform in CPU, GPU:
+    mlir.register_lowering(_loaded, _lower_loaded(_platform), platform=_platform)
 
 
-def _call(name: str, shapes: list[tuple[int, ...]], *args: jax.Array) -> Any:
+def _call(name: str, platform: str, rows: int, shapes: list[tuple[int, ...]], *args: jax.Array) -> Any:
     results = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
-    return jax.ffi.ffi_call(name, results, vmap_method="sequential")(*args)
+    if platform == CPU:  # one run at a time, while it is in the caches
+        return jax.ffi.ffi_call(name, results, vmap_method="sequential")(*args)
+    return jax.ffi.ffi_call(name, results, vmap_method="broadcast_all")(*args, rows=np.int64(rows))

@@ -66,7 +66,10 @@ def stack(
             raise ValueError("implementation is 'fused'; its activation must be relu or tanh, not a function")
         state, kernel, bias, index = *map(jnp.asarray, (x, kernel, bias)), jnp.asarray(index, jnp.int32)
         fused.check(kind, state, kernel, bias, index)
-        run = partial(lax.platform_dependent, cpu=partial(_fused, kind), default=run)
+        kernels = {fused.CPU: partial(_fused, fused.CPU, kind)}
+        if fused.usable(fused.GPU, x.shape[-1]):
+            kernels[fused.GPU] = partial(_fused, fused.GPU, kind)
+        run = partial(lax.platform_dependent, **kernels, default=run)
     choices = index, transform_bias
     if not remat:
         return _output(run(state, kernel, bias, *choices)).reshape(shape)
@@ -189,24 +192,26 @@ def _layers_bwd(kind, function, kept, dstate):
 _layers.defvjp(_layers_fwd, _layers_bwd)
 
 
-# The same, but trained with the fused kernel. What is not differentiated needs nothing kept, and may be of one example
-# at a time; that is XLA's.
+# The same, but trained with a fused kernel. What is not differentiated needs nothing kept, and may be of one example at a
+# time; on a CPU that is XLA's.
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _fused(kind: Kind, state: jax.Array, kernel: jax.Array, bias: jax.Array, *choices: Any) -> jax.Array:
-    return _layers(kind, None, state, kernel, bias, *choices)
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _fused(platform: str, kind: Kind, state: jax.Array, kernel: jax.Array, bias: jax.Array, *choices: Any) -> jax.Array:
+    if platform == fused.CPU:
+        return _layers(kind, None, state, kernel, bias, *choices)
+    return fused.forward(platform, state, kernel, bias, choices[0], keep=False)[0]
 
 
-def _fused_fwd(kind, state, kernel, bias, *choices):
+def _fused_fwd(platform, kind, state, kernel, bias, *choices):
     index, _ = choices
-    y, kept = fused.forward(state, kernel, bias, index)
+    y, kept = fused.forward(platform, state, kernel, bias, index)
     return y, (kept, kernel, choices)
 
 
-def _fused_bwd(kind, residuals, dy):
+def _fused_bwd(platform, kind, residuals, dy):
     kept, kernel, choices = residuals
-    return *fused.backward(dy, kernel, choices[0], kept), *(None for _ in choices)
+    return *fused.backward(platform, dy, kernel, choices[0], kept), *(None for _ in choices)
 
 
 _fused.defvjp(_fused_fwd, _fused_bwd)

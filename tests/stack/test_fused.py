@@ -23,7 +23,7 @@ from experiments.configs import loading
 from experiments.jobs.making import choose_implementations
 from highway_jax import MLP, data, parallel, population
 from highway_jax.functional.activations import RELU, TANH
-from highway_jax.stack import fused, stack
+from highway_jax.stack import fused, native, stack
 from highway_jax.stack.kinds import HIGHWAY, PLAIN
 
 DIGITS = data.load("digits").train
@@ -228,7 +228,7 @@ def test_a_search_takes_what_is_meant_for_its_networks_and_keeps_to_it():
 @pytest.fixture
 def kept(tmp_path, monkeypatch):
     """`load` as in a new process: with a cache of the test's, and a compiler that does a line of shell to $made."""
-    whole, programs, cache = fused._built(), tmp_path / "bin", tmp_path / "cache"
+    whole, programs, cache = fused._library("cpu").path(), tmp_path / "bin", tmp_path / "cache"
     path = os.environ["PATH"]
     monkeypatch.setattr(jax.ffi, "register_ffi_target", lambda *_, **__: None)  # takes a second library for an error
 
@@ -386,7 +386,7 @@ def test_without_it_a_search_uses_xla_or_says_why(why, reason, unloaded, tmp_pat
     if why == "a compiler that hangs":  # in a process that it has started, as compilers do
         (programs / "g++").write_text("#!/bin/sh\n/bin/sleep 1000\n")
         (programs / "g++").chmod(0o755)
-        monkeypatch.setattr(fused, "BUILD_SECONDS", 1)
+        monkeypatch.setattr(native, "BUILD_SECONDS", 1)
     if why == "nowhere to keep it":
         cache.write_text("a file")
     else:

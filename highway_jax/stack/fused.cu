@@ -1,0 +1,445 @@
+// Stacks of highway and plain layers on an NVIDIA GPU, forward and backward, for highway_jax/stack/fused.py.
+//
+// A block computes all layers of a run for `rows` examples of its batch, so that between layers nothing but what the
+// backward pass needs leaves the multiprocessor. Inside, an array of a layer is (width, rows): examples are contiguous.
+// A thread owns four examples of some units, in all layers: it has their pre-activations in registers when a product
+// ends, and applies the cell there. Operands are in shared memory, and are read as four floats along the axis that is
+// summed over; the next layer's come in meanwhile. Products are in float32, on the ordinary units.
+
+#include <cuda_pipeline.h>
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#include "xla/ffi/api/ffi.h"
+
+namespace {
+
+namespace ffi = xla::ffi;
+
+constexpr int kThreads = 256;  // of a block, at most
+constexpr int kRows = 4;       // examples of a thread
+
+// How many units a thread owns: of highway layers, which have two affine maps, half as many.
+template <int kParts>
+constexpr int kUnits = 10 / kParts;
+
+// Tiles of the weights' gradients, (inputs, outputs) of a thread.
+constexpr int kInputs = 5, kOutputs = 4;
+
+struct Shape {
+  int layers, width, batch, rows, tiles;
+
+  __host__ __device__ int columns() const { return rows * tiles; }                     // of an array that is kept
+  __host__ __device__ int pitch() const { return odd(rows); }                          // of one in shared memory
+  __host__ __device__ int side(int parts) const { return parts * width; }              // of the affine maps
+  __host__ __device__ int groups(int parts) const { return up(width, 10 / parts); }    // of units, one a thread
+  __host__ __device__ static int up(int count, int size) { return (count + size - 1) / size; }
+  __host__ __device__ static int fours(int count) { return 4 * up(count, 4); }         // whole vectors
+  __host__ __device__ static int odd(int count) { return fours(count) | 4; }  // an odd number: rows in different banks
+
+  // Floats of shared memory: of a layer's kernel as the forward and the backward pass read it, and of all.
+  __host__ __device__ int forward_kernel(int parts) const { return 10 * groups(parts) * fours(width); }
+  __host__ __device__ int backward_kernel(int parts) const { return 10 / parts * groups(parts) * fours(side(parts)); }
+  __host__ __device__ int forward_memory(int parts) const {
+    return 2 * (forward_kernel(parts) + fours(width) * pitch());
+  }
+  __host__ __device__ int backward_memory(int parts) const {
+    return backward_kernel(parts) + (fours(width) + fours(side(parts))) * pitch();
+  }
+};
+
+__device__ __forceinline__ float4 load(const float* from) { return *reinterpret_cast<const float4*>(from); }
+__device__ __forceinline__ void store(float* to, float4 value) { *reinterpret_cast<float4*>(to) = value; }
+
+template <typename Function>
+__device__ __forceinline__ float4 each(Function function) {
+  return {function(0), function(1), function(2), function(3)};
+}
+__device__ __forceinline__ float at(const float4& value, int index) {
+  return index == 0 ? value.x : index == 1 ? value.y : index == 2 ? value.z : value.w;
+}
+__device__ __forceinline__ void add(float4& sum, float factor, const float4& value) {
+  sum.x = fmaf(factor, value.x, sum.x);
+  sum.y = fmaf(factor, value.y, sum.y);
+  sum.z = fmaf(factor, value.z, sum.z);
+  sum.w = fmaf(factor, value.w, sum.w);
+}
+
+// Both hand NaN on, by which a run that has diverged is known.
+__device__ __forceinline__ float activate(float z, bool tanh) { return tanh ? tanhf(z) : z < 0.0f ? 0.0f : z; }
+__device__ __forceinline__ float gate(float z) { return 1.0f / (1.0f + expf(-z)); }
+__device__ __forceinline__ float slope(float h, bool tanh) { return tanh ? 1.0f - h * h : h > 0.0f ? 1.0f : 0.0f; }
+
+__device__ __forceinline__ void clear(float* memory, int count) {
+  for (int i = threadIdx.x; i < count; i += blockDim.x) memory[i] = 0.0f;
+}
+
+// A layer's kernel (width, side) for the forward pass: (groups, width / 4, parts, units, 4), four inputs side by side.
+template <int kParts>
+__device__ __forceinline__ void fetch_forward(float* to, const float* kernel, int width) {
+  constexpr int U = kUnits<kParts>;
+  const int side = kParts * width, vectors = Shape::up(width, 4);
+  for (int i = threadIdx.x; i < width * side; i += blockDim.x) {
+    const int row = i / side, column = i - row * side, part = column >= width, unit = column - part * width;
+    const int group = unit / U, own = part * U + unit - group * U;
+    __pipeline_memcpy_async(to + ((group * vectors + row / 4) * 10 + own) * 4 + row % 4, kernel + i, sizeof(float));
+  }
+  __pipeline_commit();
+}
+
+// And for the backward pass: (groups, side / 4, units, 4), four outputs side by side.
+template <int kParts>
+__device__ __forceinline__ void fetch_backward(float* to, const float* kernel, int width) {
+  constexpr int U = kUnits<kParts>;
+  const int side = kParts * width, vectors = Shape::up(side, 4);
+  const auto place = [&](int row, int column) {
+    const int group = row / U;
+    return to + ((group * vectors + column / 4) * U + row - group * U) * 4 + column % 4;
+  };
+  if (side % 4 == 0) {
+    for (int i = threadIdx.x; i < width * vectors; i += blockDim.x) {
+      const int row = i / vectors, column = 4 * (i - row * vectors);
+      __pipeline_memcpy_async(place(row, column), kernel + 4 * i, sizeof(float4));
+    }
+  } else {
+    for (int i = threadIdx.x; i < width * side; i += blockDim.x) {
+      const int row = i / side;
+      __pipeline_memcpy_async(place(row, i - row * side), kernel + i, sizeof(float));
+    }
+  }
+  __pipeline_commit();
+}
+
+// A layer's input (width, rows) of those that are kept.
+__device__ __forceinline__ void fetch_input(float* to, const float* kept, const Shape& shape) {
+  const int vectors = shape.rows / 4;
+  for (int i = threadIdx.x; i < shape.width * vectors; i += blockDim.x) {
+    const int unit = i / vectors, column = 4 * (i - unit * vectors);
+    __pipeline_memcpy_async(to + unit * shape.pitch() + column, kept + unit * shape.columns() + column, sizeof(float4));
+  }
+  __pipeline_commit();
+}
+
+template <int kParts>
+__global__ void __launch_bounds__(kThreads, 2)
+    forward(Shape shape, const float* x, const float* kernel, const float* bias, const int32_t* activation, float* y,
+            float* kept) {
+  constexpr int U = kUnits<kParts>;
+  constexpr int kStates = 2 * kParts - 1;
+  extern __shared__ float4 shared[];
+  const int width = shape.width, side = shape.side(kParts), columns = shape.columns(), pitch = shape.pitch();
+  const int kernel_size = shape.forward_kernel(kParts);
+  float* const kernels = reinterpret_cast<float*>(shared);
+  float* const inputs = kernels + 2 * kernel_size;
+  const int64_t run = blockIdx.x;
+  const int first = blockIdx.y * shape.rows, groups = shape.rows / kRows;
+  const int row = kRows * (threadIdx.x % groups), unit = U * (threadIdx.x / groups);
+  const int own_kernel = threadIdx.x / groups * Shape::fours(width) * 10;
+
+  x += run * shape.batch * width;
+  y += run * shape.batch * width;
+  kernel += run * shape.layers * width * side;
+  bias += run * shape.layers * side;
+  if (kept) kept += run * (shape.layers + 1) * kStates * width * columns + first + row;
+  const bool tanh = activation[run] != 0;
+
+  clear(kernels, shape.forward_memory(kParts));
+  __syncthreads();
+  fetch_forward<kParts>(kernels, kernel, width);
+  for (int c = 0; c < U && unit + c < width; ++c) {
+    const float4 own = each([&](int r) {
+      const int example = first + row + r;
+      return example < shape.batch ? x[example * width + unit + c] : 0.0f;
+    });
+    store(inputs + (unit + c) * pitch + row, own);
+    if (kept) store(kept + (unit + c) * columns, own);
+  }
+
+  for (int layer = 0; layer < shape.layers; ++layer) {
+    const float* const weights = kernels + layer % 2 * kernel_size + own_kernel;
+    const float* const input = inputs + layer % 2 * Shape::fours(width) * pitch;
+    float* const output = inputs + (layer + 1) % 2 * Shape::fours(width) * pitch;
+    __pipeline_wait_prior(0);
+    __syncthreads();  // the layer's kernel and input are there, and nobody reads those before them any more
+    if (layer + 1 < shape.layers) {
+      fetch_forward<kParts>(kernels + (layer + 1) % 2 * kernel_size, kernel + (layer + 1) * width * side, width);
+    }
+
+    float4 z[kParts][U];
+#pragma unroll
+    for (int c = 0; c < U; ++c) {
+#pragma unroll
+      for (int p = 0; p < kParts; ++p) {
+        const float start = bias[layer * side + p * width + min(unit + c, width - 1)];
+        z[p][c] = make_float4(start, start, start, start);
+      }
+    }
+#pragma unroll 1
+    for (int k = 0; k < width; k += 4) {
+      float4 a[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) a[i] = load(input + (k + i) * pitch + row);
+#pragma unroll
+      for (int c = 0; c < U; ++c) {
+#pragma unroll
+        for (int p = 0; p < kParts; ++p) {
+          const float4 w = load(weights + k * 10 + (p * U + c) * 4);
+#pragma unroll
+          for (int i = 0; i < 4; ++i) add(z[p][c], at(w, i), a[i]);
+        }
+      }
+    }
+
+    float* const states = kept + static_cast<int64_t>(layer) * kStates * width * columns;
+#pragma unroll
+    for (int c = 0; c < U; ++c) {
+      if (unit + c >= width) break;
+      float4 out = each([&](int r) { return activate(at(z[0][c], r), tanh); });
+      if constexpr (kParts == 2) {
+        const float4 h = out, t = each([&](int r) { return gate(at(z[1][c], r)); });
+        const float4 in = load(input + (unit + c) * pitch + row);
+        out = each([&](int r) { return at(h, r) * at(t, r) + at(in, r) * (1.0f - at(t, r)); });
+        if (kept) {
+          store(states + (width + unit + c) * columns, h);
+          store(states + (2 * width + unit + c) * columns, t);
+        }
+      }
+      if (kept) store(states + (kStates * width + unit + c) * columns, out);
+      store(output + (unit + c) * pitch + row, out);
+      if (layer + 1 == shape.layers) {
+#pragma unroll
+        for (int r = 0; r < kRows; ++r) {
+          const int example = first + row + r;
+          if (example < shape.batch) y[example * width + unit + c] = at(out, r);
+        }
+      }
+    }
+  }
+}
+
+template <int kParts>
+__global__ void __launch_bounds__(kThreads, 2)
+    backward(Shape shape, const float* dy, const float* kernel, const int32_t* activation, const float* kept, float* dx,
+             float* dkernel, float* dbias) {
+  constexpr int U = kUnits<kParts>;
+  constexpr int kStates = 2 * kParts - 1;
+  extern __shared__ float4 shared[];
+  const int width = shape.width, side = shape.side(kParts), columns = shape.columns(), pitch = shape.pitch();
+  float* const weights = reinterpret_cast<float*>(shared);
+  float* const input = weights + shape.backward_kernel(kParts);
+  float* const dz = input + Shape::fours(width) * pitch;
+  const int64_t run = blockIdx.x, tile = blockIdx.y;
+  const int first = tile * shape.rows, groups = shape.rows / kRows;
+  const int row = kRows * (threadIdx.x % groups), unit = U * (threadIdx.x / groups);
+  const float* const own_weights = weights + threadIdx.x / groups * Shape::fours(side) * U;
+  const int64_t layer_size = static_cast<int64_t>(kStates) * width * columns;
+
+  dy += run * shape.batch * width;
+  dx += run * shape.batch * width;
+  kernel += run * shape.layers * width * side;
+  dkernel += (run * shape.tiles + tile) * shape.layers * width * side;
+  dbias += (run * shape.tiles + tile) * shape.layers * side;
+  kept += run * (shape.layers + 1) * layer_size + first;
+  const bool tanh = activation[run] != 0;
+
+  clear(weights, shape.backward_memory(kParts));
+  __syncthreads();
+  fetch_input(input, kept + (shape.layers - 1) * layer_size, shape);
+  fetch_backward<kParts>(weights, kernel + (shape.layers - 1) * width * side, width);
+
+  // Of the output, and of what decides the cell's slope; those of the layer below come in during a product.
+  float4 g[U], h[U], t[U];
+  const auto fetch_states = [&](int layer) {
+    const float* const states = kept + layer * layer_size + row;
+#pragma unroll
+    for (int c = 0; c < U; ++c) {
+      const int own = min(unit + c, width - 1);
+      h[c] = load(states + (kParts == 2 ? width + own : kStates * width + own) * columns);
+      if constexpr (kParts == 2) t[c] = load(states + (2 * width + own) * columns);
+    }
+  };
+#pragma unroll
+  for (int c = 0; c < U; ++c) {
+    g[c] = each([&](int r) {
+      const int example = first + row + r;
+      return example < shape.batch && unit + c < width ? dy[example * width + unit + c] : 0.0f;
+    });
+  }
+  fetch_states(shape.layers - 1);
+
+  for (int layer = shape.layers - 1; layer >= 0; --layer) {
+    __pipeline_wait_prior(1);
+    __syncthreads();  // the layer's input is there, and nobody reads the dz before this any more
+#pragma unroll
+    for (int c = 0; c < U; ++c) {
+      if (unit + c >= width) break;
+      float* const own = dz + (unit + c) * pitch + row;
+      // Examples too many have a zero in g, which a state that is not finite would not leave so.
+      const auto real = [&](int r, float value) { return first + row + r < shape.batch ? value : 0.0f; };
+      if constexpr (kParts == 2) {
+        const float4 in = load(input + (unit + c) * pitch + row);
+        store(own, each([&](int r) { return real(r, at(g[c], r) * at(t[c], r) * slope(at(h[c], r), tanh)); }));
+        store(own + width * pitch, each([&](int r) {
+                return real(r, at(g[c], r) * (at(h[c], r) - at(in, r)) * at(t[c], r) * (1.0f - at(t[c], r)));
+              }));
+        g[c] = each([&](int r) { return real(r, at(g[c], r) * (1.0f - at(t[c], r))); });
+      } else {
+        store(own, each([&](int r) { return real(r, at(g[c], r) * slope(at(h[c], r), tanh)); }));
+        g[c] = {0.0f, 0.0f, 0.0f, 0.0f};
+      }
+    }
+    __syncthreads();  // dz is there
+    if (layer > 0) fetch_states(layer - 1);
+
+    // The gradient of the weights, input^T dz, summed over examples.
+    const int high = (width + kInputs - 1) / kInputs, wide = (side + kOutputs - 1) / kOutputs;
+    for (int item = threadIdx.x; item < high * wide; item += blockDim.x) {
+      const int i = item / wide, j = item - i * wide;
+      float sum[kInputs][kOutputs] = {}, bias_sum[kOutputs] = {};
+      const float *a[kInputs], *b[kOutputs];
+#pragma unroll
+      for (int m = 0; m < kInputs; ++m) a[m] = input + min(i + m * high, width - 1) * pitch;
+#pragma unroll
+      for (int n = 0; n < kOutputs; ++n) b[n] = dz + min(j + n * wide, side - 1) * pitch;
+#pragma unroll 1
+      for (int k = 0; k < shape.rows; k += 4) {
+        float4 left[kInputs], right[kOutputs];
+#pragma unroll
+        for (int m = 0; m < kInputs; ++m) left[m] = load(a[m] + k);
+#pragma unroll
+        for (int n = 0; n < kOutputs; ++n) {
+          right[n] = load(b[n] + k);
+#pragma unroll
+          for (int m = 0; m < kInputs; ++m) {
+#pragma unroll
+            for (int r = 0; r < 4; ++r) sum[m][n] = fmaf(at(left[m], r), at(right[n], r), sum[m][n]);
+          }
+          bias_sum[n] += (right[n].x + right[n].y) + (right[n].z + right[n].w);
+        }
+      }
+      float* const to = dkernel + layer * width * side;
+#pragma unroll
+      for (int n = 0; n < kOutputs; ++n) {
+        const int column = j + n * wide;
+        if (column >= side) break;
+#pragma unroll
+        for (int m = 0; m < kInputs; ++m) {
+          if (i + m * high < width) to[(i + m * high) * side + column] = sum[m][n];
+        }
+        if (i == 0) dbias[layer * side + column] = bias_sum[n];
+      }
+    }
+
+    __pipeline_wait_prior(0);
+    __syncthreads();  // the layer's kernel is there, and nobody reads its input any more
+    if (layer > 0) fetch_input(input, kept + (layer - 1) * layer_size, shape);
+
+    // The gradient of the input through the affine maps, dz kernel^T.
+#pragma unroll 1
+    for (int k = 0; k < side; k += 4) {
+      float4 a[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) a[i] = load(dz + (k + i) * pitch + row);
+#pragma unroll
+      for (int c = 0; c < U; ++c) {
+        const float4 w = load(own_weights + k * U + c * 4);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) add(g[c], at(w, i), a[i]);
+      }
+    }
+    __syncthreads();  // nobody reads the kernel any more
+    if (layer > 0) {
+      fetch_backward<kParts>(weights, kernel + (layer - 1) * width * side, width);
+    }
+  }
+
+#pragma unroll
+  for (int c = 0; c < U; ++c) {
+    if (unit + c >= width) break;
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      const int example = first + row + r;
+      if (example < shape.batch) dx[example * width + unit + c] = at(g[c], r);
+    }
+  }
+}
+
+int64_t runs_of(const ffi::AnyBuffer::Dimensions& dimensions, int own) {
+  int64_t runs = 1;
+  for (size_t i = 0; i + own < dimensions.size(); ++i) runs *= dimensions[i];
+  return runs;
+}
+
+// The shape of a call; the number of affine maps follows from the kernel's.
+Shape shape_of(const ffi::AnyBuffer::Dimensions& x, const ffi::AnyBuffer::Dimensions& kernel, int64_t rows) {
+  const auto last = [](const auto& dimensions, int from_end) {
+    return static_cast<int>(dimensions[dimensions.size() - from_end]);
+  };
+  const int batch = last(x, 2), own_rows = static_cast<int>(rows);
+  return {last(kernel, 3), last(kernel, 2), batch, own_rows, (batch + own_rows - 1) / own_rows};
+}
+
+template <typename... Parameters, typename... Arguments>
+ffi::Error launch(void (*kernel)(Shape, Parameters...), const Shape& shape, int parts, int64_t runs, int floats,
+                  cudaStream_t stream, Arguments... arguments) {
+  const int units = 10 / parts, threads = shape.rows / kRows * ((shape.width + units - 1) / units);
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(runs, shape.tiles);
+  config.blockDim = dim3(threads);
+  config.dynamicSmemBytes = floats * sizeof(float);
+  config.stream = stream;
+  cudaError_t error =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(config.dynamicSmemBytes));
+  if (error == cudaSuccess) error = cudaLaunchKernelEx(&config, kernel, shape, static_cast<Parameters>(arguments)...);
+  return error == cudaSuccess ? ffi::Error::Success() : ffi::Error::Internal(cudaGetErrorString(error));
+}
+
+using Floats = ffi::Buffer<ffi::F32>;
+using Ints = ffi::Buffer<ffi::S32>;
+using Result = ffi::Result<Floats>;
+
+ffi::Error Forward(cudaStream_t stream, int64_t rows, Floats x, Floats kernel, Floats bias, Ints activation, Result y,
+                   Result kept) {
+  const Shape shape = shape_of(x.dimensions(), kernel.dimensions(), rows);
+  const int parts = static_cast<int>(kernel.dimensions().back()) / shape.width;
+  return launch(parts == 2 ? forward<2> : forward<1>, shape, parts, runs_of(x.dimensions(), 2),
+                shape.forward_memory(parts), stream, x.typed_data(), kernel.typed_data(), bias.typed_data(),
+                activation.typed_data(), y->typed_data(), kept->element_count() ? kept->typed_data() : nullptr);
+}
+
+ffi::Error Backward(cudaStream_t stream, int64_t rows, Floats dy, Floats kernel, Ints activation, Floats kept, Result dx,
+                    Result dkernel, Result dbias) {
+  const Shape shape = shape_of(dy.dimensions(), kernel.dimensions(), rows);
+  const int parts = static_cast<int>(kernel.dimensions().back()) / shape.width;
+  return launch(parts == 2 ? backward<2> : backward<1>, shape, parts, runs_of(dy.dimensions(), 2),
+                shape.backward_memory(parts), stream, dy.typed_data(), kernel.typed_data(), activation.typed_data(),
+                kept.typed_data(), dx->typed_data(), dkernel->typed_data(), dbias->typed_data());
+}
+
+}  // namespace
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(highway_forward, Forward,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::PlatformStream<cudaStream_t>>()
+                                  .Attr<int64_t>("rows")
+                                  .Arg<Floats>()
+                                  .Arg<Floats>()
+                                  .Arg<Floats>()
+                                  .Arg<Ints>()
+                                  .Ret<Floats>()
+                                  .Ret<Floats>(),
+                              {ffi::Traits::kCmdBufferCompatible});
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(highway_backward, Backward,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::PlatformStream<cudaStream_t>>()
+                                  .Attr<int64_t>("rows")
+                                  .Arg<Floats>()
+                                  .Arg<Floats>()
+                                  .Arg<Ints>()
+                                  .Arg<Floats>()
+                                  .Ret<Floats>()
+                                  .Ret<Floats>()
+                                  .Ret<Floats>(),
+                              {ffi::Traits::kCmdBufferCompatible});

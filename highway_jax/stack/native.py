@@ -1,0 +1,176 @@
+"""Shared libraries that are built from C++ or CUDA when they are first needed, and kept for this machine."""
+
+import contextlib
+import dataclasses
+import hashlib
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import jaxlib.version
+
+BUILD_SECONDS = 60  # a compiler that takes longer is stopped; those here take 5 to 10
+
+
+class Unavailable(Exception):
+    """There is no such library on this machine; the message says why, in one line."""
+
+
+class NoCompiler(Unavailable):
+    """There is no compiler to build it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Library:
+    """How a shared library is built.
+
+    Attributes:
+      source: its only file.
+      compilers: names or paths, the first that there is and that can build it is taken.
+      options: for any of them, beside those that make it a library with XLA's headers.
+      machine: what distinguishes machines that cannot run each other's code.
+    """
+
+    source: Path
+    compilers: Sequence[str]
+    options: Sequence[str]
+    machine: bytes
+
+    def needs_build(self) -> bool:
+        """Whether `path` is about to run a compiler, for some seconds, if it can at all."""
+        try:
+            compilers, _, folder, name = self._recipe()
+            return bool(compilers) and _kept(folder, name) is None
+        except (OSError, RuntimeError):
+            return False
+
+    def path(self) -> Path:
+        """The library, which is built unless it is there already.
+
+        It is kept in `highway-jax` of the user's cache folder (`XDG_CACHE_HOME`, or ~/.cache). That folder must belong
+        to the user, and nobody else may be able to write to it or to replace it.
+
+        Raises:
+          Unavailable: without a compiler that can build it.
+          OSError, RuntimeError: without a folder to keep it in, naming the folder.
+        """
+        compilers, options, folder, name = self._recipe()
+        if compilers or folder.exists():
+            _make_private(folder)
+        if library := _kept(folder, name):
+            return library
+        if not compilers:
+            raise NoCompiler(f"no {self._kind} compiler ({', '.join(map(_basename, self.compilers))}) is in the PATH")
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            made = Path(scratch, "library.so")
+            for compiler in compilers:
+                status, said = _run([compiler, *options, "-o", str(made)])
+                if status == 0:
+                    made.chmod(0o700)  # whatever the umask
+                    # At once: another process may be about to load it.
+                    return made.replace(folder / f"{name}-{_digest(made.read_bytes())}.so")
+        reason = next((line for line in said.splitlines() if "error" in line), f"status {status}")
+        raise Unavailable(f"{compiler} cannot build it: {reason}")
+
+    def _recipe(self) -> tuple[list[str], list[str], Path, str]:
+        """The compilers there are, their options, and the folder and the beginning of the name of what they build."""
+        compilers = [path for path in map(shutil.which, self.compilers) if path]
+        options = [*self.options, "-shared", "-isystem", jax.ffi.include_dir(), str(self.source)]
+        said, version = " ".join(compilers + options), jaxlib.version.__version__
+        identity = self.source.read_bytes(), said.encode(), version.encode(), self.machine
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").resolve() / "highway-jax"
+        return compilers, options, folder, f"{self.source.stem}-{_digest(b''.join(identity))}"
+
+    @property
+    def _kind(self) -> str:
+        return {".cc": "C++", ".cu": "CUDA"}[self.source.suffix]
+
+
+def _kept(folder: Path, name: str) -> Path | None:
+    """What was built before and is as it was; its name ends in its checksum."""
+    for library in folder.glob(f"{name}-*.so"):
+        if _is_private(library) and library.stem == f"{name}-{_digest(library.read_bytes())}":
+            return library
+    return None
+
+
+def _run(command: list[str]) -> tuple[int, str]:
+    """The status and errors of a compiler; one that takes too long is stopped, with all that it has started."""
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        env={**os.environ, "LC_ALL": "C"},
+        start_new_session=True,
+    )
+    try:
+        _, said = process.communicate(timeout=BUILD_SECONDS)
+    except BaseException as error:  # also Ctrl-C, which does not reach it by itself
+        with contextlib.suppress(ProcessLookupError):  # it has just ended
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        if isinstance(error, subprocess.TimeoutExpired):
+            raise Unavailable(f"{command[0]} has not built it within {BUILD_SECONDS} seconds") from None
+        raise
+    return process.returncode, said
+
+
+# The cache's files are run. So they and their folder must belong to this user, and nobody else may write to them. A
+# folder above may also belong to root, and be one where others may only add files of their own, such as /tmp.
+
+OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
+
+
+def _is_private(path: Path) -> bool:
+    status = path.lstat()
+    return stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & OTHERS_WRITE
+
+
+def _make_private(folder: Path) -> None:
+    """Make a folder for this user alone where it is missing, and refuse one that others can change or replace.
+
+    Raises:
+      OSError: naming that folder, or the one above it that lets them.
+    """
+    if not hasattr(os, "geteuid"):
+        raise PermissionError(f"this system does not say who can write to {folder}")
+    for place in (*reversed(folder.parents), folder):
+        if not place.exists():
+            place.mkdir(mode=0o700, exist_ok=True)
+        status, above = place.lstat(), place != folder
+        if not stat.S_ISDIR(status.st_mode):
+            raise NotADirectoryError(f"{place} must be a folder, not a file or link")
+        if status.st_uid != os.geteuid() and not (above and status.st_uid == 0):
+            raise PermissionError(f"{place} belongs to another user")
+        writers = status.st_mode & OTHERS_WRITE
+        harmless = status.st_mode & stat.S_ISVTX or (writers == stat.S_IWGRP and _is_own_group(status.st_gid))
+        if writers and not (above and harmless):
+            raise PermissionError(f"others can write to {place}")
+
+
+def _is_own_group(group: int) -> bool:
+    """Whether it is the group of this user and nobody else. Systems that make one for each user let it write."""
+    import grp
+    import pwd
+
+    try:
+        user, entry = pwd.getpwuid(os.geteuid()), grp.getgrgid(group)
+    except KeyError:
+        return False
+    return (user.pw_gid, user.pw_name) == (group, entry.gr_name) and set(entry.gr_mem) <= {user.pw_name}
+
+
+def _basename(compiler: str) -> str:
+    return Path(compiler).name
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]

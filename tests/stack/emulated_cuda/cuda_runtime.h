@@ -1,0 +1,126 @@
+// As much of CUDA as fused.cu uses, for a machine without a GPU: a block's threads are fibers of one thread, which take
+// turns at every __syncthreads(). Blocks follow one another.
+#pragma once
+
+#include <ucontext.h>
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <limits>
+#include <memory>
+#include <vector>
+
+#include "xla/ffi/api/ffi.h"
+
+#define __global__
+#define __device__
+#define __host__
+#define __shared__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+
+struct alignas(16) float4 {
+  float x, y, z, w;
+};
+inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+
+struct dim3 {
+  unsigned x, y, z;
+  explicit dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
+};
+inline dim3 threadIdx, blockIdx, blockDim;
+
+using std::min;
+
+namespace {
+float4 shared[256 * 1024 / sizeof(float4)];
+}
+
+namespace emulated {
+
+constexpr size_t kStack = 64 * 1024;
+
+struct Fiber {
+  ucontext_t context;
+  std::unique_ptr<char[]> stack = std::make_unique<char[]>(kStack);
+  bool ended = false;
+};
+inline std::vector<Fiber>* fibers;
+inline ucontext_t scheduler;
+inline const std::function<void()>* body;
+
+inline void enter() {
+  (*body)();
+  (*fibers)[threadIdx.x].ended = true;
+}
+
+inline void run_block(const std::function<void()>& function) {
+  std::vector<Fiber> all(blockDim.x);
+  fibers = &all, body = &function;
+  // What a block reads of shared memory without having written it is no number.
+  std::fill_n(reinterpret_cast<float*>(shared), sizeof(shared) / 4, std::numeric_limits<float>::quiet_NaN());
+  for (Fiber& fiber : all) {
+    getcontext(&fiber.context);
+    fiber.context.uc_stack.ss_sp = fiber.stack.get();
+    fiber.context.uc_stack.ss_size = kStack;
+    fiber.context.uc_link = &scheduler;
+    makecontext(&fiber.context, enter, 0);
+  }
+  for (bool left = true; left;) {
+    left = false;
+    for (unsigned i = 0; i < all.size(); ++i) {
+      if (all[i].ended) continue;
+      threadIdx.x = i;
+      swapcontext(&scheduler, &all[i].context);
+      left |= !all[i].ended;
+    }
+  }
+}
+
+}  // namespace emulated
+
+inline void __syncthreads() {
+  const unsigned thread = threadIdx.x;
+  swapcontext(&(*emulated::fibers)[thread].context, &emulated::scheduler);
+}
+
+struct CUstream_st {};
+using cudaStream_t = CUstream_st*;
+
+// XLA has none on a CPU.
+template <>
+struct xla::ffi::CtxDecoding<xla::ffi::PlatformStream<cudaStream_t>> {
+  using Type = cudaStream_t;
+  static std::optional<Type> Decode(const XLA_FFI_Api*, XLA_FFI_ExecutionContext*, xla::ffi::DiagnosticEngine&) {
+    return nullptr;
+  }
+};
+
+enum cudaError_t { cudaSuccess };
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
+inline const char* cudaGetErrorString(cudaError_t) { return ""; }
+
+struct cudaLaunchConfig_t {
+  dim3 gridDim, blockDim;
+  size_t dynamicSmemBytes;
+  cudaStream_t stream;
+};
+
+template <typename Kernel>
+cudaError_t cudaFuncSetAttribute(Kernel*, cudaFuncAttribute, int) {
+  return cudaSuccess;
+}
+
+template <typename Kernel, typename... Arguments>
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, Kernel* kernel, Arguments... arguments) {
+  blockDim = config->blockDim;
+  for (unsigned y = 0; y < config->gridDim.y; ++y) {
+    for (unsigned x = 0; x < config->gridDim.x; ++x) {
+      blockIdx = dim3(x, y);
+      emulated::run_block([&] { kernel(arguments...); });
+    }
+  }
+  return cudaSuccess;
+}
