@@ -24,8 +24,11 @@ constexpr int kRows = 4;       // examples of a thread
 template <int kParts>
 constexpr int kUnits = 10 / kParts;
 
-// Tiles of the weights' gradients, (inputs, outputs) of a thread.
-constexpr int kInputs = 5, kOutputs = 4;
+// A thread's tile of a layer's weights' gradient.
+template <int kParts>
+constexpr int kInputs = kParts == 2 ? 5 : 6;
+template <int kParts>
+constexpr int kOutputs = kParts == 2 ? 4 : 5;
 
 struct Shape {
   int layers, width, batch, rows, tiles;
@@ -68,29 +71,44 @@ __device__ __forceinline__ void add(float4& sum, float factor, const float4& val
 
 // Both hand NaN on, by which a run that has diverged is known.
 __device__ __forceinline__ float activate(float z, bool tanh) { return tanh ? tanhf(z) : z < 0.0f ? 0.0f : z; }
-__device__ __forceinline__ float gate(float z) { return 1.0f / (1.0f + expf(-z)); }
+__device__ __forceinline__ float gate(float z) { return __fdividef(1.0f, 1.0f + expf(-z)); }
 __device__ __forceinline__ float slope(float h, bool tanh) { return tanh ? 1.0f - h * h : h > 0.0f ? 1.0f : 0.0f; }
 
 __device__ __forceinline__ void clear(float* memory, int count) {
   for (int i = threadIdx.x; i < count; i += blockDim.x) memory[i] = 0.0f;
 }
 
+// How the threads of a block share an array of so many columns: where this one begins, and how many rows come next.
+struct Share {
+  int row, column, rows, columns;
+
+  __device__ __forceinline__ explicit Share(int width) {
+    columns = min(width, static_cast<int>(blockDim.x));
+    rows = blockDim.x / columns;
+    row = threadIdx.x / columns;
+    column = threadIdx.x - row * columns;
+    if (row >= rows) column = width;  // it has none
+  }
+};
+
 // A layer's kernel (width, side) for the forward pass: (groups, width / 4, parts, units, 4), four inputs side by side.
 template <int kParts>
-__device__ __forceinline__ void fetch_forward(float* to, const float* kernel, int width) {
+__device__ __forceinline__ void fetch_forward(float* to, const float* kernel, int width, const Share& share) {
   constexpr int U = kUnits<kParts>;
   const int side = kParts * width, vectors = Shape::up(width, 4);
-  for (int i = threadIdx.x; i < width * side; i += blockDim.x) {
-    const int row = i / side, column = i - row * side, part = column >= width, unit = column - part * width;
-    const int group = unit / U, own = part * U + unit - group * U;
-    __pipeline_memcpy_async(to + ((group * vectors + row / 4) * 10 + own) * 4 + row % 4, kernel + i, sizeof(float));
+  for (int column = share.column; column < side; column += share.columns) {
+    const int part = column >= width, unit = column - part * width, group = unit / U;
+    float* const place = to + (group * vectors * 10 + part * U + unit - group * U) * 4;
+    for (int row = share.row; row < width; row += share.rows) {
+      __pipeline_memcpy_async(place + row / 4 * 40 + row % 4, kernel + row * side + column, sizeof(float));
+    }
   }
   __pipeline_commit();
 }
 
 // And for the backward pass: (groups, side / 4, units, 4), four outputs side by side.
 template <int kParts>
-__device__ __forceinline__ void fetch_backward(float* to, const float* kernel, int width) {
+__device__ __forceinline__ void fetch_backward(float* to, const float* kernel, int width, const Share& share) {
   constexpr int U = kUnits<kParts>;
   const int side = kParts * width, vectors = Shape::up(side, 4);
   const auto place = [&](int row, int column) {
@@ -98,31 +116,31 @@ __device__ __forceinline__ void fetch_backward(float* to, const float* kernel, i
     return to + ((group * vectors + column / 4) * U + row - group * U) * 4 + column % 4;
   };
   if (side % 4 == 0) {
-    for (int i = threadIdx.x; i < width * vectors; i += blockDim.x) {
-      const int row = i / vectors, column = 4 * (i - row * vectors);
-      __pipeline_memcpy_async(place(row, column), kernel + 4 * i, sizeof(float4));
+    for (int vector = share.column; vector < vectors; vector += share.columns) {
+      for (int row = share.row; row < width; row += share.rows) {
+        __pipeline_memcpy_async(place(row, 4 * vector), kernel + row * side + 4 * vector, sizeof(float4));
+      }
     }
   } else {
-    for (int i = threadIdx.x; i < width * side; i += blockDim.x) {
-      const int row = i / side;
-      __pipeline_memcpy_async(place(row, i - row * side), kernel + i, sizeof(float));
+    for (int column = share.column; column < side; column += share.columns) {
+      for (int row = share.row; row < width; row += share.rows) {
+        __pipeline_memcpy_async(place(row, column), kernel + row * side + column, sizeof(float));
+      }
     }
   }
   __pipeline_commit();
 }
 
-// A layer's input (width, rows) of those that are kept.
-__device__ __forceinline__ void fetch_input(float* to, const float* kept, const Shape& shape) {
-  const int vectors = shape.rows / 4;
-  for (int i = threadIdx.x; i < shape.width * vectors; i += blockDim.x) {
-    const int unit = i / vectors, column = 4 * (i - unit * vectors);
-    __pipeline_memcpy_async(to + unit * shape.pitch() + column, kept + unit * shape.columns() + column, sizeof(float4));
+// A layer's input (width, rows) of those that are kept; `unit` is a thread's first, `step` how many units come next.
+__device__ __forceinline__ void fetch_input(float* to, const float* kept, const Shape& shape, int row, int unit, int step) {
+  for (; unit < shape.width; unit += step) {
+    __pipeline_memcpy_async(to + unit * shape.pitch() + row, kept + unit * shape.columns() + row, sizeof(float4));
   }
   __pipeline_commit();
 }
 
 template <int kParts>
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(kThreads)
     forward(Shape shape, const float* x, const float* kernel, const float* bias, const int32_t* activation, float* y,
             float* kept) {
   constexpr int U = kUnits<kParts>;
@@ -136,6 +154,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   const int first = blockIdx.y * shape.rows, groups = shape.rows / kRows;
   const int row = kRows * (threadIdx.x % groups), unit = U * (threadIdx.x / groups);
   const int own_kernel = threadIdx.x / groups * Shape::fours(width) * 10;
+  const Share share(side);
 
   x += run * shape.batch * width;
   y += run * shape.batch * width;
@@ -146,7 +165,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 
   clear(kernels, shape.forward_memory(kParts));
   __syncthreads();
-  fetch_forward<kParts>(kernels, kernel, width);
+  fetch_forward<kParts>(kernels, kernel, width, share);
   for (int c = 0; c < U && unit + c < width; ++c) {
     const float4 own = each([&](int r) {
       const int example = first + row + r;
@@ -163,7 +182,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     __pipeline_wait_prior(0);
     __syncthreads();  // the layer's kernel and input are there, and nobody reads those before them any more
     if (layer + 1 < shape.layers) {
-      fetch_forward<kParts>(kernels + (layer + 1) % 2 * kernel_size, kernel + (layer + 1) * width * side, width);
+      fetch_forward<kParts>(kernels + (layer + 1) % 2 * kernel_size, kernel + (layer + 1) * width * side, width, share);
     }
 
     float4 z[kParts][U];
@@ -219,10 +238,11 @@ __global__ void __launch_bounds__(kThreads, 2)
 }
 
 template <int kParts>
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(kThreads)
     backward(Shape shape, const float* dy, const float* kernel, const int32_t* activation, const float* kept, float* dx,
              float* dkernel, float* dbias) {
   constexpr int U = kUnits<kParts>;
+  constexpr int I = kInputs<kParts>, O = kOutputs<kParts>;
   constexpr int kStates = 2 * kParts - 1;
   extern __shared__ float4 shared[];
   const int width = shape.width, side = shape.side(kParts), columns = shape.columns(), pitch = shape.pitch();
@@ -231,8 +251,10 @@ __global__ void __launch_bounds__(kThreads, 2)
   float* const dz = input + Shape::fours(width) * pitch;
   const int64_t run = blockIdx.x, tile = blockIdx.y;
   const int first = tile * shape.rows, groups = shape.rows / kRows;
-  const int row = kRows * (threadIdx.x % groups), unit = U * (threadIdx.x / groups);
-  const float* const own_weights = weights + threadIdx.x / groups * Shape::fours(side) * U;
+  const int group = threadIdx.x / groups, all_groups = blockDim.x / groups;
+  const int row = kRows * (threadIdx.x - group * groups), unit = U * group;
+  const float* const own_weights = weights + group * Shape::fours(side) * U;
+  const Share share(side % 4 == 0 ? side / 4 : side);
   const int64_t layer_size = static_cast<int64_t>(kStates) * width * columns;
 
   dy += run * shape.batch * width;
@@ -245,8 +267,8 @@ __global__ void __launch_bounds__(kThreads, 2)
 
   clear(weights, shape.backward_memory(kParts));
   __syncthreads();
-  fetch_input(input, kept + (shape.layers - 1) * layer_size, shape);
-  fetch_backward<kParts>(weights, kernel + (shape.layers - 1) * width * side, width);
+  fetch_input(input, kept + (shape.layers - 1) * layer_size, shape, row, group, all_groups);
+  fetch_backward<kParts>(weights, kernel + (shape.layers - 1) * width * side, width, share);
 
   // Of the output, and of what decides the cell's slope; those of the layer below come in during a product.
   float4 g[U], h[U], t[U];
@@ -292,48 +314,53 @@ __global__ void __launch_bounds__(kThreads, 2)
     __syncthreads();  // dz is there
     if (layer > 0) fetch_states(layer - 1);
 
-    // The gradient of the weights, input^T dz, summed over examples.
-    const int high = (width + kInputs - 1) / kInputs, wide = (side + kOutputs - 1) / kOutputs;
+    // The gradient of the biases, dz summed over examples.
+    for (int column = threadIdx.x; column < side; column += blockDim.x) {
+      float4 sum = {};
+#pragma unroll 4
+      for (int k = 0; k < shape.rows; k += 4) add(sum, 1.0f, load(dz + column * pitch + k));
+      dbias[layer * side + column] = (sum.x + sum.y) + (sum.z + sum.w);
+    }
+
+    // The gradient of the kernel, input^T dz summed over examples.
+    const int high = Shape::up(width, I), wide = Shape::up(side, O);
     for (int item = threadIdx.x; item < high * wide; item += blockDim.x) {
       const int i = item / wide, j = item - i * wide;
-      float sum[kInputs][kOutputs] = {}, bias_sum[kOutputs] = {};
-      const float *a[kInputs], *b[kOutputs];
+      float sum[I][O] = {};
+      const float *a[I], *b[O];
 #pragma unroll
-      for (int m = 0; m < kInputs; ++m) a[m] = input + min(i + m * high, width - 1) * pitch;
+      for (int m = 0; m < I; ++m) a[m] = input + min(i + m * high, width - 1) * pitch;
 #pragma unroll
-      for (int n = 0; n < kOutputs; ++n) b[n] = dz + min(j + n * wide, side - 1) * pitch;
-#pragma unroll 1
+      for (int n = 0; n < O; ++n) b[n] = dz + min(j + n * wide, side - 1) * pitch;
+#pragma unroll 2
       for (int k = 0; k < shape.rows; k += 4) {
-        float4 left[kInputs], right[kOutputs];
+        float4 left[I];
 #pragma unroll
-        for (int m = 0; m < kInputs; ++m) left[m] = load(a[m] + k);
+        for (int m = 0; m < I; ++m) left[m] = load(a[m] + k);
 #pragma unroll
-        for (int n = 0; n < kOutputs; ++n) {
-          right[n] = load(b[n] + k);
+        for (int n = 0; n < O; ++n) {
+          const float4 right = load(b[n] + k);
 #pragma unroll
-          for (int m = 0; m < kInputs; ++m) {
+          for (int m = 0; m < I; ++m) {
 #pragma unroll
-            for (int r = 0; r < 4; ++r) sum[m][n] = fmaf(at(left[m], r), at(right[n], r), sum[m][n]);
+            for (int r = 0; r < 4; ++r) sum[m][n] = fmaf(at(left[m], r), at(right, r), sum[m][n]);
           }
-          bias_sum[n] += (right[n].x + right[n].y) + (right[n].z + right[n].w);
         }
       }
       float* const to = dkernel + layer * width * side;
 #pragma unroll
-      for (int n = 0; n < kOutputs; ++n) {
+      for (int n = 0; n < O; ++n) {
         const int column = j + n * wide;
-        if (column >= side) break;
 #pragma unroll
-        for (int m = 0; m < kInputs; ++m) {
-          if (i + m * high < width) to[(i + m * high) * side + column] = sum[m][n];
+        for (int m = 0; m < I; ++m) {
+          if (column < side && i + m * high < width) to[(i + m * high) * side + column] = sum[m][n];
         }
-        if (i == 0) dbias[layer * side + column] = bias_sum[n];
       }
     }
 
     __pipeline_wait_prior(0);
     __syncthreads();  // the layer's kernel is there, and nobody reads its input any more
-    if (layer > 0) fetch_input(input, kept + (layer - 1) * layer_size, shape);
+    if (layer > 0) fetch_input(input, kept + (layer - 1) * layer_size, shape, row, group, all_groups);
 
     // The gradient of the input through the affine maps, dz kernel^T.
 #pragma unroll 1
@@ -350,7 +377,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     }
     __syncthreads();  // nobody reads the kernel any more
     if (layer > 0) {
-      fetch_backward<kParts>(weights, kernel + (layer - 1) * width * side, width);
+      fetch_backward<kParts>(weights, kernel + (layer - 1) * width * side, width, share);
     }
   }
 

@@ -33,6 +33,7 @@ struct dim3 {
 inline dim3 threadIdx, blockIdx, blockDim;
 
 using std::min;
+inline float __fdividef(float x, float y) { return x / y; }
 
 namespace {
 float4 shared[256 * 1024 / sizeof(float4)];
