@@ -45,7 +45,7 @@ struct Shape {
   __host__ __device__ int forward_kernel(int parts) const { return 10 * groups(parts) * fours(width); }
   __host__ __device__ int backward_kernel(int parts) const { return 10 / parts * groups(parts) * fours(side(parts)); }
   __host__ __device__ int forward_memory(int parts) const {
-    return 2 * (forward_kernel(parts) + fours(width) * pitch());
+    return 2 * (forward_kernel(parts) + fours(side(parts)) + fours(width) * pitch());
   }
   __host__ __device__ int backward_memory(int parts) const {
     return backward_kernel(parts) + (fours(width) + fours(side(parts))) * pitch();
@@ -91,9 +91,11 @@ struct Share {
   }
 };
 
-// A layer's kernel (width, side) for the forward pass: (groups, width / 4, parts, units, 4), four inputs side by side.
+// A layer's kernel (width, side) for the forward pass, (groups, width / 4, parts, units, 4), four inputs side by side;
+// and its bias.
 template <int kParts>
-__device__ __forceinline__ void fetch_forward(float* to, const float* kernel, int width, const Share& share) {
+__device__ __forceinline__ void fetch_forward(float* to, float* biases, const float* kernel, const float* bias, int width,
+                                              const Share& share) {
   constexpr int U = kUnits<kParts>;
   const int side = kParts * width, vectors = Shape::up(width, 4);
   for (int column = share.column; column < side; column += share.columns) {
@@ -102,6 +104,7 @@ __device__ __forceinline__ void fetch_forward(float* to, const float* kernel, in
     for (int row = share.row; row < width; row += share.rows) {
       __pipeline_memcpy_async(place + row / 4 * 40 + row % 4, kernel + row * side + column, sizeof(float));
     }
+    if (share.row == 0) __pipeline_memcpy_async(biases + column, bias + column, sizeof(float));
   }
   __pipeline_commit();
 }
@@ -147,9 +150,10 @@ __global__ void __launch_bounds__(kThreads)
   constexpr int kStates = 2 * kParts - 1;
   extern __shared__ float4 shared[];
   const int width = shape.width, side = shape.side(kParts), columns = shape.columns(), pitch = shape.pitch();
-  const int kernel_size = shape.forward_kernel(kParts);
+  const int kernel_size = shape.forward_kernel(kParts), bias_size = Shape::fours(side);
   float* const kernels = reinterpret_cast<float*>(shared);
-  float* const inputs = kernels + 2 * kernel_size;
+  float* const biases = kernels + 2 * kernel_size;
+  float* const inputs = biases + 2 * bias_size;
   const int64_t run = blockIdx.x;
   const int first = blockIdx.y * shape.rows, groups = shape.rows / kRows;
   const int row = kRows * (threadIdx.x % groups), unit = U * (threadIdx.x / groups);
@@ -165,7 +169,7 @@ __global__ void __launch_bounds__(kThreads)
 
   clear(kernels, shape.forward_memory(kParts));
   __syncthreads();
-  fetch_forward<kParts>(kernels, kernel, width, share);
+  fetch_forward<kParts>(kernels, biases, kernel, bias, width, share);
   for (int c = 0; c < U && unit + c < width; ++c) {
     const float4 own = each([&](int r) {
       const int example = first + row + r;
@@ -182,7 +186,9 @@ __global__ void __launch_bounds__(kThreads)
     __pipeline_wait_prior(0);
     __syncthreads();  // the layer's kernel and input are there, and nobody reads those before them any more
     if (layer + 1 < shape.layers) {
-      fetch_forward<kParts>(kernels + (layer + 1) % 2 * kernel_size, kernel + (layer + 1) * width * side, width, share);
+      const int next = layer + 1, place = next % 2;
+      fetch_forward<kParts>(kernels + place * kernel_size, biases + place * bias_size, kernel + next * width * side,
+                            bias + next * side, width, share);
     }
 
     float4 z[kParts][U];
@@ -190,7 +196,7 @@ __global__ void __launch_bounds__(kThreads)
     for (int c = 0; c < U; ++c) {
 #pragma unroll
       for (int p = 0; p < kParts; ++p) {
-        const float start = bias[layer * side + p * width + min(unit + c, width - 1)];
+        const float start = biases[layer % 2 * bias_size + p * width + min(unit + c, width - 1)];
         z[p][c] = make_float4(start, start, start, start);
       }
     }
