@@ -1,4 +1,5 @@
-// Copies that are asynchronous on a GPU are made when they are waited for, so that reading too early is noticed.
+// Copies that are asynchronous on a GPU are made when they are waited for. From their beginning until then there are NaN
+// where they go, so that it is noticed whoever reads what was there before, or what is to come.
 #pragma once
 
 #include <deque>
@@ -16,6 +17,7 @@ inline std::vector<std::deque<std::vector<Copy>>> committed(1024);
 }  // namespace emulated
 
 inline void __pipeline_memcpy_async(void* to, const void* from, size_t size) {
+  std::memset(to, 0xff, size);
   emulated::open[threadIdx.x].push_back({to, from, size});
 }
 inline void __pipeline_commit() {

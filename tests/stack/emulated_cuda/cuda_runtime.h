@@ -36,8 +36,9 @@ using std::min;
 inline float __fdividef(float x, float y) { return x / y; }
 
 namespace {
-float4 shared[256 * 1024 / sizeof(float4)];
-}
+constexpr int kSharedMemory = 163 * 1024;  // of a block, at most, on an A100; later ones have more
+float4 shared[kSharedMemory / sizeof(float4)];
+}  // namespace
 
 namespace emulated {
 
@@ -99,9 +100,9 @@ struct xla::ffi::CtxDecoding<xla::ffi::PlatformStream<cudaStream_t>> {
   }
 };
 
-enum cudaError_t { cudaSuccess };
+enum cudaError_t { cudaSuccess, cudaErrorInvalidValue };
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
-inline const char* cudaGetErrorString(cudaError_t) { return ""; }
+inline const char* cudaGetErrorString(cudaError_t) { return "invalid argument"; }
 
 struct cudaLaunchConfig_t {
   dim3 gridDim, blockDim;
@@ -110,12 +111,13 @@ struct cudaLaunchConfig_t {
 };
 
 template <typename Kernel>
-cudaError_t cudaFuncSetAttribute(Kernel*, cudaFuncAttribute, int) {
-  return cudaSuccess;
+cudaError_t cudaFuncSetAttribute(Kernel*, cudaFuncAttribute, int bytes) {
+  return bytes > kSharedMemory ? cudaErrorInvalidValue : cudaSuccess;
 }
 
 template <typename Kernel, typename... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, Kernel* kernel, Arguments... arguments) {
+  if (config->blockDim.x > 256) return cudaErrorInvalidValue;  // the kernels' own launch bound
   blockDim = config->blockDim;
   for (unsigned y = 0; y < config->gridDim.y; ++y) {
     for (unsigned x = 0; x < config->gridDim.x; ++x) {
