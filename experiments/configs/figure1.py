@@ -17,7 +17,7 @@ KEYS = base.KEYS | {
     "networks": some_of(("highway", "plain"), tuple(WIDTHS)),  # highway_jax/stack/kinds.py explains them
     "depth": integer(50, 2, 10**5),  # the first plain layer and depth - 1 further ones
     **{f"width.{kind}": integer(width, 1, 10**5) for kind, width in WIDTHS.items()},
-    # Of the layers: "fused", on a CPU with a C++ compiler; "auto", the faster.
+    # Of the layers: "fused", on a CPU or GPU with a compiler for it; "auto", the faster.
     "implementation": one_of("auto", ("auto", *stack.IMPLEMENTATIONS)),
     "remat": truth(False),  # compute layers again in the backward pass: less memory for very deep networks, more time
     # "tpe": Optuna's, guided by the runs before, config.runs_in_memory of them at a time

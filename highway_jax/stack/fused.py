@@ -184,7 +184,8 @@ def backward(
     platform: str, dy: jax.Array, kernel: jax.Array, activation: jax.Array, kept: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Cotangents of x, kernel and bias from the output's (Eq. 9 and the chain rule)."""
-    rows, tiles = _tiles(platform, *dy.shape, kernel.shape[-1])
+    batch, width = dy.shape
+    rows, tiles = _tiles(platform, batch, width, kernel.shape[-1])
     parts = () if platform == CPU else (tiles,)  # each has gradients of its own
     shapes = [dy.shape, (*parts, *kernel.shape), (*parts, *kernel.shape[::2])]
     dx, *gradients = _call("highway_backward", platform, rows, shapes, dy, kernel, _loaded.bind(activation), kept)

@@ -43,9 +43,10 @@ def stack(
       transform_bias: the run's; a constant, to which there is no gradient.
       remat: compute the layers once more in the backward pass, about sqrt(layers) at a time, instead of
         keeping what it needs of all of them: memory grows with sqrt(layers).
-      implementation: "xla", or "fused": on a CPU the kernel of `stack.fused` for what is differentiated, XLA
-        for everything else. Put one `jax.jit` around a gradient: in separate programs the forward one returns what
-        either would keep. A gradient has no further derivative, and cannot be exported for a CPU.
+      implementation: "xla", or "fused": the kernels of `stack.fused`, on a CPU for what is differentiated, on an NVIDIA
+        GPU that can build it for everything, and XLA elsewhere. Put one `jax.jit` around a gradient: in separate
+        programs the forward one returns what any of them would keep. A gradient has no further derivative, and cannot
+        be exported for such a platform.
 
     Returns:
       (..., width). There is no forward mode: `jax.jvp`, `jax.linearize` and `jax.jacfwd` raise TypeError. There are
@@ -192,8 +193,8 @@ def _layers_bwd(kind, function, kept, dstate):
 _layers.defvjp(_layers_fwd, _layers_bwd)
 
 
-# The same, but trained with a fused kernel. What is not differentiated needs nothing kept, and may be of one example at a
-# time; on a CPU that is XLA's.
+# The same, but trained with a fused kernel. What is not differentiated needs nothing kept, and may be of one example
+# at a time; on a CPU that is XLA's.
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))

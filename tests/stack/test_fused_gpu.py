@@ -1,7 +1,7 @@
 """The GPU's kernel computes what XLA computes: its source, built for a CPU with an emulator in place of CUDA.
 
-The emulator runs a block's threads in turns, from barrier to barrier, and makes asynchronous copies as late as it may. On
-a machine with such a GPU the kernel itself is tested too.
+The emulator runs a block's threads in turns, from barrier to barrier, and makes asynchronous copies as late as it may.
+On a machine with such a GPU the kernel itself is tested too.
 """
 
 import ctypes
@@ -52,9 +52,11 @@ def arrays(seed, runs, layers, batch, width, parts):
 @jax.vmap
 def by_the_kernel(x, kernel, bias, index, dy):
     y, kept = fused.forward(fused.GPU, x, kernel, bias, index)
-    return y, *fused.backward(fused.GPU, dy, kernel, index, kept), fused.forward(
-        fused.GPU, x, kernel, bias, index, keep=False
-    )[0]
+    return (
+        y,
+        *fused.backward(fused.GPU, dy, kernel, index, kept),
+        fused.forward(fused.GPU, x, kernel, bias, index, keep=False)[0],
+    )
 
 
 @functools.partial(jax.jit, static_argnums=0)
