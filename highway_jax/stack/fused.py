@@ -12,6 +12,7 @@ import functools
 import importlib.util
 import platform as machine
 import re
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -60,25 +61,41 @@ def here() -> str | None:
     return GPU if re.fullmatch(r"\d+\.\d+", str(getattr(device, "compute_capability", ""))) else None
 
 
-@functools.cache
 def load(platform: str = CPU) -> None:
     """Build the kernel for a platform, unless it has been built before, and make it known to XLA.
+
+    It is tried once in a process, whatever comes of it.
 
     Raises:
       Unavailable: without a compiler that can build it, or a folder to keep it in (`native.Library.path`); on "cuda",
         without such a device, or with one whose shared memory is too small.
     """
+    with _loading:
+        reason = _loaded(platform)
+    if reason is not None:
+        raise type(reason)(*reason.args)
+
+
+_loading = threading.Lock()
+
+
+@functools.cache
+def _loaded(platform: str) -> Unavailable | None:
+    """What kept it from being loaded."""
     try:
         path = _library(platform).path()
         library = ctypes.CDLL(str(path))
+    except Unavailable as reason:
+        return reason
     except (OSError, RuntimeError) as error:  # names the file or folder; RuntimeError: there is no home
-        raise Unavailable(f"it cannot be kept and loaded: {error}; XDG_CACHE_HOME may name another folder") from error
+        return Unavailable(f"it cannot be kept and loaded: {error}; XDG_CACHE_HOME may name another folder")
     for name in HANDLERS:
         if not hasattr(library, name):
-            raise Unavailable(f"{path} has no function {name}; remove the file")
+            return Unavailable(f"{path} has no function {name}; remove the file")
     for name in HANDLERS:
         known = "CUDA" if platform == GPU else platform
         jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, name)), platform=known)
+    return None
 
 
 def needs_build(platform: str = CPU) -> bool:
@@ -177,7 +194,7 @@ def forward(
     states = 2 * side // width - 1  # x, and h and t of a highway layer
     rows, tiles = _tiles(platform, batch, width, side)
     kept = (layers + 1, states, width, rows * tiles) if keep else (0,)
-    return _call("highway_forward", platform, rows, [x.shape, kept], x, kernel, bias, _loaded.bind(activation))
+    return _call("highway_forward", platform, rows, [x.shape, kept], x, kernel, bias, _needed.bind(activation))
 
 
 def backward(
@@ -188,7 +205,7 @@ def backward(
     rows, tiles = _tiles(platform, batch, width, kernel.shape[-1])
     parts = () if platform == CPU else (tiles,)  # each has gradients of its own
     shapes = [dy.shape, (*parts, *kernel.shape), (*parts, *kernel.shape[::2])]
-    dx, *gradients = _call("highway_backward", platform, rows, shapes, dy, kernel, _loaded.bind(activation), kept)
+    dx, *gradients = _call("highway_backward", platform, rows, shapes, dy, kernel, _needed.bind(activation), kept)
     dkernel, dbias = gradients if platform == CPU else (gradient.sum(axis=0) for gradient in gradients)
     return dx, dkernel, dbias
 
@@ -208,13 +225,13 @@ def _tiles(platform: str, batch: int, width: int, side: int) -> tuple[int, int]:
 
 
 # The identity, for a call's index. It loads the kernel when it is lowered; tracing knows no platform.
-_loaded = Primitive("highway_kernel")
-_loaded.def_abstract_eval(lambda index: index)
-_loaded.def_impl(jax.jit(_loaded.bind))
-batching.defvectorized(_loaded)
+_needed = Primitive("highway_kernel")
+_needed.def_abstract_eval(lambda index: index)
+_needed.def_impl(jax.jit(_needed.bind))
+batching.defvectorized(_needed)
 
 
-def _lower_loaded(platform: str) -> Any:
+def _lower_needed(platform: str) -> Any:
     def lower(context: Any, operand: Any) -> list[Any]:
         load(platform)
         return [operand]
@@ -223,7 +240,7 @@ def _lower_loaded(platform: str) -> Any:
 
 
 for _platform in CPU, GPU:
-    mlir.register_lowering(_loaded, _lower_loaded(_platform), platform=_platform)
+    mlir.register_lowering(_needed, _lower_needed(_platform), platform=_platform)
 
 
 def _call(name: str, platform: str, rows: int, shapes: list[tuple[int, ...]], *args: jax.Array) -> Any:

@@ -168,6 +168,7 @@ try:
 except fused.NoCompiler:
     print("a CPU needs it")
 
+fused._loaded.cache_clear()
 jax.default_backend = lambda: "gpu"
 del os.environ["XDG_CACHE_HOME"]
 os.environ.update({"PATH": path, **({"XDG_CACHE_HOME": cache} if cache else {})})
@@ -238,14 +239,14 @@ def kept(tmp_path, monkeypatch):
         (programs / "c++").chmod(0o755)
         monkeypatch.setenv("PATH", str(programs))
         monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
-        fused.load.cache_clear()
+        fused._loaded.cache_clear()
         fused.load()
         (library,) = (cache / "highway-jax").iterdir()
         assert library.read_bytes() == whole.read_bytes()
         return library
 
     yield load
-    fused.load.cache_clear()
+    fused._loaded.cache_clear()
 
 
 def cut_short(library, elsewhere):
@@ -363,9 +364,9 @@ SMALL = [
 @pytest.fixture
 def unloaded():
     """`load` as in a new process."""
-    fused.load.cache_clear()
+    fused._loaded.cache_clear()
     yield
-    fused.load.cache_clear()
+    fused._loaded.cache_clear()
 
 
 @pytest.mark.parametrize(
