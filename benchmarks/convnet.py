@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
+from benchmarks.jax_contenders import PRECISIONS
 from experiments.app import command_line, entry
 from experiments.app.errors import UserError
 from experiments.app.machine import hardware
@@ -42,8 +43,11 @@ def images(name: str, batch: int, steps: int) -> tuple[np.ndarray, np.ndarray]:
     )
 
 
-def ours(name: str, batch: int, steps: int) -> Callable[[], None]:
-    """An epoch of `steps` steps, as `experiments.train` runs it."""
+def ours(name: str, batch: int, steps: int, runs: int = 1, precision: str = "float32") -> Callable[[], None]:
+    """An epoch of `steps` steps, as `experiments.train` runs it; of several runs, in lockstep.
+
+    Products and convolutions are of that precision, one of `jax_contenders.PRECISIONS`.
+    """
     import jax
 
     from highway_jax import ConvNet, population
@@ -57,19 +61,27 @@ def ours(name: str, batch: int, steps: int) -> Callable[[], None]:
     )
     batches = jax.device_put(dict(zip("xy", images(name, batch, steps), strict=True)))
     first = {name: array[0] for name, array in batches.items()}
-    member = run.start(task, {}, jax.random.key(0, impl=run.PRNG), first)
-    epoch = jax.jit(functools.partial(run.train_epoch, task), donate_argnums=0)
+    keys = jax.random.split(jax.random.key(0, impl=run.PRNG), runs)
+    members = jax.vmap(lambda key: run.start(task, {}, key, first))(keys)
+    one = functools.partial(run.train_epoch, task)
+    if runs == 1:
+        members = jax.tree.map(lambda leaf: leaf[0], members)
+    epoch = jax.jit(one if runs == 1 else jax.vmap(one, in_axes=(0, None)), donate_argnums=0)
 
     def go() -> None:
-        nonlocal member
-        member, metrics = epoch(member, batches)
+        nonlocal members
+        with jax.default_matmul_precision(PRECISIONS[precision]):
+            members, metrics = epoch(members, batches)
         jax.block_until_ready(metrics)
 
     return go
 
 
-def torch(name: str, batch: int, steps: int) -> Callable[[], None]:
-    """The same network as a user of PyTorch writes it; channels first, as PyTorch is fastest with on a CPU."""
+def torch(name: str, batch: int, steps: int, precision: str = "float32") -> Callable[[], None]:
+    """The same network as a user of PyTorch writes it, in the layout that is fastest: on a GPU with channels last.
+
+    Products and convolutions are in float32, or in TF32 ("tf32"), which is PyTorch's default for convolutions.
+    """
     import torch
     from torch import nn
     from torch.nn import functional
@@ -102,9 +114,13 @@ def torch(name: str, batch: int, steps: int) -> Callable[[], None]:
     model = nn.Sequential(*layers, nn.Flatten(), nn.LazyLinear(10))
     inputs, labels = images(name, batch, steps)
     x, y = torch.from_numpy(np.moveaxis(inputs, -1, 2).copy()), torch.from_numpy(labels)
+    model(x[0])  # the last layer learns its size
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
     if torch.cuda.is_available():
-        model, x, y = model.cuda(), x.cuda(), y.cuda()
-    model(x[0])
+        torch.backends.cudnn.benchmark = True
+        model = model.to("cuda", memory_format=torch.channels_last)
+        y = y.cuda()
+        x = [images.to("cuda", memory_format=torch.channels_last) for images in x]
     optimizer = torch.optim.SGD(model.parameters(), RATE, MOMENTUM, weight_decay=DECAY, nesterov=True)
 
     def go() -> None:

@@ -1,11 +1,13 @@
 """JAX: ours, and what a user would write in its place.
 
 Each contender takes the work and returns a function that does all of it once and waits for the end, and the
-number of (run, step) pairs that it does.
+number of (run, step) pairs that it does. Where nothing else is said products are in float32, as a search has them: left
+to itself, JAX multiplies in TF32 on recent NVIDIA GPUs.
 """
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,59 +22,94 @@ from highway_jax.stack import fused
 
 Contender = tuple[Callable[[], None], int]
 
+# What products of float32 arrays are computed in, as `jax.default_matmul_precision` has it. The last two are algorithms
+# of `jax.lax.DotAlgorithmPreset`, which not every device knows.
+PRECISIONS = {
+    "float32": "float32",
+    "tf32": "tensorfloat32",
+    "tf32x3": "TF32_TF32_F32_X3",
+    "bf16": "BF16_BF16_F32",
+}
 
-def ours(work: Work) -> Contender:
+
+def ours(work: Work, precision: str = "float32") -> Contender:
     """An epoch as `population.fit` trains it, shuffling included."""
-    return _ours(work, fused.choose(work.width))
+    return Ours(work, fused.choose(work.width), precision).epoch, work.runs * work.steps
 
 
-def ours_xla(work: Work) -> Contender:
-    """The same as it is where there is no C++ compiler."""
-    return _ours(work, "xla")
+def ours_xla(work: Work, precision: str = "float32") -> Contender:
+    """The same as it is where there is no kernel of our own."""
+    return Ours(work, "xla", precision).epoch, work.runs * work.steps
 
 
-def _ours(work: Work, implementation: str) -> Contender:
-    task = population.supervised(
-        model=lambda hp: MLP(
-            work.depth,
-            work.width,
-            activation=hp["activation"],
-            transform_bias=hp["transform_bias"],
-            implementation=implementation,
-        ),
-        loss=population.cross_entropy,
-        optimizer=lambda hp: optax.sgd(hp["learning_rate"], hp["momentum"]),
-        preprocess=lambda batch: {**batch, "x": data.rescale(batch["x"], 255)},
-    )
-    space = {
-        "learning_rate": population.uniform(LEARNING_RATE, LEARNING_RATE),
-        "momentum": population.uniform(MOMENTUM, MOMENTUM),
-        "activation": population.choice("relu"),
-        "transform_bias": population.uniform(TRANSFORM_BIAS, TRANSFORM_BIAS),
-    }
-    search = population.Search(
-        task=task,
-        space=population.Space(space),
-        train=dict(zip("xy", work.data(), strict=True)),
-        num_runs=work.runs,
-        epochs=1,
-        batch_size=work.batch,
-    )
-    mesh = parallel.runs_mesh()
-    group = Group(search, {}, mesh)
-    train = parallel.replicate(mesh, search.train)
-    members = group.start(search.drawn, np.arange(work.runs))
-    here = work.runs // mesh.shape[parallel.RUNS]
-    runs_per_batch = work.runs_per_batch or group.runs_per_batch(here, parallel.free_memory(mesh))
-    key = search.epoch_key(0)
+ours_tf32, ours_tf32x3, ours_bf16 = (functools.partial(ours, precision=name) for name in ("tf32", "tf32x3", "bf16"))
 
-    def go() -> None:
-        nonlocal members
-        batches = gather_batches(mesh, work.batch, train, key)
-        members, metrics = group.train(members, batches, runs_per_batch)
+
+class Ours:
+    """A population in training.
+
+    Args:
+      work: what it trains.
+      implementation: of the layers, as `highway_jax.MLP` has it.
+      precision: of the products, one of `PRECISIONS`.
+
+    Attributes:
+      runs_per_batch: how many runs a device trains in lockstep.
+      free: bytes of a device that are free beside the population, None where it does not say.
+    """
+
+    def __init__(self, work: Work, implementation: str, precision: str) -> None:
+        self.work, self.precision = work, PRECISIONS[precision]
+        task = population.supervised(
+            model=lambda hp: MLP(
+                work.depth,
+                work.width,
+                activation=hp["activation"],
+                transform_bias=hp["transform_bias"],
+                implementation=implementation,
+            ),
+            loss=population.cross_entropy,
+            optimizer=lambda hp: optax.sgd(hp["learning_rate"], hp["momentum"]),
+            preprocess=lambda batch: {**batch, "x": data.rescale(batch["x"], 255)},
+        )
+        space = {
+            "learning_rate": population.uniform(LEARNING_RATE, LEARNING_RATE),
+            "momentum": population.uniform(MOMENTUM, MOMENTUM),
+            "activation": population.choice("relu"),
+            "transform_bias": population.uniform(TRANSFORM_BIAS, TRANSFORM_BIAS),
+        }
+        search = population.Search(
+            task=task,
+            space=population.Space(space),
+            train=dict(zip("xy", work.data(), strict=True)),
+            num_runs=work.runs,
+            epochs=1,
+            batch_size=work.batch,
+        )
+        self.mesh = parallel.runs_mesh()
+        with jax.default_matmul_precision(self.precision):
+            self.group = Group(search, {}, self.mesh)
+            self.train = parallel.replicate(self.mesh, search.train)
+            self.members = self.group.start(search.drawn, np.arange(work.runs))
+            here = work.runs // self.mesh.shape[parallel.RUNS]
+            self.free = parallel.free_memory(self.mesh)
+            self.runs_per_batch = work.runs_per_batch or self.group.runs_per_batch(here, self.free)
+        self.key = search.epoch_key(0)
+
+    def epoch(self) -> None:
+        """Train it for an epoch."""
+        with jax.default_matmul_precision(self.precision):
+            self.members, metrics = self.group.train(self.members, self._batches(), self.runs_per_batch)
         assert np.isfinite(np.asarray(metrics["loss"])).all()
 
-    return go, work.runs * work.steps
+    def compiled(self) -> jax.stages.Compiled:
+        """The program of an epoch."""
+        with jax.default_matmul_precision(self.precision):
+            lowered = self.group.programs.train.lower(self.members, self._batches(), self.runs_per_batch, None)
+            return lowered.compile()
+
+    def _batches(self) -> Any:
+        return gather_batches(self.mesh, self.work.batch, self.train, self.key)
 
 
 def _init(work: Work, key: jax.Array) -> dict[str, jax.Array]:
@@ -110,6 +147,17 @@ def _step(optimizer, state, batch):
     return (optax.apply_updates(params, updates), opt_state), loss
 
 
+def _in_float32(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function whose products are traced as float32 ones."""
+
+    @functools.wraps(function)
+    def traced(*arguments):
+        with jax.default_matmul_precision(PRECISIONS["float32"]):
+            return function(*arguments)
+
+    return traced
+
+
 def _batches(work: Work) -> list[tuple[jax.Array, jax.Array]]:
     images, labels = work.data()
     x = jnp.asarray(images.reshape(work.steps, work.batch, INPUTS), jnp.float32) / 255
@@ -120,7 +168,7 @@ def jax_loop(work: Work) -> Contender:
     """One run after another, a jitted step at a time: the loop that the search replaces."""
     runs = min(work.runs, 4)
     optimizer = optax.sgd(LEARNING_RATE, MOMENTUM)
-    step = jax.jit(functools.partial(_step, optimizer), donate_argnums=0)
+    step = jax.jit(_in_float32(functools.partial(_step, optimizer)), donate_argnums=0)
     batches = _batches(work)
     states = [(p, optimizer.init(p)) for p in (_init(work, jax.random.key(run)) for run in range(runs))]
 
@@ -136,7 +184,7 @@ def jax_loop(work: Work) -> Contender:
 def jax_vmap(work: Work) -> Contender:
     """`vmap` of the same step over all runs, plain autodiff."""
     optimizer = optax.sgd(LEARNING_RATE, MOMENTUM)
-    step = jax.jit(jax.vmap(functools.partial(_step, optimizer), in_axes=(0, None)), donate_argnums=0)
+    step = jax.jit(_in_float32(jax.vmap(functools.partial(_step, optimizer), in_axes=(0, None))), donate_argnums=0)
     batches = _batches(work)
     params = jax.vmap(functools.partial(_init, work))(jax.random.split(jax.random.key(0), work.runs))
     state = params, jax.vmap(optimizer.init)(params)

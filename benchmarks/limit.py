@@ -7,14 +7,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.jax_contenders import PRECISIONS
 
-def gemm_flops(size: int | None = None, repetitions: int = 5) -> float:
-    """Floating-point operations a second of a large float32 product: the best of NumPy, JAX and PyTorch."""
+
+def gemm_flops(size: int | None = None, repetitions: int = 5, precision: str = "float32") -> float:
+    """Floating-point operations a second of a large product of float32 arrays.
+
+    On a CPU it is the best of NumPy, JAX and PyTorch, on an accelerator JAX's, with products of that precision, one of
+    `jax_contenders.PRECISIONS`.
+    """
     size = size or (2048 if jax.default_backend() == "cpu" else 8192)
     a = np.random.default_rng(0).normal(size=(size, size)).astype(np.float32)
     products: list[Callable[[], object]] = []
     on_device = jnp.asarray(a)
-    product = jax.jit(lambda a: jnp.matmul(a, a, precision="highest"))
+    product = jax.jit(lambda a: jnp.matmul(a, a, precision=PRECISIONS[precision]))
     products.append(lambda: product(on_device).block_until_ready())
     if jax.default_backend() == "cpu":
         products.append(lambda: a @ a)

@@ -5,8 +5,9 @@
     python -m benchmarks.population --depth=10,50,100 --scaling
 
 --depth, --runs, --batch, --width, --steps    the work; --depth takes a list
+--runs_per_batch=N how many runs ours trains in lockstep on a device; by default as a search does
 --repetitions=N    of every contender, interleaved; the median counts
---only=NAME,...    some of the contenders
+--only=NAME,...    some of the contenders; by default those that mean something on a CPU
 --scaling          also time ours against runs (1 to 256) and depth (10 to 1000), and draw a figure
 --out=DIR          where the JSON and the figure go; by default benchmarks/results
 
@@ -22,6 +23,7 @@ import resource
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.jax_contenders import Contender
 from benchmarks.work import Work
 from experiments.app import command_line, entry
 from experiments.app.errors import UserError
@@ -41,13 +44,18 @@ from highway_jax.stack import fused
 CONTENDERS = {
     "ours": "highway-jax, as the search runs it",
     "ours_xla": "highway-jax, with XLA alone",
+    "ours_tf32": "highway-jax, products in TF32",
+    "ours_tf32x3": "highway-jax, products in three times TF32",
+    "ours_bf16": "highway-jax, products in bfloat16",
     "jax_loop": "JAX, one run after another",
     "jax_vmap": "JAX, vmap over runs, plain autodiff",
     "torch_loop": "PyTorch, nn.Module, one run after another",
     "torch_compile": "PyTorch, the same with torch.compile",
     "torch_bmm": "PyTorch, all runs batched by hand",
+    "torch_graph": "PyTorch, the same as a CUDA graph",
     "torch_vmap": "PyTorch, torch.func.vmap over runs",
 }
+ACCELERATORS = ("ours_tf32", "ours_tf32x3", "ours_bf16", "torch_graph")  # what means nothing on a CPU
 
 
 def serve(connection: Connection, name: str, work: Work) -> None:
@@ -55,8 +63,7 @@ def serve(connection: Connection, name: str, work: Work) -> None:
     try:
         if name.startswith("ours"):
             parallel.split_cpu()
-        module = importlib.import_module(f"benchmarks.{'torch' if name.startswith('torch') else 'jax'}_contenders")
-        go, pairs = getattr(module, name)(work)
+        go, pairs = contender(name)(work)
         start = time.perf_counter()
         go()
         first = time.perf_counter() - start
@@ -70,6 +77,35 @@ def serve(connection: Connection, name: str, work: Work) -> None:
         connection.send({**end, "implementation": fused.choose(work.width)} if name == "ours" else end)
     except Exception as error:
         connection.send({"error": f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"})
+
+
+def contender(name: str) -> Callable[[Work], Contender]:
+    """A contender by its name."""
+    module = importlib.import_module(f"benchmarks.{'torch' if name.startswith('torch') else 'jax'}_contenders")
+    return getattr(module, name)
+
+
+def timed(go: Callable[[], None], pairs: int, repetitions: int) -> dict[str, float]:
+    """A contender's figures, in milliseconds per run and step, timed in this process."""
+    times = []
+    for _ in range(2 + repetitions):
+        start = time.perf_counter()
+        go()
+        times.append(time.perf_counter() - start)
+    first, _, *rest = times
+    return figures(first, rest, pairs)
+
+
+def figures(first: float, times: list[float], pairs: int) -> dict[str, float]:
+    """What the seconds of the first repetition and of those that count say of (run, step) pairs."""
+    ms = [1e3 * seconds / pairs for seconds in times]
+    return {
+        "ms": statistics.median(ms),
+        "ms_min": min(ms),
+        "ms_max": max(ms),
+        "first_seconds": first,
+        "repetition_seconds": statistics.median(times),
+    }
 
 
 def device(name: str) -> str:
@@ -118,15 +154,7 @@ class Process:
         self.connection.send(False)
         end = self._receive()
         self.process.join()
-        ms = [1e3 * seconds / self.setup["pairs"] for seconds in self.times]
-        return {
-            "ms": statistics.median(ms),
-            "ms_min": min(ms),
-            "ms_max": max(ms),
-            "first_seconds": self.setup["first_seconds"],
-            "repetition_seconds": statistics.median(self.times),
-            **end,
-        }
+        return figures(self.setup["first_seconds"], self.times, self.setup["pairs"]) | end
 
 
 def compare(work: Work, names: list[str], repetitions: int) -> dict[str, Any]:
@@ -153,6 +181,27 @@ def limit_ms(work: Work, rates: dict[str, float], backend: str) -> float:
     """Milliseconds per run and step that the rates allow: a CPU's caches hide the traffic, a GPU's do not."""
     products = work.flops() / rates["gemm_flops"]
     return 1e3 * (products if backend == "cpu" else max(products, work.bytes() / rates["copy_bytes"]))
+
+
+def label_of(device: str) -> str:
+    """What the files about a device, as `device` has it, are called."""
+    return device.split(" x ")[-1].replace(" ", "_").lower()
+
+
+def report(
+    work: Work, machine: dict[str, Any], device: str, rates: dict[str, float], contenders: dict[str, Any]
+) -> dict[str, Any]:
+    """What is written about a work: `experiments.plan` reads it."""
+    return {
+        "machine": machine,
+        "device": device,
+        "work": dataclasses.asdict(work),
+        "flops_per_run_step": work.flops(),
+        "bytes_per_run_step": work.bytes(),
+        "rates": rates,
+        "limit_ms": limit_ms(work, rates, "cpu" if device.endswith("cpu") else "gpu"),
+        "contenders": contenders,
+    }
 
 
 def print_table(result: dict[str, Any], console: Console) -> None:
@@ -235,7 +284,7 @@ def main(argv: list[str]) -> None:
     for name, default in ("runs", 100), ("batch", 100), ("width", 50), ("steps", 30), ("repetitions", 5):
         flags.DEFINE_integer(name, default, "", lower_bound=1, flag_values=values)
     flags.DEFINE_integer("runs_per_batch", None, "", lower_bound=1, flag_values=values)
-    flags.DEFINE_list("only", list(CONTENDERS), "", flag_values=values)
+    flags.DEFINE_list("only", [name for name in CONTENDERS if name not in ACCELERATORS], "", flag_values=values)
     flags.DEFINE_bool("scaling", False, "", flag_values=values)
     command_line.define_path("out", "benchmarks/results", "", values)
     command_line.parse_flags(argv, values)
@@ -260,18 +309,8 @@ def main(argv: list[str]) -> None:
         work = Work(depth, values.runs, values.batch, values.width, values.steps, values.runs_per_batch)
         contenders = compare(work, values.only, values.repetitions)
         kind = next((f["device"] for f in contenders.values() if "device" in f), "cpu")
-        backend = "cpu" if kind.endswith("cpu") else "gpu"
-        label = backend if backend == "cpu" else kind.split(" x ")[-1].replace(" ", "_").lower()
-        result = {
-            "machine": machine,
-            "device": kind,
-            "work": dataclasses.asdict(work),
-            "flops_per_run_step": work.flops(),
-            "bytes_per_run_step": work.bytes(),
-            "rates": rates,
-            "limit_ms": limit_ms(work, rates, backend),
-            "contenders": contenders,
-        }
+        label = label_of(kind)
+        result = report(work, machine, kind, rates, contenders)
         print_table(result, console)
         (out / f"population_{label}_depth{depth}.json").write_text(json.dumps(result, indent=2) + "\n")
     if values.scaling:

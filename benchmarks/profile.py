@@ -5,15 +5,18 @@
 --depth, --runs, --batch, --width, --steps    the work, trained on one device
 --rows=N                                       how many kernels to print
 
-Prints the kernels that take most of an epoch, with their share of a run's step. Tracing makes every kernel a
-little slower, small ones most. A kernel's name is its HLO instruction's.
+Prints the kernels that take most of an epoch, with their share of a run's step; on a GPU also how many are launched and
+how long the device is idle between them. Tracing makes every kernel a little slower, small ones most; on a GPU
+XLA makes no command buffers (CUDA graphs) while it traces. A kernel's name is its HLO instruction's, or a library's.
 """
 
-import collections
+import dataclasses
 import gzip
 import json
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 from absl import flags
@@ -40,22 +43,71 @@ OUTER = (
 )
 
 
-def kernel_times(work: Work) -> dict[str, tuple[float, int]]:
-    """Microseconds and calls of every kernel in one epoch."""
-    go, _ = jax_contenders.ours(work)
-    go()
+@dataclasses.dataclass(frozen=True)
+class Profile:
+    """What ran on a device.
+
+    Attributes:
+      kernels: microseconds and calls by name.
+      span: microseconds from the first kernel's start to the last one's end, of a GPU.
+      busy: microseconds of them in which at least one kernel ran, of a GPU.
+    """
+
+    kernels: dict[str, tuple[float, int]]
+    span: float | None = None
+    busy: float | None = None
+
+    @property
+    def total(self) -> float:
+        """Microseconds of all kernels."""
+        return sum(time for time, _ in self.kernels.values())
+
+    @property
+    def calls(self) -> int:
+        """How often kernels were called."""
+        return sum(calls for _, calls in self.kernels.values())
+
+    def largest(self, count: int) -> list[tuple[str, tuple[float, int]]]:
+        """The kernels that take most, with their microseconds and calls."""
+        return sorted(self.kernels.items(), key=lambda item: -item[1][0])[:count]
+
+
+def profiled(go: Callable[[], None]) -> Profile:
+    """What a function that has been called before runs."""
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder, create_perfetto_trace=True):
             go()
         (file,) = Path(folder).glob("**/perfetto_trace.json.gz")
-        events = json.loads(gzip.decompress(file.read_bytes()))["traceEvents"]
-    times: dict[str, float] = collections.Counter()
-    calls: dict[str, int] = collections.Counter()
+        return read(json.loads(gzip.decompress(file.read_bytes()))["traceEvents"])
+
+
+def read(events: list[dict[str, Any]]) -> Profile:
+    """The profile of a trace: of a GPU the kernels of its streams, where there is none the CPU's."""
+    names = {"process_name": {}, "thread_name": {}}
     for event in events:
-        if event.get("ph") == "X":
-            times[event["name"]] += event["dur"]
-            calls[event["name"]] += 1
-    return {name: (times[name], calls[name]) for name in times if not name.startswith(OUTER)}
+        if event.get("ph") == "M" and event["name"] in names:
+            place = event["pid"], event.get("tid") if event["name"] == "thread_name" else None
+            names[event["name"]][place] = event["args"]["name"]
+    devices = {pid for (pid, _), name in names["process_name"].items() if "/device:GPU" in name}
+    streams = {place for place, name in names["thread_name"].items() if place[0] in devices and "Stream" in name}
+    timed = [event for event in events if event.get("ph") == "X"]
+    if streams:
+        timed = [event for event in timed if (event["pid"], event["tid"]) in streams]
+    else:
+        timed = [event for event in timed if not event["name"].startswith(OUTER)]
+    kernels: dict[str, tuple[float, int]] = {}
+    for event in timed:
+        time, calls = kernels.get(event["name"], (0.0, 0))
+        kernels[event["name"]] = time + event["dur"], calls + 1
+    if not streams:
+        return Profile(kernels)
+    start = end = min(event["ts"] for event in timed)
+    busy = 0.0
+    for event in sorted(timed, key=lambda event: event["ts"]):
+        after = event["ts"] + event["dur"]
+        busy += max(0.0, after - max(end, event["ts"]))
+        end = max(end, after)
+    return Profile(kernels, end - start, busy)
 
 
 def main(argv: list[str]) -> None:
@@ -65,17 +117,23 @@ def main(argv: list[str]) -> None:
         flags.DEFINE_integer(name, default, "", lower_bound=1, flag_values=values)
     command_line.parse_flags(argv, values)
     work = Work(values.depth, values.runs, values.batch, values.width, values.steps)
-    kernels = kernel_times(work)
-    total = sum(time for time, _ in kernels.values())
-    pairs = work.runs * work.steps
+    go, pairs = jax_contenders.ours(work)
+    go()
+    profile = profiled(go)
     table = Table(title=f"microseconds of a run's step, depth {work.depth}", title_justify="left")
     for column in ("kernel", "a call", "calls a step", "a step", "share"):
         table.add_column(column, justify="left" if column == "kernel" else "right")
-    for name, (time, calls) in sorted(kernels.items(), key=lambda item: -item[1][0])[: values.rows]:
-        row = f"{time / calls:.2f}", f"{calls / pairs:.1f}", f"{time / pairs:.0f}", f"{time / total:.0%}"
+    for name, (time, calls) in profile.largest(values.rows):
+        row = f"{time / calls:.2f}", f"{calls / pairs:.1f}", f"{time / pairs:.0f}", f"{time / profile.total:.0%}"
         table.add_row(name, *row)
-    table.add_row("all of it", "", "", f"{total / pairs:.0f}", "100%")
-    Console(width=110).print(table)
+    table.add_row("all of it", "", f"{profile.calls / pairs:.1f}", f"{profile.total / pairs:.0f}", "100%")
+    console = Console(width=110)
+    console.print(table)
+    if profile.span:
+        launches = profile.calls / work.steps
+        console.print(
+            f"{launches:.0f} launches a step of all runs; idle {1 - profile.busy / profile.span:.0%} of the time"
+        )
 
 
 if __name__ == "__main__":

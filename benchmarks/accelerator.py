@@ -1,0 +1,290 @@
+"""Everything worth measuring on a machine with an accelerator that one has for a short time, in order of worth.
+
+    python -m benchmarks.accelerator --minutes=8 --output=DIR --torch
+
+--minutes=N        in all; every step also has a limit of its own
+--output=DIR       where summary.json, console.log and results.tar.gz go, which holds everything else
+--work=DIR         where steps leave their files, and a search its checkpoints; by default OUTPUT/work
+--torch            PyTorch beside it
+--only=STEP,...    these steps alone
+
+Every step is a process of its own. What it measures is written row by row, so nothing is lost when it fails, takes too
+long or is killed: that is recorded, and the next one begins. The same command again replaces what it measures again,
+and goes on with the search. On a CPU sizes are tiny, and show only that everything works. Nothing needs a network.
+MNIST is read from $TFDS_DATA_DIR; without it the search is one of the digits.
+
+results.tar.gz has population_DEVICE_depthN.json and population_DEVICE_depthN_runs1000.json, which belong into
+benchmarks/results: `experiments.plan` reads them.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from benchmarks import population, steps
+from benchmarks.steps import ROOT, Row, Settings
+from benchmarks.work import Work
+from experiments.app import command_line, entry
+from experiments.app.errors import UserError
+
+LEAST = 16.0  # seconds, without which a step is not begun
+GRACE = 8.0  # seconds between asking a step to end and ending it
+PACKED = 10 * 2**20  # bytes; larger files stay out of the archive
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """A step.
+
+    Attributes:
+      name: what it and its files are called.
+      measure: what it does.
+      seconds: at most.
+      xla_flags: added to the environment's.
+    """
+
+    name: str
+    measure: Callable[[Settings], Iterator[Row]]
+    seconds: float
+    xla_flags: str = ""
+
+    @property
+    def needs_torch(self) -> bool:
+        return "torch" in self.name
+
+
+# What is cheap and decides most comes first.
+STEPS = (
+    Step("device", steps.device, 60),
+    Step("correctness", steps.correctness, 100),
+    Step("ours_depth100", partial(steps.ours, depth=100, sizes=steps.ALL), 120),
+    Step("torch_depth100", partial(steps.torch, depth=100, names=("torch_loop", "torch_graph", "torch_bmm")), 60),
+    Step("profile", steps.profile, 45),
+    Step("roofline", steps.roofline, 45),
+    Step("ours_depth10", partial(steps.ours, depth=10, sizes=steps.FEW), 60),
+    Step("ours_depth50", partial(steps.ours, depth=50, sizes=steps.FEW), 60),
+    Step("command_buffers_off", steps.command_buffers, 45, "--xla_gpu_enable_command_buffer="),
+    Step("command_buffers_loops", steps.command_buffers, 45, "--xla_gpu_enable_command_buffer=+WHILE,+CONDITIONAL"),
+    Step(
+        "command_buffers_all",
+        steps.command_buffers,
+        45,
+        "--xla_gpu_enable_command_buffer=+WHILE,+CONDITIONAL --xla_gpu_graph_min_graph_size=1",
+    ),
+    Step("convnets", partial(steps.convnets, contender="ours"), 90),
+    Step("convnets_torch", partial(steps.convnets, contender="torch"), 60),
+    Step("torch_depth10", partial(steps.torch, depth=10, names=("torch_loop", "torch_graph", "torch_bmm")), 40),
+    Step("torch_depth50", partial(steps.torch, depth=50, names=("torch_loop", "torch_graph", "torch_bmm")), 40),
+    Step("torch_compile_depth10", partial(steps.torch, depth=10, names=("torch_compile",)), 60),
+    Step("torch_compile_depth100", partial(steps.torch, depth=100, names=("torch_compile",)), 150),
+    Step("search", steps.search, float("inf")),
+)
+
+
+class Console:
+    """What is printed, also in a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def print(self, line: str) -> None:
+        print(line, flush=True)
+        with self.path.open("a") as file:
+            file.write(line + "\n")
+
+
+def run(chosen: Sequence[Step], minutes: float, output: Path, work: Path) -> None:
+    """Run steps one after another, and keep the files in `output` up to date."""
+    end = time.monotonic() + 60 * minutes
+    console, summary = Console(output / "console.log"), output / "summary.json"
+    records: dict[str, Row] = json.loads(summary.read_text())["steps"] if summary.exists() else {}
+    console.print(f"{time.strftime('%Y-%m-%d %H:%M:%S')}: {len(chosen)} steps in {minutes:g} minutes")
+    for step in chosen:
+        left = end - time.monotonic()
+        if left < LEAST:
+            records[step.name] = {"status": "no time left"}
+        else:
+            records[step.name] = {"status": "stopped"}  # unless it comes to its end
+            try:
+                records[step.name] = run_step(step, min(step.seconds, left - GRACE), work)
+            finally:
+                write(output, work, records)
+        console.print(f"{step.name}: {described(records[step.name])}")
+    write(output, work, records)
+
+
+def run_step(step: Step, seconds: float, work: Path) -> Row:
+    """Run a step in a process of its own; how it ended."""
+    log = work / f"{step.name}.log"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))}
+    if step.xla_flags:
+        environment["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {step.xla_flags}".strip()
+    command = [sys.executable, "-m", "benchmarks.accelerator", f"--step={step.name}", f"--seconds={seconds:.1f}"]
+    (work / f"{step.name}.json").unlink(missing_ok=True)
+    start = time.monotonic()
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            [*command, f"--work={work}"], stdout=file, stderr=file, env=environment, start_new_session=True
+        )
+        try:
+            status = process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            status = None
+        finally:
+            stop(process)
+    record: Row = {"status": "done", "seconds": round(time.monotonic() - start, 1), "limit": round(seconds, 1)}
+    rows = steps.read_rows(work, step.name)
+    record |= {
+        "rows": len(rows),
+        "wrong": [row for row in rows if row.get("ok") is False],
+        "errors": [row["error"] for row in rows if "error" in row],
+    }
+    if status != 0:
+        record["status"] = "out of time" if status is None else "failed"
+        record |= {"exit": status, "error": last_line(log), "log": log.name}
+    return record
+
+
+def stop(process: subprocess.Popen) -> None:
+    """End a process and all that it has started: asked first, and killed if that takes too long."""
+    for number in signal.SIGTERM, signal.SIGKILL:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        end = time.monotonic() + GRACE
+        while time.monotonic() < end:
+            process.poll()
+            try:
+                os.killpg(process.pid, 0)
+            except (ProcessLookupError, PermissionError):  # nobody is left
+                return
+            time.sleep(0.05)
+
+
+def last_line(log: Path) -> str:
+    """What a process said last."""
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    return lines[-1][:300] if lines else ""
+
+
+def described(record: Row) -> str:
+    """A record in a line."""
+    parts = [record["status"]]
+    if "seconds" in record:
+        parts.append(f"{record['rows']} rows in {record['seconds']:.0f} s")
+    if record.get("wrong"):
+        parts.append(f"{len(record['wrong'])} WRONG")
+    if record.get("errors"):
+        parts.append(f"{len(record['errors'])} with errors, the first: {record['errors'][0][:120]}")
+    if record.get("error"):
+        parts.append(record["error"])
+    return "; ".join(parts)
+
+
+def write(output: Path, work: Path, records: Mapping[str, Row]) -> None:
+    """The summary with all rows, the tables, and the archive of it all."""
+    rows = {step.name: steps.read_rows(work, step.name) for step in STEPS}
+    for name, table in tables(rows).items():
+        _replace(work / name, json.dumps(table, indent=2) + "\n")
+    _replace(output / "summary.json", json.dumps({"steps": records, "rows": rows}, indent=1) + "\n")
+    archive = output / ".results.tar.gz"
+    with tarfile.open(archive, "w:gz", compresslevel=4) as tar:
+        for path in sorted({*work.glob("*.json"), *work.glob("*.log"), *(work / "searched").glob("*")}):
+            if path.stat().st_size < PACKED:
+                tar.add(path, f"results/{path.relative_to(work)}")
+    archive.replace(output / "results.tar.gz")
+
+
+def _replace(path: Path, text: str) -> None:
+    scratch = path.with_name(f".{path.name}")
+    scratch.write_text(text)
+    scratch.replace(path)
+
+
+def tables(rows: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
+    """What was measured in the form of `benchmarks.population`, by file name; what is tiny has a name of its own."""
+    rates = steps.read_rates(list(rows.get("device", ())))
+    machine = next((row for row in rows.get("device", ()) if row["case"] == "machine"), None)
+    device = next((row["device"] for row in rows.get("device", ()) if row["case"] == "device"), None)
+    if not machine or not device or not {"gemm_flops", "copy_bytes"} <= rates.keys():
+        return {}
+    machine = {name: value for name, value in machine.items() if name not in ("case", "xla_flags")}
+    timed = [row for name, found in rows.items() if name.startswith(("ours_", "torch_")) for row in found]
+    works: dict[tuple[int, int], Work] = {}
+    for row in timed:
+        if row["case"] == "ours" and row["work"]["runs_per_batch"] == row["work"]["runs"]:
+            work = Work(**row["work"])
+            works[work.depth, work.runs] = work
+    written = {}
+    for (depth, runs), work in sorted(works.items()):
+        here = [row for row in timed if (row["work"]["depth"], row["work"]["runs"]) == (depth, runs)]
+        whole = [row for row in here if row["work"]["runs_per_batch"] == runs]
+        report = population.report(work, machine, device, rates, {row["case"]: _figures(row) for row in whole})
+        report["lockstep"] = [
+            {"runs_per_batch": row["work"]["runs_per_batch"], "ms": row["ms"]}
+            for row in here
+            if row["case"] == "ours" and "ms" in row
+        ]
+        fewest = min(runs for known, runs in works if known == depth)
+        name = f"{'tiny_' * device.endswith('cpu')}population_{population.label_of(device)}_depth{depth}"
+        written[f"{name}{f'_runs{runs}' * (runs > fewest)}.json"] = report
+    return written
+
+
+def _figures(row: Row) -> Row:
+    return {name: value for name, value in row.items() if name not in ("case", "work")}
+
+
+def measure(step: Step, settings: Settings) -> None:
+    """A step, in its process: every row is written before the next is measured."""
+    rows: list[Row] = []
+    for row in step.measure(settings):
+        rows.append(row)
+        print(json.dumps(row), flush=True)
+        _replace(settings.work / f"{step.name}.json", json.dumps(rows, indent=1) + "\n")
+
+
+def main(argv: list[str]) -> None:
+    """The program."""
+    values = flags.FlagValues()
+    flags.DEFINE_float("minutes", 8.0, "", lower_bound=0.1, flag_values=values)
+    flags.DEFINE_float("seconds", 60.0, "of the step, in its own process", lower_bound=0, flag_values=values)
+    flags.DEFINE_list("only", None, "", flag_values=values)
+    flags.DEFINE_bool("torch", False, "", flag_values=values)
+    flags.DEFINE_enum("step", None, [step.name for step in STEPS], "this process's", flag_values=values)
+    for name in "output", "work":
+        command_line.define_path(name, None, "", values)
+    command_line.parse_flags(argv, values)
+    by_name = {step.name: step for step in STEPS}
+    if values.step:
+        from experiments.app import settings
+
+        settings.pin()
+        measure(by_name[values.step], Settings(Path(values.work).absolute(), values.seconds))
+        return
+    if not values.output:
+        raise UserError("--output is missing; it must be a directory")
+    names = values.only or [step.name for step in STEPS if values.torch or not step.needs_torch]
+    if unknown := set(names) - by_name.keys():
+        raise UserError(f"--only has {min(unknown)!r}; it must be some of {', '.join(by_name)}")
+    output = Path(values.output).absolute()
+    work = Path(values.work).absolute() if values.work else output / "work"
+    for folder in output, work:
+        folder.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    run([step for step in STEPS if step.name in names], values.minutes, output, work)
+
+
+if __name__ == "__main__":
+    entry.run(main, __doc__)

@@ -1,0 +1,524 @@
+"""What `benchmarks.accelerator` measures. A step yields rows, each JSON, and each written before the next is begun.
+
+On a CPU the sizes are tiny: there it only shows that everything works.
+"""
+
+import contextlib
+import csv
+import dataclasses
+import functools
+import gc
+import importlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.work import Work
+from highway_jax.files import first_line
+
+Row = dict[str, Any]
+ROOT = Path(__file__).parents[1]
+WIDTH, BATCH = 50, 100
+
+# Of the golden curves, relative, by epoch; what tests/test_golden.py has seen of rounding, and room for a device's own
+# exp and tanh. Runs at the edge of stability, where rounding grows to the size of the loss, are not judged.
+CLOSE = (1e-5, 1e-5, 1e-4, 1e-3)
+EDGE = {("highway", 5), ("plain", 1), ("plain", 4), ("plain", 5)}
+# Relative (Frobenius). Of float32 products rounding alone leaves 3e-7; TF32's would leave 3e-4.
+FLOAT32 = 2e-6
+GRADIENT = 2e-5
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What a step is told.
+
+    Attributes:
+      work: the folder for what does not fit into rows, the same for all steps.
+      seconds: that the step may take.
+    """
+
+    work: Path
+    seconds: float
+
+
+def attempt(case: Row, measure: Callable[[], Row]) -> Row:
+    """A case with what was measured of it, or with the first line of the error."""
+    try:
+        return case | measure()
+    except Exception as error:
+        return case | {"error": first_line(error)}
+    finally:
+        gc.collect()  # a device's memory
+
+
+def on_cpu() -> bool:
+    """Whether there is no accelerator."""
+    import jax
+
+    return jax.default_backend() == "cpu"
+
+
+def device(settings: Settings) -> Iterator[Row]:
+    """Facts of the device, and its measured rates."""
+    import jax
+
+    from benchmarks import limit, population
+    from benchmarks.jax_contenders import PRECISIONS
+    from experiments.app.machine import hardware
+
+    first = jax.devices()[0]
+    memory = (first.memory_stats() or {}).get("bytes_limit")
+    yield {"case": "device", "device": population.device("ours"), "platform": first.platform, "memory": memory}
+    yield {"case": "machine", **hardware(), "xla_flags": os.environ.get("XLA_FLAGS", "")}
+    query = "name,memory.total,driver_version,power.limit,clocks.max.sm,clocks.max.memory"
+    yield attempt({"case": "nvidia-smi"}, lambda: {"facts": _run("nvidia-smi", f"--query-gpu={query}", "--format=csv")})
+    repetitions = 1 if on_cpu() else 5
+    yield attempt({"case": "copy"}, lambda: {"bytes_per_second": limit.copy_bytes(repetitions)})
+    for precision in PRECISIONS:
+        size = 256 if on_cpu() else None
+        measure = functools.partial(limit.gemm_flops, size, repetitions, precision)
+        yield attempt({"case": "product", "precision": precision}, lambda m=measure: {"flops_per_second": m()})
+
+
+def _run(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+
+
+def correctness(settings: Settings) -> Iterator[Row]:
+    """Products, gradients and curves against the CPU's."""
+    yield from _products()
+    yield from _gradients()
+    yield from _curves()
+
+
+def _products() -> Iterator[Row]:
+    """Products in every precision against float64."""
+    import jax
+    import jax.numpy as jnp
+
+    from benchmarks.jax_contenders import PRECISIONS
+
+    rng = np.random.default_rng(0)
+    for shape in ((128, 128, 128),) if on_cpu() else ((1024, 1024, 1024), (100, 100, 50, 100)):
+        *batch, m, k, n = shape
+        a, b = (rng.standard_normal((*batch, *sides)).astype(np.float32) for sides in ((m, k), (k, n)))
+        exact = a.astype(np.float64) @ b
+        for name, precision in PRECISIONS.items():
+
+            def measure(a=a, b=b, exact=exact, name=name, precision=precision) -> Row:
+                with jax.default_matmul_precision(precision):
+                    error = _distance(jax.jit(jnp.matmul)(a, b), exact)
+                return {"error_to_float64": error} | ({"ok": error < FLOAT32} if name == "float32" else {})
+
+            yield attempt({"case": "product", "shape": shape, "precision": name}, measure)
+
+
+def _gradients() -> Iterator[Row]:
+    """Gradients in float32 on the device against float64 on the CPU."""
+    import flax.linen as nn
+    import jax
+
+    from highway_jax import HighwayConv, HighwayDense, HighwayStack
+    from highway_jax.stack import IMPLEMENTATIONS, fused
+    from highway_jax.stack.kinds import KINDS, named
+
+    rng = np.random.default_rng(0)
+    flat, images = rng.standard_normal((100, WIDTH)), rng.standard_normal((20, 8, 8, 16))
+    models: list[tuple[Row, nn.Module, np.ndarray]] = [
+        ({"layer": "dense"}, HighwayDense(), flat),
+        ({"layer": "convolution"}, HighwayConv((3, 3)), images),
+    ]
+    for kind in ("highway", "lstm") if on_cpu() else KINDS:
+        for implementation in IMPLEMENTATIONS:
+            if implementation == "fused" and not fused.supports(named(kind)):
+                continue
+            stack = HighwayStack(20, kind, "tanh", -1.0, implementation=implementation)
+            models.append(({"layer": "stack", "kind": kind, "implementation": implementation}, stack, flat))
+
+    for case, model, x in models:
+
+        def measure(model=model, x=x, case=case) -> Row:
+            reference = model.clone(implementation="xla") if "implementation" in case else model
+            target = np.random.default_rng(1).standard_normal(x.shape)
+
+            def loss(model, params, x, target):
+                return ((model.apply(params, x) - target) ** 2).mean()
+
+            x32 = x.astype(np.float32)
+            params = jax.tree.map(np.asarray, model.init(jax.random.key(0), x32))
+            with jax.default_matmul_precision("float32"):
+                gradient = jax.jit(jax.grad(functools.partial(loss, model), (0, 1)))
+                here = jax.device_get(gradient(params, x32, target.astype(np.float32)))
+            cpu = jax.devices("cpu")[0]
+            with jax.enable_x64(True), jax.default_device(cpu):
+                wide = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), (params, x32, target.astype(np.float32)))
+                there = jax.device_get(jax.jit(jax.grad(functools.partial(loss, reference), (0, 1)))(*wide))
+            error = max(map(_distance, jax.tree.leaves(here), jax.tree.leaves(there)))
+            return {"error_to_float64": error, "ok": error < GRADIENT}
+
+        yield attempt({"case": "gradients", **case}, measure)
+
+
+def _distance(found: Any, expected: Any) -> float:
+    """Relative, of all elements."""
+    expected = np.asarray(expected, np.float64)
+    return float(np.linalg.norm(np.asarray(found, np.float64) - expected) / np.linalg.norm(expected))
+
+
+def _curves() -> Iterator[Row]:
+    """A search of the digits with runs in lockstep: against the golden curves, and against the CPU."""
+    import jax
+
+    from experiments.configs import loading
+    from experiments.jobs.making import job_of
+    from highway_jax import parallel, population
+
+    runs = 6 if on_cpu() else 100
+    changes = {"num_runs": str(runs), "epochs": "4", "evaluate_every": "4"}
+    golden = list(csv.DictReader((ROOT / "tests/golden/digits_depth10.csv").open(newline="")))
+
+    def losses(network: str, device: jax.Device, runs_per_batch: int, implementation: str) -> np.ndarray:
+        config = loading.load("digits_depth10", changes | {"implementation": implementation}).config
+        job = job_of(config)
+        mesh = parallel.runs_mesh([device])
+        with jax.default_device(device), jax.default_matmul_precision(config.matmul_precision):
+            result = population.fit(**job.arguments(network), mesh=mesh, runs_per_batch=runs_per_batch)
+        return result.curves["train_loss"]
+
+    def differences(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        with np.errstate(invalid="ignore"):
+            relative = np.abs(a - b) / np.abs(b)
+        return np.where(np.isfinite(relative), relative, np.where(a == b, 0, np.inf))  # both may have diverged
+
+    device, cpu = jax.devices()[0], jax.devices("cpu")[0]
+    for network in ("highway",) if on_cpu() else ("highway", "plain"):
+        found: dict[str, np.ndarray] = {}
+
+        def against_golden(network=network, found=found) -> Row:
+            found["here"] = losses(network, device, runs, "auto")
+            rows = [row for row in golden if row["network"] == network]
+            expected = np.array([float(row["train_loss"]) for row in rows]).reshape(-1, 4)
+            judged = [run for run in range(len(expected)) if (network, run) not in EDGE]
+            worst = differences(found["here"][: len(expected)], expected)[judged].max(axis=0)
+            return {"worst_by_epoch": worst.tolist(), "allowed": CLOSE, "ok": bool((worst <= CLOSE).all())}
+
+        def against_cpu(lockstep: bool, network=network, found=found) -> Row:
+            if lockstep:
+                other = losses(network, cpu, runs, "xla")
+            else:
+                other = found["cpu"] = losses(network, cpu, 1, "xla")
+            far = differences(found["here"], other) if not lockstep else differences(other, found["cpu"])
+            return {
+                "median_by_epoch": np.median(far, axis=0).tolist(),
+                "within_1e-4_by_epoch": (far <= 1e-4).mean(axis=0).tolist(),
+            }
+
+        about = {"network": network, "runs": runs}
+        yield attempt({"case": "curves against the golden ones", **about}, against_golden)
+        yield attempt({"case": "curves against the CPU's", **about}, functools.partial(against_cpu, False))
+        yield attempt({"case": "the CPU in lockstep against itself", **about}, functools.partial(against_cpu, True))
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """How much is trained at once, and in what.
+
+    Attributes:
+      runs: how many.
+      precision: of the products.
+      runs_per_batch: how many in lockstep; None: all of them.
+      implementation: of the layers; None: as a search chooses.
+    """
+
+    runs: int = 100
+    precision: str = "float32"
+    runs_per_batch: int | None = None
+    implementation: str | None = None
+
+
+FEW = (
+    *(Size(), Size(1000), Size(precision="tf32x3"), Size(precision="tf32"), Size(1000, "tf32x3"), Size(1000, "tf32")),
+    *(Size(precision="bf16"), Size(1000, "bf16")),
+)
+ALL = (
+    *(Size(), Size(1000), Size(implementation="xla"), Size(precision="tf32x3"), Size(precision="tf32")),
+    *(Size(runs_per_batch=50), Size(runs_per_batch=25), Size(precision="bf16")),
+    *(Size(1000, "tf32x3"), Size(1000, "tf32"), Size(1000, runs_per_batch=250), Size(1000, runs_per_batch=100)),
+    Size(1000, "bf16"),
+)
+
+
+def work_of(depth: int, runs: int, runs_per_batch: int | None = None) -> Work:
+    """The work of a depth; the paper's, or on a CPU something tiny."""
+    if on_cpu():
+        few = 2 if runs <= 100 else 4
+        return Work(max(2, depth // 10), few, 10, 8, 2, few if runs_per_batch is None else 1)
+    return Work(depth, runs, BATCH, WIDTH, 30 if runs <= 100 else 10, runs_per_batch or runs)
+
+
+def ours(settings: Settings, depth: int, sizes: Sequence[Size]) -> Iterator[Row]:
+    """Times of a step of ours."""
+    from benchmarks import jax_contenders, population
+    from highway_jax.stack import fused
+
+    _cache(settings, depth, fresh=True)
+    done = set()
+    for size in sizes[:3] if on_cpu() else sizes:
+        work = work_of(depth, size.runs, size.runs_per_batch)
+        implementation = size.implementation or fused.choose(work.width)
+        case = {"precision": size.precision, "implementation": implementation, "work": dataclasses.asdict(work)}
+        if repr(case) in done:
+            continue
+        done.add(repr(case))
+
+        def measure(size=size, work=work, implementation=implementation) -> Row:
+            trained = jax_contenders.Ours(work, implementation, size.precision)
+            times = population.timed(trained.epoch, work.runs * work.steps, 2 if on_cpu() else 3)
+            return times | {"device": population.device("ours")}
+
+        name = "ours" if size.implementation is None else f"ours_{implementation}"
+        name += f"_{size.precision}" * (size.precision != "float32")
+        yield attempt({"case": name} | case, measure)
+
+
+def torch(settings: Settings, depth: int, names: Sequence[str]) -> Iterator[Row]:
+    """Times of a step of PyTorch's contenders; what a name has after a space is the precision."""
+    import torch
+
+    from benchmarks import population
+
+    gpu = torch.cuda.is_available()
+    for name in names:
+        name, _, precision = name.partition(" ")
+        torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+        work = Work(depth, 100, BATCH, WIDTH, 10, 100) if gpu else Work(max(2, depth // 10), 2, 10, 8, 2, 2)
+        case = {"case": name, "precision": precision or "float32", "work": dataclasses.asdict(work)}
+
+        def measure(name=name, work=work) -> Row:
+            go, pairs = population.contender(name)(work)
+            return population.timed(go, pairs, 3) | {"device": population.device("torch")}
+
+        yield attempt(case, measure)
+        if gpu:
+            gc.collect()
+            torch.cuda.empty_cache()
+
+
+def _implementations(work: Work) -> list[str]:
+    """What a search would take for the layers, and XLA."""
+    from highway_jax.stack import fused
+
+    return ["xla"] if on_cpu() else list(dict.fromkeys((fused.choose(work.width), "xla")))
+
+
+def roofline(settings: Settings) -> Iterator[Row]:
+    """What the compiled step computes and moves, over the measured rates; its measured time over that."""
+    from benchmarks import jax_contenders, roofline
+    from highway_jax.stack import fused
+
+    rates = read_rates(read_rows(settings.work, "device"))
+    timed = read_rows(settings.work, "ours_depth100")
+    _cache(settings, 100)
+    for runs, precision in ((100, "float32"), (1000, "float32"), (100, "tf32"))[: 1 if on_cpu() else None]:
+        work = work_of(100, runs)
+        implementation = fused.choose(work.width)
+        case = {"case": "roofline", "precision": precision, "work": dataclasses.asdict(work)}
+
+        def measure(work=work, precision=precision, implementation=implementation) -> Row:
+            trained = jax_contenders.Ours(work, implementation, precision)
+            compiled = trained.compiled()
+            trips = -(-work.runs // trained.runs_per_batch)
+            pairs = work.runs * work.steps
+            executed = {name: value / pairs for name, value in roofline.executed(compiled, trips).items()}
+            memory = compiled.memory_analysis()
+            row: Row = {
+                "implementation": implementation,
+                "least_per_run_step": {"flops": work.flops(), "bytes": work.bytes()},
+                "compiled_per_run_step": executed,
+                "memory": {
+                    "arguments": memory.argument_size_in_bytes,
+                    "temporaries": memory.temp_size_in_bytes,
+                },
+                "runs_per_batch_of_a_search": trained.group.runs_per_batch(work.runs, trained.free),
+            }
+            rate = rates["gemm_flops" if precision == "float32" else f"gemm_flops_{precision}"]
+            row["ms_of_products"] = 1e3 * work.flops() / rate
+            row["ms_of_least_bytes"] = 1e3 * work.bytes() / rates["copy_bytes"]
+            row["ms_of_compiled_bytes"] = 1e3 * executed["bytes"] / rates["copy_bytes"]
+            measured = next(
+                (
+                    found["ms"]
+                    for found in timed
+                    if found["work"] == dataclasses.asdict(work)
+                    and (found["precision"], found["implementation"]) == (precision, implementation)
+                    and "ms" in found
+                ),
+                None,
+            )
+            if measured:
+                row["ms_measured"] = measured
+                row["measured_over_roofline"] = measured / max(row["ms_of_products"], row["ms_of_least_bytes"])
+            return row
+
+        yield attempt(case, measure)
+
+
+def profile(settings: Settings) -> Iterator[Row]:
+    """The largest kernels of a step, launches and idle time."""
+    from benchmarks import jax_contenders, profile
+
+    _cache(settings, 100)
+    work = dataclasses.replace(work_of(100, 100), steps=2 if on_cpu() else 5)
+    for implementation in _implementations(work):
+
+        def measure(implementation=implementation) -> Row:
+            trained = jax_contenders.Ours(work, implementation, "float32")
+            trained.epoch()
+            found = profile.profiled(trained.epoch)
+            largest = [
+                {
+                    "kernel": name[:200],
+                    "microseconds_a_call": time / calls,
+                    "calls_a_step": calls / work.steps,
+                    "microseconds_a_step": time / work.steps,
+                    "share": time / found.total,
+                }
+                for name, (time, calls) in found.largest(10)
+            ]
+            row: Row = {"launches_a_step": found.calls / work.steps, "largest": largest}
+            row["microseconds_a_step"] = found.total / work.steps
+            if found.span:
+                row["idle"] = 1 - found.busy / found.span
+                row["span_microseconds_a_step"] = found.span / work.steps
+            return row
+
+        case = {"case": "profile", "implementation": implementation, "work": dataclasses.asdict(work)}
+        yield attempt(case, measure)
+
+
+def command_buffers(settings: Settings) -> Iterator[Row]:
+    """The time of a step under this process's XLA_FLAGS."""
+    from benchmarks import jax_contenders, population
+
+    work = work_of(100, 100)
+    for implementation in _implementations(work):
+
+        def measure(implementation=implementation) -> Row:
+            trained = jax_contenders.Ours(work, implementation, "float32")
+            return population.timed(trained.epoch, work.runs * work.steps, 3)
+
+        flags = os.environ.get("XLA_FLAGS", "")
+        case = {"case": "command buffers", "xla_flags": flags, "implementation": implementation}
+        yield attempt(case | {"work": dataclasses.asdict(work)}, measure)
+
+
+def convnets(settings: Settings, contender: str) -> Iterator[Row]:
+    """Images a second of convolutional networks."""
+    from benchmarks import convnet, population
+
+    build = getattr(convnet, contender)
+    several = [{"runs": 1}, {"runs": 5}] if contender == "ours" else [{}]
+    tiny = on_cpu() if contender == "ours" else not importlib.import_module("torch").cuda.is_available()
+    batch, steps = (2, 1) if tiny else (100, 20)
+    for network in ("mnist_conv32",) if tiny else ("mnist_conv32", "cifar10_gap"):
+        for precision in "float32", "tf32":
+            for how in several:
+
+                def measure(network=network, precision=precision, how=how) -> Row:
+                    images = how.get("runs", 1) * batch * steps
+                    go = build(network, batch, steps, precision=precision, **how)
+                    times = population.timed(go, images, 3)
+                    return {
+                        "images_per_second": 1e3 / times["ms"],
+                        "images_per_second_min": 1e3 / times["ms_max"],
+                        "images_per_second_max": 1e3 / times["ms_min"],
+                        "first_seconds": times["first_seconds"],
+                    }
+
+                yield attempt(
+                    {"case": f"convnet_{contender}", "network": network, "precision": precision, "batch": batch} | how,
+                    measure,
+                )
+
+
+SEARCHED = ("runs.csv", "curves.csv", "summary.json", "provenance.json")
+
+
+def search(settings: Settings) -> Iterator[Row]:
+    """The paper's search at depth 100 for the time that is left; the same command goes on with it."""
+    mnist = Path(os.environ.get("TFDS_DATA_DIR") or Path.home() / "tensorflow_datasets", "mnist").is_dir()
+    config, changes = "mnist_depth100" if mnist else "digits_depth50", []
+    if on_cpu():
+        config, changes = "digits_depth10", ["--config.num_runs=4", "--config.epochs=3"]
+    directory = settings.work / "search" / config
+    case: Row = {"case": "search", "config": config}
+    if not mnist:
+        case["note"] = "there is no prepared MNIST in $TFDS_DATA_DIR"
+    command = [sys.executable, "-m", "experiments.search", f"--config={config}", "--config.networks=highway"]
+    process = subprocess.Popen([*command, *changes, f"--workdir={directory}"], cwd=ROOT)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(max(5.0, settings.seconds - 20))
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)  # it ends after the epoch, with a checkpoint
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(18)
+    kept = settings.work / "searched"
+    kept.mkdir(exist_ok=True)
+    for name in SEARCHED:
+        if (directory / name).exists():
+            shutil.copy(directory / name, kept / f"{config}-{name}")
+    status = process.poll()
+    stopped = status in (0, 128 + signal.SIGTERM)
+    yield (
+        case | {"status": status} | _searched(kept / f"{config}-curves.csv") | ({} if stopped else {"error": "failed"})
+    )
+
+
+def _searched(curves: Path) -> Row:
+    """How far a search came."""
+    if not curves.exists():
+        return {}
+    rows = list(csv.DictReader(curves.open(newline="")))
+    epochs = max((int(row["epoch"]) for row in rows), default=0)
+    return {"epochs": epochs, "best_loss": min((float(row["train_loss"]) for row in rows), default=None)}
+
+
+def _cache(settings: Settings, depth: int, fresh: bool = False) -> None:
+    """Keep what is compiled for the steps that come later; where first calls are timed, nothing is there yet."""
+    import jax
+
+    if on_cpu():
+        return
+    folder = settings.work / f"compiled{depth}"
+    if fresh:
+        shutil.rmtree(folder, ignore_errors=True)
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+def read_rows(work: Path, step: str) -> list[Row]:
+    """The rows of a step that has run, as far as it came."""
+    import json
+
+    path = work / f"{step}.json"
+    return json.loads(path.read_text()) if path.exists() else []
+
+
+def read_rates(device_rows: list[Row]) -> dict[str, float]:
+    """The rates that `device` has measured, as `benchmarks.population` names them."""
+    rates = {}
+    for row in device_rows:
+        if "bytes_per_second" in row:
+            rates["copy_bytes"] = row["bytes_per_second"]
+        elif "flops_per_second" in row:
+            suffix = "" if row["precision"] == "float32" else f"_{row['precision']}"
+            rates[f"gemm_flops{suffix}"] = row["flops_per_second"]
+    return rates
