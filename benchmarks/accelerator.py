@@ -73,8 +73,6 @@ STEPS = (
     Step("torch_depth100", partial(steps.torch, depth=100, names=("torch_loop", "torch_graph", "torch_bmm")), 60),
     Step("profile", steps.profile, 45),
     Step("roofline", steps.roofline, 45),
-    Step("ours_depth10", partial(steps.ours, depth=10, sizes=steps.FEW), 60),
-    Step("ours_depth50", partial(steps.ours, depth=50, sizes=steps.FEW), 60),
     Step("command_buffers_off", steps.command_buffers, 45, "--xla_gpu_enable_command_buffer="),
     Step("command_buffers_loops", steps.command_buffers, 45, "--xla_gpu_enable_command_buffer=+WHILE,+CONDITIONAL"),
     Step(
@@ -83,6 +81,8 @@ STEPS = (
         45,
         "--xla_gpu_enable_command_buffer=+WHILE,+CONDITIONAL --xla_gpu_graph_min_graph_size=1",
     ),
+    Step("ours_depth10", partial(steps.ours, depth=10, sizes=steps.FEW), 60),
+    Step("ours_depth50", partial(steps.ours, depth=50, sizes=steps.FEW), 60),
     Step("convnets", partial(steps.convnets, contender="ours"), 90),
     Step("convnets_torch", partial(steps.convnets, contender="torch"), 60),
     Step("torch_depth10", partial(steps.torch, depth=10, names=("torch_loop", "torch_graph", "torch_bmm")), 40),
@@ -268,9 +268,6 @@ def main(argv: list[str]) -> None:
     command_line.parse_flags(argv, values)
     by_name = {step.name: step for step in STEPS}
     if values.step:
-        from experiments.app import settings
-
-        settings.pin()
         measure(by_name[values.step], Settings(Path(values.work).absolute(), values.seconds))
         return
     if not values.output:

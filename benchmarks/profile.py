@@ -74,8 +74,12 @@ class Profile:
 
 def profiled(go: Callable[[], None]) -> Profile:
     """What a function that has been called before runs."""
+    options = jax.profiler.ProfileOptions()
+    options.python_tracer_level = 0
+    if jax.default_backend() != "cpu":
+        options.host_tracer_level = 1  # to trace every launch on the host too would delay them
     with tempfile.TemporaryDirectory() as folder:
-        with jax.profiler.trace(folder, create_perfetto_trace=True):
+        with jax.profiler.trace(folder, create_perfetto_trace=True, profiler_options=options):
             go()
         (file,) = Path(folder).glob("**/perfetto_trace.json.gz")
         return read(json.loads(gzip.decompress(file.read_bytes()))["traceEvents"])

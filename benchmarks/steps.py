@@ -8,13 +8,14 @@ import csv
 import dataclasses
 import functools
 import gc
-import importlib
+import itertools
 import os
 import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +60,15 @@ def attempt(case: Row, measure: Callable[[], Row]) -> Row:
         gc.collect()  # a device's memory
 
 
+def start_jax() -> None:
+    """Tell JAX what programs tell it. It takes most of a GPU's memory, so steps of others do without."""
+    from experiments.app import settings
+
+    settings.pin()
+
+
 def on_cpu() -> bool:
-    """Whether there is no accelerator."""
+    """Whether JAX has no accelerator."""
     import jax
 
     return jax.default_backend() == "cpu"
@@ -68,6 +76,7 @@ def on_cpu() -> bool:
 
 def device(settings: Settings) -> Iterator[Row]:
     """Facts of the device, and its measured rates."""
+    start_jax()
     import jax
 
     from benchmarks import limit, population
@@ -94,6 +103,7 @@ def _run(*command: str) -> str:
 
 def correctness(settings: Settings) -> Iterator[Row]:
     """Products, gradients and curves against the CPU's."""
+    start_jax()
     yield from _products()
     yield from _gradients()
     yield from _curves()
@@ -143,6 +153,7 @@ def _gradients() -> Iterator[Row]:
             stack = HighwayStack(20, kind, "tanh", -1.0, implementation=implementation)
             models.append(({"layer": "stack", "kind": kind, "implementation": implementation}, stack, flat))
 
+    cases: list[tuple[Row, Callable[[], Row]]] = []
     for case, model, x in models:
 
         def measure(model=model, x=x, case=case) -> Row:
@@ -157,14 +168,16 @@ def _gradients() -> Iterator[Row]:
             with jax.default_matmul_precision("float32"):
                 gradient = jax.jit(jax.grad(functools.partial(loss, model), (0, 1)))
                 here = jax.device_get(gradient(params, x32, target.astype(np.float32)))
-            cpu = jax.devices("cpu")[0]
+            cpu = jax.devices("cpu")[-1]
             with jax.enable_x64(True), jax.default_device(cpu):
                 wide = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), (params, x32, target.astype(np.float32)))
                 there = jax.device_get(jax.jit(jax.grad(functools.partial(loss, reference), (0, 1)))(*wide))
             error = max(map(_distance, jax.tree.leaves(here), jax.tree.leaves(there)))
             return {"error_to_float64": error, "ok": error < GRADIENT}
 
-        yield attempt({"case": "gradients", **case}, measure)
+        cases.append(({"case": "gradients", **case}, measure))
+    with ThreadPoolExecutor() as pool:  # nearly all of it is compilation
+        yield from pool.map(attempt, *zip(*cases, strict=True))
 
 
 def _distance(found: Any, expected: Any) -> float:
@@ -198,7 +211,7 @@ def _curves() -> Iterator[Row]:
             relative = np.abs(a - b) / np.abs(b)
         return np.where(np.isfinite(relative), relative, np.where(a == b, 0, np.inf))  # both may have diverged
 
-    device, cpu = jax.devices()[0], jax.devices("cpu")[0]
+    device, cpu = jax.devices()[0], jax.devices("cpu")[-1]
     for network in ("highway",) if on_cpu() else ("highway", "plain"):
         found: dict[str, np.ndarray] = {}
 
@@ -224,7 +237,8 @@ def _curves() -> Iterator[Row]:
         about = {"network": network, "runs": runs}
         yield attempt({"case": "curves against the golden ones", **about}, against_golden)
         yield attempt({"case": "curves against the CPU's", **about}, functools.partial(against_cpu, False))
-        yield attempt({"case": "the CPU in lockstep against itself", **about}, functools.partial(against_cpu, True))
+        if not on_cpu():
+            yield attempt({"case": "the CPU in lockstep against itself", **about}, functools.partial(against_cpu, True))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -266,6 +280,7 @@ def work_of(depth: int, runs: int, runs_per_batch: int | None = None) -> Work:
 
 def ours(settings: Settings, depth: int, sizes: Sequence[Size]) -> Iterator[Row]:
     """Times of a step of ours."""
+    start_jax()
     from benchmarks import jax_contenders, population
     from highway_jax.stack import fused
 
@@ -321,6 +336,7 @@ def _implementations(work: Work) -> list[str]:
 
 def roofline(settings: Settings) -> Iterator[Row]:
     """What the compiled step computes and moves, over the measured rates; its measured time over that."""
+    start_jax()
     from benchmarks import jax_contenders, roofline
     from highway_jax.stack import fused
 
@@ -373,6 +389,7 @@ def roofline(settings: Settings) -> Iterator[Row]:
 
 def profile(settings: Settings) -> Iterator[Row]:
     """The largest kernels of a step, launches and idle time."""
+    start_jax()
     from benchmarks import jax_contenders, profile
 
     _cache(settings, 100)
@@ -383,6 +400,8 @@ def profile(settings: Settings) -> Iterator[Row]:
             trained = jax_contenders.Ours(work, implementation, "float32")
             trained.epoch()
             found = profile.profiled(trained.epoch)
+            if not found.span and not on_cpu():
+                raise RuntimeError("the trace has no streams of a GPU")
             largest = [
                 {
                     "kernel": name[:200],
@@ -406,6 +425,7 @@ def profile(settings: Settings) -> Iterator[Row]:
 
 def command_buffers(settings: Settings) -> Iterator[Row]:
     """The time of a step under this process's XLA_FLAGS."""
+    start_jax()
     from benchmarks import jax_contenders, population
 
     work = work_of(100, 100)
@@ -424,29 +444,32 @@ def convnets(settings: Settings, contender: str) -> Iterator[Row]:
     """Images a second of convolutional networks."""
     from benchmarks import convnet, population
 
-    build = getattr(convnet, contender)
-    several = [{"runs": 1}, {"runs": 5}] if contender == "ours" else [{}]
-    tiny = on_cpu() if contender == "ours" else not importlib.import_module("torch").cuda.is_available()
+    if contender == "ours":
+        start_jax()
+        tiny, several = on_cpu(), (1, 5)
+    else:
+        import torch
+
+        tiny, several = not torch.cuda.is_available(), (1,)
     batch, steps = (2, 1) if tiny else (100, 20)
-    for network in ("mnist_conv32",) if tiny else ("mnist_conv32", "cifar10_gap"):
-        for precision in "float32", "tf32":
-            for how in several:
+    networks, precisions = ("mnist_conv32", "cifar10_gap"), ("float32", "tf32")
+    for network, precision, runs in itertools.product(networks, precisions, several):
+        if tiny and (network, precision, runs) != ("mnist_conv32", "float32", several[-1]):
+            continue
 
-                def measure(network=network, precision=precision, how=how) -> Row:
-                    images = how.get("runs", 1) * batch * steps
-                    go = build(network, batch, steps, precision=precision, **how)
-                    times = population.timed(go, images, 3)
-                    return {
-                        "images_per_second": 1e3 / times["ms"],
-                        "images_per_second_min": 1e3 / times["ms_max"],
-                        "images_per_second_max": 1e3 / times["ms_min"],
-                        "first_seconds": times["first_seconds"],
-                    }
+        def measure(network=network, precision=precision, runs=runs) -> Row:
+            how = {"precision": precision} | ({"runs": runs} if contender == "ours" else {})
+            go = getattr(convnet, contender)(network, batch, steps, **how)
+            times = population.timed(go, runs * batch * steps, 1 if tiny else 3)
+            return {
+                "images_per_second": 1e3 / times["ms"],
+                "images_per_second_min": 1e3 / times["ms_max"],
+                "images_per_second_max": 1e3 / times["ms_min"],
+                "first_seconds": times["first_seconds"],
+            }
 
-                yield attempt(
-                    {"case": f"convnet_{contender}", "network": network, "precision": precision, "batch": batch} | how,
-                    measure,
-                )
+        case = {"case": f"convnet_{contender}", "network": network, "precision": precision, "runs": runs}
+        yield attempt(case | {"batch": batch}, measure)
 
 
 SEARCHED = ("runs.csv", "curves.csv", "summary.json", "provenance.json")
@@ -456,7 +479,7 @@ def search(settings: Settings) -> Iterator[Row]:
     """The paper's search at depth 100 for the time that is left; the same command goes on with it."""
     mnist = Path(os.environ.get("TFDS_DATA_DIR") or Path.home() / "tensorflow_datasets", "mnist").is_dir()
     config, changes = "mnist_depth100" if mnist else "digits_depth50", []
-    if on_cpu():
+    if _run(sys.executable, "-c", "import jax; print(jax.default_backend())") == "cpu":
         config, changes = "digits_depth10", ["--config.num_runs=4", "--config.epochs=3"]
     directory = settings.work / "search" / config
     case: Row = {"case": "search", "config": config}
