@@ -39,6 +39,7 @@ from benchmarks.work import Work
 from experiments.app import command_line, entry
 from experiments.app.errors import UserError
 
+COMMAND = (sys.executable, "-m", "benchmarks.accelerator")
 LEAST = 16.0  # seconds, without which a step is not begun
 GRACE = 8.0  # seconds between asking a step to end and ending it
 PACKED = 10 * 2**20  # bytes; larger files stay out of the archive
@@ -131,13 +132,11 @@ def run_step(step: Step, seconds: float, work: Path) -> Row:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))}
     if step.xla_flags:
         environment["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {step.xla_flags}".strip()
-    command = [sys.executable, "-m", "benchmarks.accelerator", f"--step={step.name}", f"--seconds={seconds:.1f}"]
+    command = [*COMMAND, f"--step={step.name}", f"--seconds={seconds:.1f}", f"--work={work}"]
     (work / f"{step.name}.json").unlink(missing_ok=True)
     start = time.monotonic()
     with log.open("w") as file:
-        process = subprocess.Popen(
-            [*command, f"--work={work}"], stdout=file, stderr=file, env=environment, start_new_session=True
-        )
+        process = subprocess.Popen(command, stdout=file, stderr=file, env=environment, start_new_session=True)
         try:
             status = process.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -159,17 +158,13 @@ def run_step(step: Step, seconds: float, work: Path) -> Row:
 
 def stop(process: subprocess.Popen) -> None:
     """End a process and all that it has started: asked first, and killed if that takes too long."""
-    for number in signal.SIGTERM, signal.SIGKILL:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, number)
-        end = time.monotonic() + GRACE
-        while time.monotonic() < end:
-            process.poll()
-            try:
-                os.killpg(process.pid, 0)
-            except (ProcessLookupError, PermissionError):  # nobody is left
-                return
-            time.sleep(0.05)
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(GRACE)
+    with contextlib.suppress(ProcessLookupError):  # nobody is left
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def last_line(log: Path) -> str:

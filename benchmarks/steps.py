@@ -486,6 +486,7 @@ def search(settings: Settings) -> Iterator[Row]:
     if not mnist:
         case["note"] = "there is no prepared MNIST in $TFDS_DATA_DIR"
     command = [sys.executable, "-m", "experiments.search", f"--config={config}", "--config.networks=highway"]
+    signal.signal(signal.SIGTERM, lambda number, frame: None)  # the search has got it too, and comes to its end
     process = subprocess.Popen([*command, *changes, f"--workdir={directory}"], cwd=ROOT)
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(max(5.0, settings.seconds - 20))

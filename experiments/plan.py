@@ -52,7 +52,8 @@ def main(argv: list[str]) -> None:
     given = values.devices or (min(jax.device_count(), config.num_runs) if here else 1)
     plans = plans_of(job, device, given)
     contender = "ours_xla" if device.kind == "cpu" and "xla" in job.implementations.values() else "ours"
-    rate = measured_rate(device.kind, config.depth, contender=contender) if "search" in config else None
+    runs = min(plan.runs_per_batch for plan in plans.values())
+    rate = measured_rate(device.kind, config.depth, contender=contender, runs=runs) if "search" in config else None
     console = Output()
     console.print(
         f"{label}: {config.num_runs:,} run{'s' * (config.num_runs > 1)} of {' and of '.join(job.networks)}, "

@@ -1,9 +1,11 @@
 """The benchmark runs and writes what it says; what it measures is no test's business."""
 
+import dataclasses
 import json
 import multiprocessing.dummy
 import operator
 import sys
+import tarfile
 import threading
 import types
 from pathlib import Path
@@ -11,9 +13,10 @@ from pathlib import Path
 import jax
 import pytest
 
-from benchmarks import frameworks, jax_contenders, limit, population
+from benchmarks import accelerator, frameworks, jax_contenders, limit, population, profile, roofline, steps
 from benchmarks.work import INPUTS, Work
 from experiments.app import entry
+from experiments.jobs.rates import measured_rate
 from highway_jax import MLP
 
 ROOT = Path(__file__).parents[1]
@@ -38,13 +41,21 @@ def test_the_benchmark_writes_its_table_and_json(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    ("flag", "message"),
-    [("--only=mine", "--only has 'mine'"), ("--depth=1", "--depth is '1'"), ("--runs=0", "--runs")],
+    ("program", "flags", "message"),
+    [
+        (population, ["--only=mine"], "--only has 'mine'"),
+        (population, ["--depth=1"], "--depth is '1'"),
+        (population, ["--runs=0"], "--runs"),
+        (accelerator, ["--minutes=1"], "--output is missing"),
+        (accelerator, ["--output=x", "--only=device,mine"], "--only has 'mine'"),
+        (accelerator, ["--output=x", "--minutes=0"], "--minutes"),
+        (accelerator, ["--output=/dev/null/x"], "/dev/null/x"),
+    ],
 )
-def test_a_mistake_is_one_line_and_status_2(flag, message, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["population", flag])
+def test_a_mistake_is_one_line_and_status_2(program, flags, message, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["program", *flags])
     with pytest.raises(SystemExit) as stop:
-        entry.run(population.main, population.__doc__)
+        entry.run(program.main, program.__doc__)
     errors = capsys.readouterr().err
     assert (stop.value.code, errors.count("\n")) == (2, 1)
     assert message in errors
@@ -83,3 +94,139 @@ def test_frameworks_are_compared_on_the_examples_jobs(tmp_path, monkeypatch, cap
 def test_lines_are_counted_without_what_is_no_code():
     source = 'def f(x):\n    """One.\n\n    Two."""\n\n    # three\n    y = (\n        x  # four\n    )\n    return y\n'
     assert frameworks.code_lines(source) == 5
+
+
+# In place of a step's process: it writes a row, and then takes too long with a child that ignores SIGTERM, or fails.
+GOES_WRONG = """
+import json, pathlib, subprocess, sys, time
+options = dict(argument.lstrip("-").split("=") for argument in sys.argv[1:])
+row = {"case": options["step"]}
+if options["step"] == "overruns":
+    ignoring = "import signal, time; signal.signal(15, signal.SIG_IGN); print(flush=True); time.sleep(99)"
+    child = subprocess.Popen([sys.executable, "-c", ignoring], stdout=subprocess.PIPE)
+    child.stdout.readline()
+    row["child"] = child.pid
+pathlib.Path(options["work"], options["step"] + ".json").write_text(json.dumps([row]))
+if options["step"] == "overruns":
+    time.sleep(99)
+raise RuntimeError("what went wrong")
+"""
+
+
+def test_a_step_that_overruns_or_fails_is_recorded_and_the_next_begins(tmp_path, monkeypatch):
+    monkeypatch.setattr(accelerator, "COMMAND", (sys.executable, "-c", GOES_WRONG))
+    monkeypatch.setattr(accelerator, "GRACE", 0.5)
+    chosen = [accelerator.Step(name, steps.device, seconds) for name, seconds in (("overruns", 3), ("fails", 60))]
+    monkeypatch.setattr(accelerator, "STEPS", chosen)
+    accelerator.run(chosen, 5, tmp_path, tmp_path)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    late, failed = summary["steps"]["overruns"], summary["steps"]["fails"]
+    assert (late["status"], late["rows"]) == ("out of time", 1)
+    child = Path("/proc", str(summary["rows"]["overruns"][0]["child"]), "stat")
+    assert not child.exists() or child.read_text().split()[2] == "Z"  # dead, if its parent has not heard of it yet
+    assert (failed["status"], failed["rows"], failed["error"]) == ("failed", 1, "RuntimeError: what went wrong")
+    with tarfile.open(tmp_path / "results.tar.gz") as tar:
+        assert {"results/overruns.json", "results/fails.json", "results/fails.log"} <= set(tar.getnames())
+    accelerator.run(chosen[:1], 0.1, tmp_path, tmp_path)  # later, when there is too little time
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert [record["status"] for record in summary["steps"].values()] == ["no time left", "failed"]
+    assert summary["rows"]["overruns"][0]["case"] == "overruns"
+
+
+def test_rows_are_written_before_the_next_is_measured(tmp_path):
+    def interrupted(settings):
+        yield steps.attempt({"case": "a"}, lambda: {"value": 1})
+        yield steps.attempt({"case": "b"}, lambda: {"value": 1 / 0})
+        assert [row["case"] for row in steps.read_rows(tmp_path, "interrupted")] == ["a", "b"]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        accelerator.measure(accelerator.Step("interrupted", interrupted, 1), steps.Settings(tmp_path, 1))
+    assert steps.read_rows(tmp_path, "interrupted") == [
+        {"case": "a", "value": 1},
+        {"case": "b", "error": "KeyError: 'b'"},
+    ]
+
+
+def test_what_is_measured_of_a_device_is_what_plans_are_made_of(tmp_path):
+    times = {"ms": 0.5, "ms_min": 0.4, "ms_max": 0.8, "first_seconds": 3.0, "repetition_seconds": 1.5}
+    rows = [
+        {"case": name, "precision": precision, "work": dataclasses.asdict(work), **times, "device": "1 x X"}
+        for name, precision, work in [
+            ("ours", "float32", Work(100, 100, 100, 50, 30, 100)),
+            ("ours", "float32", Work(100, 100, 100, 50, 30, 25)),
+            ("ours_tf32", "tf32", Work(100, 100, 100, 50, 30, 100)),
+            ("ours", "float32", Work(100, 1000, 100, 50, 10, 1000)),
+        ]
+    ]
+    rows[3]["ms"] = 0.25
+    facts = [
+        {"case": "device", "device": "1 x X"},
+        {"case": "machine", "cpu": "any", "xla_flags": ""},
+        {"case": "copy", "bytes_per_second": 1e12},
+        {"case": "product", "precision": "float32", "flops_per_second": 1e13},
+        {"case": "product", "precision": "tf32x3", "error": "no such thing here"},
+    ]
+    written = accelerator.tables({"device": facts, "ours_depth100": rows})
+    assert set(written) == {"population_x_depth100.json", "population_x_depth100_runs1000.json"}
+    for name, table in written.items():
+        (tmp_path / name).write_text(json.dumps(table))
+    few = written["population_x_depth100.json"]
+    assert set(few["contenders"]) == {"ours", "ours_tf32"}
+    assert [row["runs_per_batch"] for row in few["lockstep"]] == [100, 25]
+    for runs, typical, measured in (50, 5e-4, 100), (999, 5e-4, 100), (1000, 2.5e-4, 1000), (10**6, 2.5e-4, 1000):
+        rate = measured_rate("X", 10, tmp_path, runs=runs)
+        assert (rate.typical, rate.runs) == (pytest.approx(few["flops_per_run_step"] / typical), measured)
+
+
+def test_steps_measure_what_they_say(tmp_path, monkeypatch):
+    """In this process, with tiny sizes."""
+    monkeypatch.setattr(steps, "start_jax", lambda: None)  # tests have told JAX already
+    settings = steps.Settings(tmp_path, 60)
+    rows = list(steps.ours(settings, depth=20, sizes=[steps.Size(), steps.Size(), steps.Size(precision="tf32x3")]))
+    assert [row["case"] for row in rows] == ["ours", "ours_tf32x3"]  # nothing twice
+    assert 0 < rows[0]["ms_min"] <= rows[0]["ms"] <= rows[0]["ms_max"]
+    if jax.default_backend() == "cpu":
+        assert "TF32" in rows[1]["error"]
+    (found,) = steps.profile(settings)
+    assert 0 < found["largest"][0]["share"] <= 1 <= found["launches_a_step"]
+    gradients = list(steps._gradients())
+    assert len(gradients) > 3 and all(row["ok"] for row in gradients)
+
+
+def test_kernels_of_a_gpu_are_told_from_what_the_host_does():
+    def about(pid, name, tid=None):
+        of = {"name": "process_name"} if tid is None else {"name": "thread_name", "tid": tid}
+        return {"ph": "M", "pid": pid, "args": {"name": name}, **of}
+
+    def ran(pid, tid, name, start, length):
+        return {"ph": "X", "pid": pid, "tid": tid, "name": name, "ts": start, "dur": length}
+
+    named = [about(1, "/device:GPU:0"), about(1, "Stream #7(Compute)", 7), about(1, "Stream #8(MemcpyD2D)", 8)]
+    named += [about(1, "XLA Ops", 9), about(2, "/host:CPU"), about(2, "Stream reader", 7)]
+    kernels = [
+        ran(1, 7, "gemm", 100, 10),
+        ran(1, 7, "gemm", 120, 30),
+        ran(1, 8, "copy", 140, 20),
+        ran(1, 7, "add", 190, 10),
+    ]
+    others = [ran(1, 9, "while", 100, 100), ran(2, 7, "launch", 90, 200)]
+    found = profile.read([*named, *others, *reversed(kernels)])
+    assert found.kernels == {"gemm": (40, 2), "copy": (20, 1), "add": (10, 1)}
+    assert (found.span, found.busy, found.calls) == (100, 60, 4)  # two overlap for ten
+    assert found.largest(1) == [("gemm", (40, 2))]
+
+
+def test_loops_are_counted_as_often_as_they_run():
+    def layers(x, kernels):
+        return jax.lax.scan(lambda x, kernel: (x @ kernel, None), x, kernels)[0]
+
+    def steps_(x, kernels):
+        return jax.lax.scan(lambda x, _: (layers(x, kernels), None), x, length=3)[0]
+
+    x, kernels = jax.numpy.zeros((16, 32)), jax.numpy.zeros((5, 32, 32))
+    once, often = (roofline.executed(jax.jit(function).lower(x, kernels).compile()) for function in (layers, steps_))
+    for counted, products in (once, 5), (often, 15):
+        assert counted["flops"] == pytest.approx(products * 2 * 16 * 32 * 32, rel=0.01)
+        assert counted["bytes"] > products * 4 * 32 * 32  # every kernel is read for its product
+    assert often["bytes"] == pytest.approx(3 * once["bytes"], rel=0.1)

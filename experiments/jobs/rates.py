@@ -28,11 +28,21 @@ class Rate:
     files: tuple[str, ...]
 
 
-def measured_rate(kind: str, depth: int, results: Path = RESULTS, contender: str = "ours") -> Rate | None:
+def measured_rate(
+    kind: str, depth: int, results: Path = RESULTS, contender: str = "ours", runs: int | None = None
+) -> Rate | None:
     """The rate at which a kind of device trains fully connected networks, or None if nobody has measured it.
 
     Between the depths that were measured it is interpolated, beyond them it is the outermost's. A CPU counts as
-    measured if one of its name was. The contender is one of `benchmarks.population`: "ours", or "ours_xla".
+    measured if one of its name was.
+
+    Args:
+      kind: of device, as JAX calls it.
+      depth: of the networks.
+      results: where the files of `benchmarks.population` are.
+      contender: one of its contenders: "ours", or "ours_xla".
+      runs: how many a device will train side by side. What was measured with as many counts, or else with the next
+        fewer, or with the fewest; by default with the most.
     """
     points = []
     for path in sorted(results.glob("population_*.json")):
@@ -45,5 +55,7 @@ def measured_rate(kind: str, depth: int, results: Path = RESULTS, contender: str
             points.append((result["work"]["depth"], *rates, result["work"]["runs"] // int(count), path.name))
     if not points:
         return None
-    depths, typical, low, high, runs, files = zip(*sorted(points), strict=True)
-    return Rate(float(np.interp(math.log(depth), np.log(depths), typical)), min(low), max(high), max(runs), files)
+    counts = {point[4] for point in points}
+    chosen = max((count for count in counts if runs is None or count <= runs), default=min(counts))
+    depths, typical, low, high, _, files = zip(*sorted(point for point in points if point[4] == chosen), strict=True)
+    return Rate(float(np.interp(math.log(depth), np.log(depths), typical)), min(low), max(high), chosen, files)
