@@ -8,6 +8,7 @@ import csv
 import dataclasses
 import functools
 import gc
+import importlib.util
 import itertools
 import os
 import shutil
@@ -477,14 +478,15 @@ SEARCHED = ("runs.csv", "curves.csv", "summary.json", "provenance.json")
 
 def search(settings: Settings) -> Iterator[Row]:
     """The paper's search at depth 100 for the time that is left; the same command goes on with it."""
-    mnist = Path(os.environ.get("TFDS_DATA_DIR") or Path.home() / "tensorflow_datasets", "mnist").is_dir()
+    prepared = Path(os.environ.get("TFDS_DATA_DIR") or Path.home() / "tensorflow_datasets", "mnist")
+    mnist = prepared.is_dir() and importlib.util.find_spec("tensorflow_datasets") is not None
     config, changes = "mnist_depth100" if mnist else "digits_depth50", []
     if _run(sys.executable, "-c", "import jax; print(jax.default_backend())") == "cpu":
         config, changes = "digits_depth10", ["--config.num_runs=4", "--config.epochs=3"]
     directory = settings.work / "search" / config
     case: Row = {"case": "search", "config": config}
     if not mnist:
-        case["note"] = "there is no prepared MNIST in $TFDS_DATA_DIR"
+        case["note"] = f"{prepared} is no prepared MNIST, or tensorflow_datasets is not installed: the digits instead"
     command = [sys.executable, "-m", "experiments.search", f"--config={config}", "--config.networks=highway"]
     signal.signal(signal.SIGTERM, lambda number, frame: None)  # the search has got it too, and comes to its end
     process = subprocess.Popen([*command, *changes, f"--workdir={directory}"], cwd=ROOT)
@@ -500,10 +502,8 @@ def search(settings: Settings) -> Iterator[Row]:
         if (directory / name).exists():
             shutil.copy(directory / name, kept / f"{config}-{name}")
     status = process.poll()
-    stopped = status in (0, 128 + signal.SIGTERM)
-    yield (
-        case | {"status": status} | _searched(kept / f"{config}-curves.csv") | ({} if stopped else {"error": "failed"})
-    )
+    found = case | {"status": status} | _searched(kept / f"{config}-curves.csv")
+    yield found if status in (0, 128 + signal.SIGTERM) else found | {"error": f"the search ended with status {status}"}
 
 
 def _searched(curves: Path) -> Row:

@@ -144,7 +144,7 @@ def test_rows_are_written_before_the_next_is_measured(tmp_path):
         accelerator.measure(accelerator.Step("interrupted", interrupted, 1), steps.Settings(tmp_path, 1))
     assert steps.read_rows(tmp_path, "interrupted") == [
         {"case": "a", "value": 1},
-        {"case": "b", "error": "KeyError: 'b'"},
+        {"case": "b", "error": "ZeroDivisionError: division by zero"},
     ]
 
 
