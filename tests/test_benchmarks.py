@@ -230,3 +230,33 @@ def test_loops_are_counted_as_often_as_they_run():
         assert counted["flops"] == pytest.approx(products * 2 * 16 * 32 * 32, rel=0.01)
         assert counted["bytes"] > products * 4 * 32 * 32  # every kernel is read for its product
     assert often["bytes"] == pytest.approx(3 * once["bytes"], rel=0.1)
+
+
+# As XLA compiles for a GPU: a slice of a large array on a stream of its own, and a library's product.
+GPU_PROGRAM = """HloModule program, is_scheduled=true
+
+%slice (p: f32[99,8,2], i: s32[]) -> f32[1,8,2] {
+  %p = f32[99,8,2]{2,1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  ROOT %slice = f32[1,8,2]{2,1,0} dynamic-slice(%p, %i, %zero, %zero), dynamic_slice_sizes={1,8,2}
+}
+
+ENTRY %main (k: f32[99,8,2], index: s32[], x: f32[4,8]) -> f32[4,2] {
+  %k = f32[99,8,2]{2,1,0} parameter(0)
+  %index = s32[] parameter(1)
+  %x = f32[4,8]{1,0} parameter(2)
+  %begun = ((f32[99,8,2]{2,1,0}, s32[]), f32[1,8,2]{2,1,0}, u32[]) fusion-start(%k, %index), kind=kLoop, calls=%slice
+  %kernel = f32[1,8,2]{2,1,0} fusion-done(%begun)
+  %flat = f32[8,2]{1,0} bitcast(%kernel)
+  %product = (f32[4,2]{1,0}, s8[4096]{0}) custom-call(%x, %flat), custom_call_target="__cublas$gemm"
+  ROOT %y = f32[4,2]{1,0} get-tuple-element(%product), index=0
+}
+"""
+
+
+def test_a_gpus_slices_and_library_calls_are_counted_by_what_they_move():
+    counted = roofline.executed(types.SimpleNamespace(as_text=lambda: GPU_PROGRAM))
+    sliced, product = 4 * (8 * 2) * 2, 4 * (4 * 8 + 8 * 2 + 4 * 2)  # read and written; without working memory
+    assert counted["library_calls"] == 1
+    assert sliced + product <= counted["bytes"] <= sliced + product + 8  # and the index
