@@ -44,9 +44,9 @@ from highway_jax.stack import fused
 CONTENDERS = {
     "ours": "highway-jax, as the search runs it",
     "ours_xla": "highway-jax, with XLA alone",
-    "ours_tf32": "highway-jax, products in TF32",
-    "ours_tf32x3": "highway-jax, products in three times TF32",
-    "ours_bf16": "highway-jax, products in bfloat16",
+    "ours_xla_tf32": "highway-jax, with XLA alone, products in TF32",
+    "ours_xla_tf32x3": "highway-jax, with XLA alone, products in three times TF32",
+    "ours_xla_bf16": "highway-jax, with XLA alone, products in bfloat16",
     "jax_loop": "JAX, one run after another",
     "jax_vmap": "JAX, vmap over runs, plain autodiff",
     "torch_loop": "PyTorch, nn.Module, one run after another",
@@ -55,7 +55,7 @@ CONTENDERS = {
     "torch_graph": "PyTorch, the same as a CUDA graph",
     "torch_vmap": "PyTorch, torch.func.vmap over runs",
 }
-ACCELERATORS = ("ours_tf32", "ours_tf32x3", "ours_bf16", "torch_graph")  # what means nothing on a CPU
+ACCELERATORS = ("ours_xla_tf32", "ours_xla_tf32x3", "ours_xla_bf16", "torch_graph")  # what means nothing on a CPU
 
 
 def serve(connection: Connection, name: str, work: Work) -> None:
