@@ -3,8 +3,8 @@
     python -m benchmarks.accelerator --minutes=8 --output=DIR --torch
 
 --minutes=N        in all; every step also has a limit of its own
---output=DIR       where summary.json, console.log and results.tar.gz go, which holds everything else
---work=DIR         where steps leave their files, and a search its checkpoints; by default OUTPUT/work
+--output=DIR       where three files go: summary.json, console.log, and results.tar.gz with everything else
+--work=DIR         where steps leave their files, and a search its checkpoints; by default runs/accelerator
 --torch            PyTorch beside it
 --only=STEP,...    these steps alone
 
@@ -261,8 +261,8 @@ def main(argv: list[str]) -> None:
     flags.DEFINE_list("only", None, "", flag_values=values)
     flags.DEFINE_bool("torch", False, "", flag_values=values)
     flags.DEFINE_enum("step", None, [step.name for step in STEPS], "this process's", flag_values=values)
-    for name in "output", "work":
-        command_line.define_path(name, None, "", values)
+    command_line.define_path("output", None, "", values)
+    command_line.define_path("work", "runs/accelerator", "", values)
     command_line.parse_flags(argv, values)
     by_name = {step.name: step for step in STEPS}
     if values.step:
@@ -274,7 +274,7 @@ def main(argv: list[str]) -> None:
     if unknown := set(names) - by_name.keys():
         raise UserError(f"--only has {min(unknown)!r}; it must be some of {', '.join(by_name)}")
     output = Path(values.output).absolute()
-    work = Path(values.work).absolute() if values.work else output / "work"
+    work = Path(values.work).absolute()
     for folder in output, work:
         folder.mkdir(parents=True, exist_ok=True)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))

@@ -63,9 +63,13 @@ def attempt(case: Row, measure: Callable[[], Row]) -> Row:
 
 def start_jax() -> None:
     """Tell JAX what programs tell it. It takes most of a GPU's memory, so steps of others do without."""
+    import jax
+
     from experiments.app import settings
 
     settings.pin()
+    if on_cpu():  # most of the time goes into compilation
+        jax.config.update("jax_disable_most_optimizations", True)
 
 
 def on_cpu() -> bool:
