@@ -68,12 +68,14 @@ class Step:
         return "torch" in self.name
 
 
+TORCH = ("torch_loop", "torch_graph", "torch_bmm")
+
 # What is cheap and decides most comes first.
 STEPS = (
     Step("device", steps.device, 60),
     Step("correctness", steps.correctness, 75),
     Step("ours_depth100", partial(steps.ours, depth=100, sizes=steps.ALL), 75),
-    Step("torch_depth100", partial(steps.torch, depth=100, names=("torch_loop", "torch_graph", "torch_bmm")), 45),
+    Step("torch_depth100", partial(steps.torch, depth=100, names=(*TORCH, "torch_graph_tf32")), 45),
     Step("profile", steps.profile, 45),
     Step("roofline", steps.roofline, 45),
     Step("command_buffers_off", steps.command_buffers, 45, "--xla_gpu_enable_command_buffer="),
@@ -88,8 +90,8 @@ STEPS = (
     Step("ours_depth50", partial(steps.ours, depth=50, sizes=steps.FEW), 60),
     Step("convnets", partial(steps.convnets, contender="ours"), 90),
     Step("convnets_torch", partial(steps.convnets, contender="torch"), 60),
-    Step("torch_depth10", partial(steps.torch, depth=10, names=("torch_loop", "torch_graph", "torch_bmm")), 40),
-    Step("torch_depth50", partial(steps.torch, depth=50, names=("torch_loop", "torch_graph", "torch_bmm")), 40),
+    Step("torch_depth10", partial(steps.torch, depth=10, names=TORCH), 40),
+    Step("torch_depth50", partial(steps.torch, depth=50, names=TORCH), 40),
     Step("torch_compile_depth10", partial(steps.torch, depth=10, names=("torch_compile",)), 60),
     Step("torch_compile_depth100", partial(steps.torch, depth=100, names=("torch_compile",)), 150),
     Step("search", steps.search, float("inf")),

@@ -308,20 +308,20 @@ def ours(settings: Settings, depth: int, sizes: Sequence[Size]) -> Iterator[Row]
 
 
 def torch(settings: Settings, depth: int, names: Sequence[str]) -> Iterator[Row]:
-    """Times of a step of PyTorch's contenders; what a name has after a space is the precision."""
+    """Times of a step of PyTorch's contenders; those whose names end so multiply in TF32."""
     import torch
 
     from benchmarks import population
 
     gpu = torch.cuda.is_available()
     for name in names:
-        name, _, precision = name.partition(" ")
+        precision = "tf32" if name.endswith("_tf32") else "float32"
         torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
         work = Work(depth, 100, BATCH, WIDTH, 10, 100) if gpu else Work(max(2, depth // 10), 2, 10, 8, 2, 2)
-        case = {"case": name, "precision": precision or "float32", "work": dataclasses.asdict(work)}
+        case = {"case": name, "precision": precision, "work": dataclasses.asdict(work)}
 
         def measure(name=name, work=work) -> Row:
-            go, pairs = population.contender(name)(work)
+            go, pairs = population.contender(name.removesuffix("_tf32"))(work)
             return population.timed(go, pairs, 3) | {"device": population.device("torch")}
 
         yield attempt(case, measure)
