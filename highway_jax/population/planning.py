@@ -329,7 +329,8 @@ def matmul_flops(jaxpr: Any) -> int:
             total += 2 * math.prod(out) * taps // math.prod(params["lhs_dilation"])
         else:
             inner = [matmul_flops(body) for body in _bodies(params.values())]
-            # Of a branch for every platform, only one is taken.
+            if params.get("branches_platforms"):  # one is taken, and the last is what all other platforms compute
+                inner = inner[-1:]
             total += max(inner) if name == "cond" else params.get("length", 1) * sum(inner)
     return total
 
