@@ -9,6 +9,7 @@ from highway_jax.data.dataset import (
     Dataset,
     NotPreparedError,
     Split,
+    batch_order,
     md5,
     shuffled_batches,
 )
@@ -24,6 +25,7 @@ __all__ = [
     "Dataset",
     "NotPreparedError",
     "Split",
+    "batch_order",
     "checked",
     "data_folder",
     "digits",

@@ -76,10 +76,23 @@ def shuffled_batches(split: Any, key: jax.Array, batch_size: int) -> Any:
     Raises:
       ValueError: if the batch is larger than the split.
     """
-    n = jax.tree.leaves(split)[0].shape[0]
-    if not 1 <= batch_size <= n:
-        raise ValueError(f"batch_size is {batch_size}; it must be 1 to {n}, the number of examples")
-    steps = n // batch_size
-    order = jax.random.permutation(key, jnp.arange(n, dtype=jnp.int32))  # of int64 where x64 is on, if n were given
-    order = order[: steps * batch_size].reshape(steps, batch_size)
+    order = batch_order(jax.tree.leaves(split)[0].shape[0], key, batch_size)
     return jax.tree.map(lambda leaf: leaf[order], split)
+
+
+def batch_order(examples: int, key: jax.Array, batch_size: int) -> jax.Array:
+    """Which examples the batches of `shuffled_batches` have: (steps, batch_size) int32.
+
+    Args:
+      examples: how many there are.
+      key, batch_size: as for `shuffled_batches`.
+
+    Raises:
+      ValueError: if the batch is larger than that.
+    """
+    if not 1 <= batch_size <= examples:
+        raise ValueError(f"batch_size is {batch_size}; it must be 1 to {examples}, the number of examples")
+    steps = examples // batch_size
+    # of int64 where x64 is on, if `examples` were given
+    order = jax.random.permutation(key, jnp.arange(examples, dtype=jnp.int32))
+    return order[: steps * batch_size].reshape(steps, batch_size)

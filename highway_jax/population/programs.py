@@ -12,7 +12,7 @@ from jax import lax
 from jax.sharding import Mesh
 
 from highway_jax import parallel
-from highway_jax.data import shuffled_batches
+from highway_jax.data import batch_order
 from highway_jax.keys import from_data, implementations, to_data
 from highway_jax.population import memory, run
 from highway_jax.population.ranking import TRAIN
@@ -218,10 +218,27 @@ def _compiled(traced: TracedTask, mesh: Mesh, evaluate_batch_size: int | None) -
     )
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
 def gather_batches(mesh: Mesh, batch_size: int, train: Any, key: jax.Array) -> Any:
     """An epoch's batches, which all runs see in the same order."""
-    return parallel.split_batches(mesh, shuffled_batches(train, key, batch_size))
+    # Sorting 60,000 numbers takes a CPU milliseconds, and a TPU's compiler longer than all of an epoch's program.
+    order = _order(run.length(train), jax.device_put(key, _host()), batch_size)
+    return take_batches(mesh, train, parallel.replicate(mesh, np.asarray(order)))
+
+
+_order = jax.jit(batch_order, static_argnums=(0, 2))
+
+
+def _host() -> jax.Device:
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:  # JAX_PLATFORMS leaves it out
+        return jax.local_devices()[0]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def take_batches(mesh: Mesh, train: Any, order: jax.Array) -> Any:
+    """The batches of these examples, (steps, batch)."""
+    return parallel.split_batches(mesh, jax.tree.map(lambda leaf: leaf[order], train))
 
 
 @jax.jit
