@@ -3,17 +3,21 @@
 Every layer here has its weights in one affine map, `z = x @ kernel + bias`, followed by a kind's elementwise
 cell. For a highway layer z holds H's and T's pre-activations side by side. That shape
 is what makes the stack fast: one matrix product a layer forward, one backward, and the gradients of all
-layers' weights as one batched product after the backward scan, from the layers' inputs.
+layers' weights as one batched product after the backward scan, from the layers' inputs; on a TPU inside the scan.
 """
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jax import lax
+from jax.extend.core import Primitive
+from jax.interpreters import mlir
 
 from highway_jax.functional.activations import Activation, Function, canonical, indexed
 from highway_jax.stack import fused
@@ -177,17 +181,69 @@ def _layers_fwd(kind, function, state, kernel, bias, *choices):
 
 
 def _layers_bwd(kind, function, kept, dstate):
+    gradients = lax.platform_dependent(kept, dstate, tpu=_gradients_on_tpu, default=_gradients_after)
+    return *gradients, *(None for _ in kept[-1])
+
+
+def _gradients_on_tpu(kept, dstate):
+    # Devices that share a batch would add up the gradients of every layer by itself: a message a layer, not one a step.
+    return lax.cond(_partitioned.bind(), _gradients_after, _gradients_inside, kept, dstate)
+
+
+# Whether the compiler divides a program among devices. It is a constant, but one that is known where the program is
+# lowered, not where it is traced.
+_partitioned = Primitive("partitioned")
+_partitioned.def_impl(lambda: np.True_)
+_partitioned.def_abstract_eval(lambda: jax.core.ShapedArray((), np.bool_))
+
+
+def _lower_partitioned(ctx):
+    context = ctx.module_context.axis_context
+    if hasattr(context, "mesh"):
+        devices = math.prod(size for axis, size in context.mesh.shape.items() if axis not in context.manual_axes)
+    else:
+        devices = context.num_devices
+    return [mlir.ir_constant(np.bool_(devices > 1))]
+
+
+mlir.register_lowering(_partitioned, _lower_partitioned)
+
+
+def _gradients_after(kept, dstate):
+    """The backward pass, with the gradients of all weights after its scan: one batched product, from every dz."""
     inputs, residuals, kernel, choices = kept
 
     def layer(dstate, kept):
         x, residuals, kernel = kept
         dstate, dz = residuals.pullback((x, *choices))(dstate)
-        dx = dz @ kernel.T
-        return (dstate[0] + dx, *dstate[1:]) if isinstance(dstate, tuple) else dstate + dx, dz
+        return _plus(dstate, dz @ kernel.T), dz
 
     dstate, dz = lax.scan(layer, dstate, (inputs, residuals, kernel), reverse=True)
-    dkernel = jnp.einsum("lbi,lbo->lio", inputs, dz)
-    return dstate, dkernel, dz.sum(axis=1), *(None for _ in choices)
+    return dstate, jnp.einsum("lbi,lbo->lio", inputs, dz), dz.sum(axis=1)
+
+
+def _gradients_inside(kept, dstate):
+    """The same as suits a TPU's compiler: with the gradients of a layer's weights inside the scan, and no dz kept."""
+    *stacked, choices = kept
+    if not (layers := len(stacked[0])):  # of which none could be taken
+        return _gradients_after(kept, dstate)
+
+    # What a loop writes in ascending order, the compiler does not fill with zeros before it.
+    def layer(carry, _):
+        dstate, number = carry
+        x, residuals, kernel = jax.tree.map(partial(lax.dynamic_index_in_dim, index=number, keepdims=False), stacked)
+        dstate, dz = residuals.pullback((x, *choices))(dstate)
+        dz = lax.optimization_barrier(dz)  # or it would be computed for each of the products, in a wasteful layout
+        # A column of ones makes the sum over the examples, the bias's gradient, a part of the product.
+        dweights = jnp.pad(x, ((0, 0), (0, 1)), constant_values=1).T @ dz
+        return (_plus(dstate, dz @ kernel.T), number - 1), dweights
+
+    (dstate, _), dweights = lax.scan(layer, (dstate, jnp.int32(layers - 1)), length=layers)
+    return dstate, dweights[::-1, :-1], dweights[::-1, -1]
+
+
+def _plus(dstate, dx):
+    return (dstate[0] + dx, *dstate[1:]) if isinstance(dstate, tuple) else dstate + dx
 
 
 _layers.defvjp(_layers_fwd, _layers_bwd)

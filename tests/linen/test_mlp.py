@@ -1,9 +1,11 @@
+import re
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.test_util import check_grads
 
 from highway_jax import MLP, HighwayDense, PlainDense
@@ -96,8 +98,15 @@ def mine(x, z, phi, transform_bias):
 MINE = Kind(mine, lambda transform_bias: {"h": 0.0, "t": transform_bias})
 
 
+@pytest.fixture(params=["this platform", "tpu"])
+def programs(request, monkeypatch):
+    """The stack's program of this platform, and that of a TPU."""
+    if request.param == "tpu":
+        monkeypatch.setattr(jax.lax, "platform_dependent", lambda *args, tpu, default: tpu(*args))
+
+
 @pytest.mark.parametrize("block", [*KINDS, "mine"])
-def test_a_stack_and_its_gradients_are_the_blocks_equations(block):
+def test_a_stack_and_its_gradients_are_the_blocks_equations(block, programs):
     with jax.enable_x64(True):
         kind = KINDS.get(block, MINE)
         x, bias = jax.random.normal(KEY, (3, 4), jnp.float64), -1.5
@@ -121,6 +130,27 @@ def test_a_stack_and_its_gradients_are_the_blocks_equations(block):
         for options in {"activation": 1, "remat": False}, {"activation": jnp.tanh, "remat": True}:
             found = gradients(partial(ours, **options))
             jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), found, expected)
+
+
+def test_no_layers_change_nothing(programs):
+    x, *weights = jnp.ones((3, 4)), jnp.ones((0, 4, 8)), jnp.ones((0, 8))
+    gradients = jax.jit(jax.grad(lambda *args: (stack(HIGHWAY, *args, "tanh") ** 2).sum(), (0, 1, 2)))
+    jax.tree.map(np.testing.assert_array_equal, gradients(x, *weights), (2 * x, *weights))
+
+
+@pytest.mark.parametrize("programs", ["tpu"], indirect=True)
+def test_on_a_tpu_a_stack_keeps_no_dz_and_devices_that_share_a_batch_add_up_all_layers_at_once(programs, two_devices):
+    def compiled(devices):
+        mesh = Mesh(jax.devices()[:devices], "data")
+        over = [NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data",), (), ())]
+        gradients = jax.grad(lambda x, *weights: stack(HIGHWAY, x, *weights, "tanh").sum(), (1, 2))
+        shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((6, 4), (5, 4, 8), (5, 8))]
+        return jax.jit(gradients, in_shardings=over, out_shardings=over[1]).lower(*shapes).compile().as_text()
+
+    alone, together = compiled(1), compiled(2)
+    assert "f32[5,6,8]" not in alone and "f32[5,3,8]" in together
+    added = re.findall(r"= (.*?) all-reduce(?:-start)?\(", together)
+    assert set(re.findall(r"\w+\[[\d,]*\]", " ".join(added))) == {"f32[5,4,8]", "f32[5,8]"}
 
 
 def test_rematerialization_needs_less_memory():
@@ -185,7 +215,7 @@ def test_a_stack_takes_any_leading_axes(leading, options):
         np.testing.assert_allclose(value.reshape(5, -1, 4), flat[name], rtol=1e-6)
 
 
-def test_a_stack_has_second_derivatives_and_no_forward_mode():
+def test_a_stack_has_second_derivatives_and_no_forward_mode(programs):
     # As its docstring says.
     x, weights = jax.random.normal(KEY, (2, 3)), (jax.random.normal(KEY, (4, 3, 6)) / 2, jnp.ones((4, 6)) / 3)
 
