@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from experiments import search as program
 from experiments.app.errors import UserError
 from highway_jax import ConvNet, data, parallel, population
-from highway_jax.population.programs import Group, gather_batches
+from highway_jax.population.programs import Group, gather_batches, gather_from_host
 from tests import hosts
 
 DIGITS = data.load("digits")
@@ -45,6 +45,10 @@ def test_devices_that_share_a_batch_train_the_same_runs_and_those_that_share_run
         curves = []
         for epoch in 0, 1:
             batches = gather_batches(mesh, SEARCH.batch_size, train, SEARCH.epoch_key(epoch))
+            from_host = gather_from_host(mesh, SEARCH.batch_size, train, SEARCH.epoch_key(epoch))
+            for name, leaf in batches.items():
+                np.testing.assert_array_equal(leaf, from_host[name])
+                assert leaf.sharding == from_host[name].sharding
             if epoch == 0:
                 text = group.programs.train.lower(members, batches, 1).compile().as_text()
                 sent[shape] = COLLECTIVE.findall(text)

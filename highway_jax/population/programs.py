@@ -12,7 +12,7 @@ from jax import lax
 from jax.sharding import Mesh
 
 from highway_jax import parallel
-from highway_jax.data import batch_order
+from highway_jax.data import batch_order, shuffled_batches
 from highway_jax.keys import from_data, implementations, to_data
 from highway_jax.population import memory, run
 from highway_jax.population.ranking import TRAIN
@@ -220,12 +220,29 @@ def _compiled(traced: TracedTask, mesh: Mesh, evaluate_batch_size: int | None) -
 
 def gather_batches(mesh: Mesh, batch_size: int, train: Any, key: jax.Array) -> Any:
     """An epoch's batches, which all runs see in the same order."""
-    # Sorting 60,000 numbers takes a CPU milliseconds, and a TPU's compiler longer than all of an epoch's program.
+    gather = gather_from_host if mesh.devices.flat[0].platform == "tpu" else gather_on_devices
+    return gather(mesh, batch_size, train, key)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def gather_on_devices(mesh: Mesh, batch_size: int, train: Any, key: jax.Array) -> Any:
+    """The same, with the order drawn where the batches are."""
+    return parallel.split_batches(mesh, shuffled_batches(train, key, batch_size))
+
+
+def gather_from_host(mesh: Mesh, batch_size: int, train: Any, key: jax.Array) -> Any:
+    """The same, with the order drawn by the host's CPU: to sort 60,000 numbers takes it milliseconds, and a TPU's
+    compiler longer than all of an epoch's program."""
     order = _order(run.length(train), jax.device_put(key, _host()), batch_size)
-    return take_batches(mesh, train, parallel.replicate(mesh, np.asarray(order)))
+    return _take_batches(mesh, train, parallel.replicate(mesh, np.asarray(order)))
 
 
 _order = jax.jit(batch_order, static_argnums=(0, 2))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _take_batches(mesh: Mesh, train: Any, order: jax.Array) -> Any:
+    return parallel.split_batches(mesh, jax.tree.map(lambda leaf: leaf[order], train))
 
 
 def _host() -> jax.Device:
@@ -233,12 +250,6 @@ def _host() -> jax.Device:
         return jax.local_devices(backend="cpu")[0]
     except RuntimeError:  # JAX_PLATFORMS leaves it out
         return jax.local_devices()[0]
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def take_batches(mesh: Mesh, train: Any, order: jax.Array) -> Any:
-    """The batches of these examples, (steps, batch)."""
-    return parallel.split_batches(mesh, jax.tree.map(lambda leaf: leaf[order], train))
 
 
 @jax.jit
