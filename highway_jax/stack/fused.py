@@ -45,7 +45,7 @@ THREADS = 256
 THREAD_ROWS = 4  # examples of a thread
 MOST_ROWS = 128
 # What a block takes of the shared memory, 148 KB at most, these compute capabilities do not have.
-SMALL = ("8.6", "8.7", "8.9", "12.0", "12.1")
+SMALL = ("8.6", "8.9", "12.0", "12.1")
 
 
 def supports(kind: Kind) -> bool:
