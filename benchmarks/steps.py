@@ -217,33 +217,36 @@ def _curves() -> Iterator[Row]:
         return np.where(np.isfinite(relative), relative, np.where(a == b, 0, np.inf))  # both may have diverged
 
     device, cpu = jax.devices()[0], jax.devices("cpu")[-1]
+    curves: dict[str, np.ndarray] = {}
+
+    def against_golden(network: str) -> Row:
+        curves[network] = losses(network, device, runs, "auto")
+        rows = [row for row in golden if row["network"] == network]
+        expected = np.array([float(row["train_loss"]) for row in rows]).reshape(-1, 4)
+        judged = [run for run in range(len(expected)) if (network, run) not in EDGE]
+        worst = differences(curves[network][: len(expected)], expected)[judged].max(axis=0)
+        return {"worst_by_epoch": worst.tolist(), "allowed": CLOSE, "ok": bool((worst <= CLOSE).all())}
+
+    def against_cpu(name: str) -> Row:
+        if "cpu" not in curves:
+            curves["cpu"] = losses("highway", cpu, 1, "xla")
+        far = differences(curves[name], curves["cpu"])
+        return {
+            "median_by_epoch": np.median(far, axis=0).tolist(),
+            "within_1e-4_by_epoch": (far <= 1e-4).mean(axis=0).tolist(),
+        }
+
+    def lockstep_on_cpu() -> Row:
+        curves["lockstep"] = losses("highway", cpu, runs, "xla")
+        return against_cpu("lockstep")
+
     for network in ("highway",) if on_cpu() else ("highway", "plain"):
-        found: dict[str, np.ndarray] = {}
-
-        def against_golden(network=network, found=found) -> Row:
-            found["here"] = losses(network, device, runs, "auto")
-            rows = [row for row in golden if row["network"] == network]
-            expected = np.array([float(row["train_loss"]) for row in rows]).reshape(-1, 4)
-            judged = [run for run in range(len(expected)) if (network, run) not in EDGE]
-            worst = differences(found["here"][: len(expected)], expected)[judged].max(axis=0)
-            return {"worst_by_epoch": worst.tolist(), "allowed": CLOSE, "ok": bool((worst <= CLOSE).all())}
-
-        def against_cpu(lockstep: bool, network=network, found=found) -> Row:
-            if lockstep:
-                other = losses(network, cpu, runs, "xla")
-            else:
-                other = found["cpu"] = losses(network, cpu, 1, "xla")
-            far = differences(found["here"], other) if not lockstep else differences(other, found["cpu"])
-            return {
-                "median_by_epoch": np.median(far, axis=0).tolist(),
-                "within_1e-4_by_epoch": (far <= 1e-4).mean(axis=0).tolist(),
-            }
-
         about = {"network": network, "runs": runs}
-        yield attempt({"case": "curves against the golden ones", **about}, against_golden)
-        yield attempt({"case": "curves against the CPU's", **about}, functools.partial(against_cpu, False))
-        if not on_cpu():
-            yield attempt({"case": "the CPU in lockstep against itself", **about}, functools.partial(against_cpu, True))
+        yield attempt({"case": "curves against the golden ones", **about}, functools.partial(against_golden, network))
+    about = {"network": "highway", "runs": runs}
+    yield attempt({"case": "curves against the CPU's", **about}, functools.partial(against_cpu, "highway"))
+    if not on_cpu():
+        yield attempt({"case": "the CPU in lockstep against itself", **about}, lockstep_on_cpu)
 
 
 @dataclasses.dataclass(frozen=True)
