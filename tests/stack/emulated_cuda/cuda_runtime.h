@@ -4,11 +4,11 @@
 
 #include <ucontext.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <functional>
-#include <limits>
 #include <memory>
 #include <vector>
 
@@ -58,11 +58,12 @@ inline void enter() {
   (*fibers)[threadIdx.x].ended = true;
 }
 
-inline void run_block(const std::function<void()>& function) {
+// Whether a block, which has so many bytes of shared memory, has kept to them.
+inline bool run_block(const std::function<void()>& function, size_t bytes) {
   std::vector<Fiber> all(blockDim.x);
   fibers = &all, body = &function;
   // What a block reads of shared memory without having written it is no number.
-  std::fill_n(reinterpret_cast<float*>(shared), sizeof(shared) / 4, std::numeric_limits<float>::quiet_NaN());
+  std::memset(shared, 0xff, sizeof(shared));
   for (Fiber& fiber : all) {
     getcontext(&fiber.context);
     fiber.context.uc_stack.ss_sp = fiber.stack.get();
@@ -79,6 +80,8 @@ inline void run_block(const std::function<void()>& function) {
       left |= !all[i].ended;
     }
   }
+  const auto* const memory = reinterpret_cast<const unsigned char*>(shared);
+  return std::all_of(memory + bytes, memory + sizeof(shared), [](unsigned char byte) { return byte == 0xff; });
 }
 
 }  // namespace emulated
@@ -122,7 +125,7 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, Kernel* kernel,
   for (unsigned y = 0; y < config->gridDim.y; ++y) {
     for (unsigned x = 0; x < config->gridDim.x; ++x) {
       blockIdx = dim3(x, y);
-      emulated::run_block([&] { kernel(arguments...); });
+      if (!emulated::run_block([&] { kernel(arguments...); }, config->dynamicSmemBytes)) return cudaErrorInvalidValue;
     }
   }
   return cudaSuccess;
