@@ -151,7 +151,7 @@ def _gradients() -> Iterator[Row]:
         ({"layer": "dense"}, HighwayDense(), flat),
         ({"layer": "convolution"}, HighwayConv((3, 3)), images),
     ]
-    for kind in ("highway", "lstm") if on_cpu() else KINDS:
+    for kind in ("highway",) if on_cpu() else KINDS:
         for implementation in IMPLEMENTATIONS:
             if implementation == "fused" and not fused.supports(named(kind)):
                 continue
