@@ -176,7 +176,7 @@ def choose_implementations(
             if config.implementation == "fused":
                 raise UserError(f"config.implementation is 'fused', but {reason}; 'xla' needs none") from reason
             if not isinstance(reason, fused.NoCompiler):
-                errors.warn(f"XLA alone computes the layers, which takes up to twice as long: {reason}")
+                errors.warn(f"XLA alone computes the layers, which takes two or three times as long: {reason}")
             wanted = dict.fromkeys(networks, "xla")
     everywhere = parallel.agree(*(wanted[network] == "fused" for network in networks)).min(axis=0).tolist()
     return {network: "fused" if agreed else "xla" for network, agreed in zip(networks, everywhere, strict=True)}
