@@ -2,18 +2,24 @@
 
     python -m experiments.plan --config=digits_depth50
     python -m experiments.plan --config=mnist_depth100 --config.num_runs=10000 --devices=256 --device=h100
+    python -m experiments.plan --config=mnist_depth100 --config.num_runs=10000 --topology=v5e:16x16
 
 --config=NAME          a config of experiments/configs, a search's or a convolutional network's, or a path to one
 --config.KEY=VALUE     changes one of its keys
 --device=NAME          here (the default), a100, h100, h200, l4, t4, tpu_v5e, tpu_v5p or tpu_v6e
 --devices=N            how many; by default as many as JAX sees here, and 1 elsewhere
+--topology=NAME        in place of both, a whole TPU slice, such as v5e:16x16, v5p:4x4x8 or v6e:8x8
 
-Memory is what XLA says of the compiled epoch. For a TPU its own compiler is asked, where libtpu is installed
-(`pip install -e '.[tpu]'`, on any Linux machine); for other devices that are not here, the CPU's stands in. Time is
-from the rates in benchmarks/results, and given only for devices that were measured.
+Memory is what XLA says of the compiled epoch and evaluation. For a TPU its own compiler is asked, where libtpu is
+installed (`pip install -e '.[tpu]'`, on any Linux machine); for other devices that are not here, the CPU's stands in.
+For a slice the programs are compiled for all of its chips together, split as --config.mesh="(runs, data)" says or as a
+search would choose; what they send each other is read from these programs. A single chip is --device=tpu_v5e, for which
+the first of the smallest slice is taken. Time is from the rates in benchmarks/results, and given only for devices that
+were measured.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 import jax
 from absl import flags
@@ -31,49 +37,89 @@ from experiments.jobs.rates import Rate, measured_rate
 from experiments.jobs.running import as_user_errors
 from highway_jax import parallel, population
 from highway_jax.population import DEVICES, Device, Plan
-from highway_jax.population.planning import size, this_device
+from highway_jax.population.devices import slice_of, this_device
+from highway_jax.population.planning import in_words, size
 
 
 def main(argv: list[str]) -> None:
     values = flags.FlagValues()
-    flags.DEFINE_string("device", "here", "kind of device", flag_values=values)
+    flags.DEFINE_string("device", None, "kind of device", flag_values=values)
     flags.DEFINE_integer("devices", None, "how many", lower_bound=1, flag_values=values)
+    flags.DEFINE_string("topology", None, "TPU slice", flag_values=values)
     name, overrides, rest = command_line.split_config_flags(argv)
     command_line.parse_flags(rest, values)
-    here = values.device == "here"
-    if not here and values.device not in DEVICES:
-        raise UserError(f"--device is {values.device!r}; it must be one of here, {', '.join(DEVICES)}")
+    here = values.device in (None, "here") and values.topology is None
     label, config, function = loading.load(name, overrides)
+    device, given, where = _where(values, config)
     settings.pin()
     if not here and "search" in config:
-        config.implementation = "xla"  # the fused layers are a CPU's
+        config.implementation = "xla"  # which kernels of our own there are is known on the machine itself
     job = job_of(config, function, earlier=None if here else {}, outlined=True)
-    device = this_device() if here else DEVICES[values.device]
-    given = values.devices or (min(jax.device_count(), config.num_runs) if here else 1)
-    plans = plans_of(job, device, given)
+    plans = plans_of(job, **where)
     contender = "ours_xla" if device.kind == "cpu" and "xla" in job.implementations.values() else "ours"
     runs = min(plan.runs_per_batch for plan in plans.values())
     rate = measured_rate(device.kind, config.depth, contender=contender, runs=runs) if "search" in config else None
+    shares = next(iter(plans.values())).devices_to_a_batch
     console = Output()
     console.print(
         f"{label}: {config.num_runs:,} run{'s' * (config.num_runs > 1)} of {' and of '.join(job.networks)}, "
         f"{config.epochs:,} epoch{'s' * (config.epochs > 1)} of "
         f"{len(job.train['y']) // config.batch_size:,} steps, on {given:,} x {device.kind}"
+        + f", {shares} to a batch"
+        * (shares > 1)
     )
     console.print(table(plans, config, rate))
     for note in notes(plans, config, given, rate):
         console.print(note)
 
 
-def plans_of(job: Job, device: Device, devices: int) -> dict[str, Plan]:
-    """The plan of each kind of network; of the job's data, shapes and dtypes are enough."""
+def _where(values: flags.FlagValues, config: ConfigDict) -> tuple[Device, int, dict[str, Any]]:
+    """The kind of device, how many there are, and `population.plan`'s arguments that say so."""
+    try:
+        if values.topology is not None:
+            for other in ("device", "devices"):
+                if values[other].value is not None:
+                    raise UserError(
+                        f"--{other} is {values[other].value!r}, but --topology says which devices, and how many"
+                    )
+            device, there = slice_of(values.topology)
+        elif values.device in (None, "here"):
+            device, there = this_device(), jax.devices()
+        elif values.device not in DEVICES:
+            raise UserError(f"--device is {values.device!r}; it must be one of here, {', '.join(DEVICES)}")
+        else:
+            device, there = DEVICES[values.device], None
+    except ValueError as error:
+        raise UserError(f"--{error}") from error
+    if config.mesh is not None:
+        if there is None or values.devices is not None:
+            raise UserError(
+                f"config.mesh is {config.mesh}, but --device and --devices plan one device that stands for all; give "
+                "--topology, or none of them for this machine's devices"
+            )
+        try:
+            size = parallel.mesh_of(config.mesh, there).size
+        except ValueError as error:
+            raise UserError(f"config.{error}") from error
+        return device, size, {"topology": values.topology, "mesh": config.mesh}
+    if values.topology is not None:
+        return (
+            device,
+            parallel.choose_mesh(config.num_runs, config.batch_size, there).size,
+            {"topology": values.topology},
+        )
+    given = values.devices or (1 if there is None else min(len(there), config.num_runs))
+    return device, given, {"device": device, "devices": given}
+
+
+def plans_of(job: Job, **where: Any) -> dict[str, Plan]:
+    """The plan of each kind of network; of the job's data, shapes and dtypes are enough.
+
+    Args:
+      where: the arguments of `population.plan` that say on which devices.
+    """
     config = job.config
-    how = {
-        "device": device,
-        "devices": devices,
-        "runs_in_memory": config.runs_in_memory,
-        "runs_per_batch": config.runs_per_batch,
-    }
+    how = {**where, "runs_in_memory": config.runs_in_memory, "runs_per_batch": config.runs_per_batch}
     with jax.default_matmul_precision(config.matmul_precision), as_user_errors(config):
         return {network: population.plan(**job.arguments(network), **how) for network in job.networks}
 
@@ -85,13 +131,21 @@ def table(plans: Mapping[str, Plan], config: ConfigDict, rate: Rate | None) -> T
         "runs on a device": lambda plan: f"{plan.runs:,}",
         "  in memory at once": lambda plan: f"{plan.resident:,}",
         "  in lockstep": lambda plan: f"{plan.runs_per_batch:,}",
+        "fits": lambda plan: "yes" if plan.fits else "no",
         "memory of a device": lambda plan: f"{size(plan.memory)} of {size(plan.device.memory)}",
         "  parameters, optimizer": lambda plan: size(plan.population),
         "  images, labels": lambda plan: size(plan.data),
+        "  their padding to tiles": lambda plan: size(plan.padding),
         "  the compiled program": lambda plan: size(plan.program),
         "a checkpoint": lambda plan: size(plan.checkpoint),
         "FLOP of a device": lambda plan: f"{plan.flops:.2e}",
     }
+    if not any(plan.padding for plan in plans.values()):
+        del rows["  their padding to tiles"]
+    if all(plan.devices > 1 and plan.collectives is not None for plan in plans.values()):
+        rows["a device sends in a step"] = lambda plan: in_words(plan.collectives.step)  # type: ignore[union-attr]
+        rows["  in an epoch"] = lambda plan: in_words(plan.collectives.epoch)  # type: ignore[union-attr]
+    rows["compilation here"] = lambda plan: duration(plan.compile_seconds)
     if rate:
         rows["time of an epoch"] = lambda plan: duration(plan.seconds(rate.typical) / config.epochs)
         rows["time of all epochs"] = lambda plan: _span([plan], rate)
@@ -129,11 +183,13 @@ def notes(plans: Mapping[str, Plan], config: ConfigDict, given: int, rate: Rate 
     if parts := {name: -(-plan.runs // plan.resident) for name, plan in plans.items() if plan.resident < plan.runs}:
         counts = " and ".join(f"{name} in {count}" for name, count in parts.items())
         yield f"memory does not hold all runs at once; they are trained one part after another, {counts}"
-    if given > config.num_runs:
+    if given > one.devices:
         yield f"warning: {given:,} devices for {config.num_runs:,} runs; the plan is for one run on as many devices"
-    padding = one.runs * one.devices / config.num_runs - 1
+    shards = one.devices // one.devices_to_a_batch
+    padding = one.runs * shards / config.num_runs - 1
     if padding > 0.05:
-        yield f"warning: {config.num_runs:,} runs do not divide by {given:,} devices; {padding:.0%} more are trained"
+        among = f"{shards:,} groups of" if one.devices_to_a_batch > 1 else f"{given:,}"
+        yield f"warning: {config.num_runs:,} runs do not divide by {among} devices; {padding:.0%} more are trained"
 
 
 def _span(plans: Iterable[Plan], rate: Rate) -> str:

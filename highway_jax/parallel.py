@@ -68,15 +68,40 @@ def runs_mesh(devices: Sequence[jax.Device] | None = None, data: int = 1) -> Mes
     return Mesh(np.asarray(jax.devices() if devices is None else devices).reshape(-1, data), (RUNS, DATA))
 
 
-def choose_mesh(num_runs: int, batch_size: int) -> Mesh:
+def choose_mesh(num_runs: int, batch_size: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """The mesh for a population: runs over all devices or, where there are more devices than runs, batches too.
 
     Not on CPUs, whose cores share one run's work as well without it. Devices for which there are no runs are left
     out, unless there are several processes: each must take part.
+
+    Args:
+      num_runs, batch_size: of the search.
+      devices: those of all processes by default.
     """
-    devices = jax.devices()
+    devices = jax.devices() if devices is None else devices
     data = 1 if devices[0].platform == "cpu" else devices_to_a_batch(num_runs, batch_size, len(devices))
-    return runs_mesh(devices if jax.process_count() > 1 else devices[: num_runs * data], data)
+    return runs_mesh(devices if _of_several(devices) else devices[: num_runs * data], data)
+
+
+def mesh_of(shape: tuple[int, int], devices: Sequence[jax.Device]) -> Mesh:
+    """A mesh of this shape, (runs, data), of the first of these devices.
+
+    Raises:
+      ValueError: if there are not so many, or more, where they are of several processes.
+    """
+    sizes = isinstance(shape, tuple | list) and len(shape) == 2 and all(isinstance(size, int) for size in shape)
+    if not sizes or min(shape) < 1:
+        raise ValueError(f"mesh is {shape!r}; it must be (runs, data), how many devices share the runs, and each batch")
+    size, several = shape[0] * shape[1], _of_several(devices)
+    if size > len(devices) or (several and size < len(devices)):
+        there = f"{len(devices):,} device{'s' * (len(devices) > 1)}"
+        raise ValueError(f"mesh is {shape}; it must take {'all' if several else 'at most'} {there}")
+    return runs_mesh(devices[:size], shape[1])
+
+
+def _of_several(devices: Sequence[jax.Device]) -> bool:
+    """Whether devices are of several processes."""
+    return len({device.process_index for device in devices}) > 1
 
 
 def devices_to_a_batch(num_runs: int, batch_size: int, devices: int) -> int:

@@ -103,14 +103,12 @@ def _check_alike(mine: identity.Identity, mesh: Mesh) -> None:
 
 def find_devices(config: ConfigDict) -> Mesh:
     """The devices to train on, as `config.mesh` says or by default."""
-    devices = jax.devices()
     if config.mesh is None:
         return parallel.choose_mesh(config.num_runs, config.batch_size)
-    runs, shares = config.mesh
-    if runs * shares > len(devices) or (runs * shares < len(devices) and jax.process_count() > 1):
-        allowed = "all" if jax.process_count() > 1 else "at most"
-        raise UserError(f"config.mesh is {config.mesh}; it must take {allowed} {_count(len(devices), 'device')}")
-    return parallel.runs_mesh(devices[: runs * shares], shares)
+    try:
+        return parallel.mesh_of(config.mesh, jax.devices())
+    except ValueError as error:
+        raise UserError(f"config.{error}") from error
 
 
 def _devices(mesh: Mesh) -> str:

@@ -2,10 +2,11 @@
 
 from highway_jax.functional.classification import accuracy, cross_entropy
 from highway_jax.population import schedules
+from highway_jax.population.devices import DEVICES, Device
 from highway_jax.population.fit import fit, replay
 from highway_jax.population.guided import optuna_trials, tpe
 from highway_jax.population.memory import MemoryTooSmall, RunTooLarge
-from highway_jax.population.planning import DEVICES, Device, Plan, plan
+from highway_jax.population.planning import Plan, plan
 from highway_jax.population.policies import Halving
 from highway_jax.population.progress import Bar, Progress
 from highway_jax.population.ranking import Ranking, rank

@@ -29,7 +29,7 @@ def job():
 @functools.cache  # a plan takes a second or two of compilation
 def planned():
     """Twelve runs on two devices."""
-    return plan.plans_of(job(), DEVICES["h100"], 2)["highway"]
+    return plan.plans_of(job(), device=DEVICES["h100"], devices=2)["highway"]
 
 
 def test_a_job_is_planned_as_its_config_says():

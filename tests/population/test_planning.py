@@ -93,7 +93,8 @@ def test_twice_the_runs_take_twice_the_memory_and_time_and_twice_the_devices_tak
     one, two, shared = planned(num_runs=6), planned(), planned(devices=2)
     assert (two.runs, two.population, two.flops) == (2 * one.runs, 2 * one.population, 2 * one.flops)
     # On twice the devices, each does the same again; all of them together have a larger checkpoint.
-    assert dataclasses.replace(shared, devices=1, checkpoint=0) == dataclasses.replace(one, checkpoint=0)
+    of_one = {"devices": 1, "checkpoint": 0, "collectives": None}
+    assert dataclasses.replace(shared, **of_one) == dataclasses.replace(one, **of_one)
     assert shared.checkpoint == two.checkpoint == 2 * one.checkpoint
     assert planned(devices=20).devices == 12
 
@@ -165,7 +166,12 @@ def test_a_plan_can_be_read():
         ({"device": "h1000"}, "device is 'h1000'; it must be one of a100, h100"),
         ({"device": 8}, "device is 8; it must be a Device, or a name of one"),
         ({"devices": 0}, "devices is 0; it must be an integer of at least 1"),
-        ({"mesh": None}, "plan takes no 'mesh'; beside device and devices it takes what fit does, but no mesh"),
+        ({"rate": 1}, "plan takes no 'rate'; beside device, devices and topology it takes what fit does"),
+        ({"mesh": (1, 2), "devices": 2}, "device and devices must be None where topology or mesh says both"),
+        ({"mesh": (1, 10**5)}, r"mesh is \(1, 100000\); it must take at most"),
+        ({"mesh": 2}, r"mesh is 2; it must be \(runs, data\)"),
+        ({"mesh": (1, 2)}, "2 devices cannot share batches of 5 evenly"),
+        ({"topology": "v9:2x2"}, "topology is 'v9:2x2'; it must be a TPU slice, such as v5e:2x2"),
         ({"seeds": 5}, "num_runs is 12; it must be a multiple of seeds, 5"),
         ({"runs_per_batch": 0}, "runs_per_batch is 0; it must be an integer of at least 1"),
         ({"rank_by": "test_loss"}, "rank_by is 'test_loss'; it must be one of train_loss, train_mae, valid_loss"),
