@@ -101,6 +101,12 @@ def test_slurm_gives_a_process_all_gpus_of_its_node(tmp_path):
     assert returned == 12
 
 
+def test_slurm_gives_a_process_the_cpus_that_the_job_asks_for(tmp_path):
+    commands = {"srun": '"$SRUN_CPUS_PER_TASK"'}
+    returned, _, _ = run("slurm.sbatch", commands=commands, tmp_path=tmp_path, SLURM_CPUS_PER_TASK="16")
+    assert returned == 16
+
+
 def test_tpu_pod_installs_the_commit_and_runs_it_on_all_hosts(tmp_path, monkeypatch):
     settings = {"TPU": "slice", "ZONE": "here", "WORKDIR": str(tmp_path / "with space"), "DATA_DIR": str(tmp_path)}
     flag = "--config.search.learning_rate=(0.01, 0.1)"  # both shells on the way have to keep it whole

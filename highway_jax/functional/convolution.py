@@ -7,6 +7,7 @@ gradients, have that order.
 """
 
 import contextlib
+import itertools
 import operator
 from collections.abc import Callable, Sequence
 from functools import partial, reduce
@@ -85,16 +86,17 @@ def _jvp(run, primals, tangents):
     lhs, rhs = primals
     dlhs, drhs = tangents
 
-    def either(cpu, *args):
+    def either(*args, **platforms):
         # The arrays are reordered where they are needed, in the backward pass, and not kept in both orders.
         default = partial(_conv, run)
-        return jax.checkpoint(partial(lax.platform_dependent, cpu=cpu, default=default), prevent_cse=False)(*args)
+        return jax.checkpoint(partial(lax.platform_dependent, default=default, **platforms), prevent_cse=False)(*args)
 
     terms = []
     if not isinstance(dlhs, SymbolicZero):
-        terms.append(either(partial(_of_lhs, run), dlhs, rhs))
+        terms.append(either(dlhs, rhs, cpu=partial(_of_lhs, run)))
     if not isinstance(drhs, SymbolicZero):
-        terms.append(either(partial(_of_rhs, run), lhs, drhs))
+        tpu = {"tpu": partial(_of_windows, run)} if _is_thin(run, lhs) else {}
+        terms.append(either(lhs, drhs, cpu=partial(_of_rhs, run), **tpu))
     return _conv(run, lhs, rhs), reduce(jnp.add, terms)
 
 
@@ -119,3 +121,38 @@ def _of_rhs(run: Convolution, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
     numbers = lax.ConvDimensionNumbers(order, order, (inner, features, *size))
     y = run(lhs.swapaxes(0, -1), jnp.moveaxis(rhs, -2, 0), dimension_numbers=numbers)
     return jnp.moveaxis(y, -2, 0)
+
+
+THIN = 8  # channels: a TPU's compiler takes minutes over the gradient of a kernel with an image's three, in float32
+
+
+def _is_thin(run: Convolution, lhs: jax.Array) -> bool:
+    """Whether `_of_windows` takes it: few channels, and neither groups nor dilated inputs."""
+    options = run.keywords  # type: ignore[attr-defined]
+    groups = options.get("feature_group_count", 1), options.get("batch_group_count", 1)
+    return lhs.shape[-1] < THIN and groups == (1, 1) and set(options.get("lhs_dilation") or (1,)) == {1}
+
+
+def _of_windows(run: Convolution, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
+    """The same, as a product of all windows with the kernel."""
+    options = run.keywords  # type: ignore[attr-defined]
+    (batch, *spatial, channels), size = lhs.shape, rhs.shape[:-2]
+    strides, padding = options["window_strides"], options["padding"]
+    dilation = options.get("rhs_dilation") or (1,) * len(size)
+    reach = [1 + step * (count - 1) for step, count in zip(dilation, size, strict=True)]
+    if isinstance(padding, str):
+        padding = lax.padtype_to_pads(spatial, reach, strides, padding)
+    padded = lax.pad(lhs, jnp.zeros((), lhs.dtype), [(0, 0, 0), *((*pair, 0) for pair in padding), (0, 0, 0)])
+    spans = [1 + (n - r) // s * s for n, r, s in zip(padded.shape[1:-1], reach, strides, strict=True)]
+    places = itertools.product(*(range(0, r, step) for r, step in zip(reach, dilation, strict=True)))
+    windows = [
+        lax.slice(padded, (0, *first, 0), (batch, *map(operator.add, first, spans), channels), (1, *strides, 1))
+        for first in places
+    ]
+    names = "precision", "preferred_element_type"
+    return lax.dot_general(
+        jnp.concatenate(windows, axis=-1),
+        rhs.reshape(-1, rhs.shape[-1]),
+        (((lhs.ndim - 1,), (0,)), ((), ())),
+        **{name: options[name] for name in names if name in options},
+    )

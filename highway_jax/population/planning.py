@@ -197,7 +197,9 @@ def plan(
     members, train, evaluate = _members(group, resident), _whole(group, _forms(search.train)), _whole(group, splits)
     population = compiled.laid_out(members)
     free = None if on_cpu else device.memory - population - compiled.laid_out((train, _batches(group)))
-    runs_per_batch = min(how.runs_per_batch or group.runs_per_batch(own, free, target), own)
+    # Of a single run the compiler need not be asked, which takes as long as the epoch itself.
+    wanted = 1 if own == 1 else how.runs_per_batch or group.runs_per_batch(own, free, target)
+    runs_per_batch = min(wanted, own)
     programs = _compiled(group, splits, own, runs_per_batch)
     data = num_bytes((train, evaluate))
     flops = sum(count * _flops_per_step(groups[name]) for name, count in groups.sizes.items()) / search.num_runs

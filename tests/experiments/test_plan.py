@@ -5,6 +5,7 @@ import functools
 import json
 import re
 import sys
+from importlib.util import find_spec
 
 import pytest
 
@@ -99,6 +100,21 @@ def test_convolutional_networks_are_planned_without_their_data(capsys, tmp_path,
     assert "2 runs of highway, 400 epochs of 100 steps, on 1 x TPU v5 lite" in out
 
 
+@pytest.mark.filterwarnings("ignore:Error reading persistent compilation cache entry")
+@pytest.mark.parametrize(
+    "where",
+    ["", pytest.param("--topology=v5e:2x2", marks=pytest.mark.skipif(not find_spec("libtpu"), reason="needs libtpu"))],
+)
+def test_what_devices_send_is_said_of_a_mesh(where, capsys, two_devices):
+    flags = [where, "--config.mesh=(2, 2)"] if where else ["--config.mesh=(1, 2)"]
+    plan.main([*TINY, *flags, "--config.num_runs=2", "--config.implementation=xla"])
+    out = " ".join(capsys.readouterr().out.replace("│", "").split())
+    assert ", 2 to a batch" in out
+    assert "fits yes" in out
+    assert "a device sends in a step 1 all-reduce" in out, out
+    assert ("their padding to tiles" in out) == bool(where)
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -106,6 +122,10 @@ def test_convolutional_networks_are_planned_without_their_data(capsys, tmp_path,
         (["--config.batch_size=1501"], "config.batch_size is 1501; it must be at most 1500"),
         (["--config.dataset=fashion_mnist"], "'fashion_mnist' is not prepared in .*TFDS_DATA_DIR"),
         (["--workdir=x"], "--workdir is no flag"),
+        (["--topology=v9:2x2"], "--topology is 'v9:2x2'; it must be a TPU slice, such as v5e:2x2"),
+        (["--topology=v5e:2x2", "--devices=4"], "--devices is 4, but --topology says which devices, and how many"),
+        (["--config.mesh=(1, 1)", "--device=h100"], r"config.mesh is \(1, 1\), but --device and --devices plan one"),
+        (["--config.mesh=(1000, 1)"], r"config.mesh is \(1000, 1\); it must take at most \d+ devices"),
     ],
 )
 def test_a_mistake_is_one_line_and_status_2(flags, message, capsys, monkeypatch, tmp_path):
