@@ -123,7 +123,7 @@ def _of_rhs(run: Convolution, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
     return jnp.moveaxis(y, -2, 0)
 
 
-THIN = 8  # channels: a TPU's compiler takes minutes over the gradient of a kernel with an image's three, in float32
+THIN = 8  # channels: a TPU's compiler may take a minute and more over the gradient of such a kernel, in float32
 
 
 def _is_thin(run: Convolution, lhs: jax.Array) -> bool:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from jax import lax
 
 from highway_jax import ConvNet, data, parallel, population
+from highway_jax.functional import convolution
 from highway_jax.functional.convolution import conv
 from highway_jax.functional.ops import resize
 from highway_jax.functional.pooling import avg_pool, max_pool
@@ -228,6 +229,19 @@ def test_a_convolutions_gradient_has_xlas_own_order_on_a_cpu():
     assert set(re.findall(r"dim_numbers = (.*?->.*?\])", text)) == {"[b, 0, 1, f]x[0, 1, i, o]->[b, 0, 1, f]"}
     kept = jax.tree.leaves(jax.vjp(lambda *args: conv(*args, (2, 1), "SAME"), x, kernel)[1])
     assert sum(leaf.size for leaf in kept) <= x.size + kernel.size + 1  # in one order
+
+
+@pytest.mark.parametrize("padding", ["SAME", "VALID", [(1, 2), (-1, 0)]])
+@pytest.mark.parametrize(("strides", "dilation"), [((1, 1), (1, 1)), ((2, 3), (1, 1)), ((1, 2), (2, 1))])
+def test_the_product_of_all_windows_is_the_convolution(padding, strides, dilation):
+    """What a TPU differentiates where an image has few channels."""
+    rng = np.random.default_rng(0)
+    x, kernel = (rng.normal(size=size).astype(np.float32) for size in ((2, 9, 8, 3), (3, 2, 3, 4)))
+    run = functools.partial(
+        lax.conv_general_dilated, window_strides=strides, padding=padding, rhs_dilation=dilation, precision=None
+    )
+    theirs = run(x, kernel, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    np.testing.assert_allclose(convolution._of_windows(run, x, kernel), theirs, rtol=1e-4, atol=1e-4)
 
 
 def test_maxout_is_the_largest_of_its_pieces():
