@@ -94,8 +94,8 @@ struct Share {
 // A layer's kernel (width, side) for the forward pass, (groups, width / 4, parts, units, 4), four inputs side by side;
 // and its bias.
 template <int kParts>
-__device__ __forceinline__ void fetch_forward(float* to, float* biases, const float* kernel, const float* bias, int width,
-                                              const Share& share) {
+__device__ __forceinline__ void fetch_forward(float* to, float* biases, const float* kernel, const float* bias,
+                                              int width, const Share& share) {
   constexpr int U = kUnits<kParts>;
   const int side = kParts * width, vectors = Shape::up(width, 4);
   for (int column = share.column; column < side; column += share.columns) {
@@ -135,7 +135,8 @@ __device__ __forceinline__ void fetch_backward(float* to, const float* kernel, i
 }
 
 // A layer's input (width, rows) of those that are kept; `unit` is a thread's first, `step` how many units come next.
-__device__ __forceinline__ void fetch_input(float* to, const float* kept, const Shape& shape, int row, int unit, int step) {
+__device__ __forceinline__ void fetch_input(float* to, const float* kept, const Shape& shape, int row, int unit,
+                                            int step) {
   for (; unit < shape.width; unit += step) {
     __pipeline_memcpy_async(to + unit * shape.pitch() + row, kept + unit * shape.columns() + row, sizeof(float4));
   }
@@ -420,10 +421,10 @@ ffi::Error launch(void (*kernel)(Shape, Parameters...), const Shape& shape, int 
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(runs, shape.tiles);
   config.blockDim = dim3(threads);
-  config.dynamicSmemBytes = floats * sizeof(float);
+  const int bytes = floats * static_cast<int>(sizeof(float));
+  config.dynamicSmemBytes = bytes;
   config.stream = stream;
-  cudaError_t error =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(config.dynamicSmemBytes));
+  cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   if (error == cudaSuccess) error = cudaLaunchKernelEx(&config, kernel, shape, static_cast<Parameters>(arguments)...);
   return error == cudaSuccess ? ffi::Error::Success() : ffi::Error::Internal(cudaGetErrorString(error));
 }
@@ -441,8 +442,8 @@ ffi::Error Forward(cudaStream_t stream, int64_t rows, Floats x, Floats kernel, F
                 activation.typed_data(), y->typed_data(), kept->element_count() ? kept->typed_data() : nullptr);
 }
 
-ffi::Error Backward(cudaStream_t stream, int64_t rows, Floats dy, Floats kernel, Ints activation, Floats kept, Result dx,
-                    Result dkernel, Result dbias) {
+ffi::Error Backward(cudaStream_t stream, int64_t rows, Floats dy, Floats kernel, Ints activation, Floats kept,
+                    Result dx, Result dkernel, Result dbias) {
   const Shape shape = shape_of(dy.dimensions(), kernel.dimensions(), rows);
   const int parts = static_cast<int>(kernel.dimensions().back()) / shape.width;
   return launch(parts == 2 ? backward<2> : backward<1>, shape, parts, runs_of(dy.dimensions(), 2),
