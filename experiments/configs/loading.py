@@ -54,7 +54,7 @@ def known_configs() -> dict[str, str]:
 
 def names(having: str) -> str:
     """The known configs with a key, "search" or "stages", for a message."""
-    return ", ".join(name for name, file in known_configs().items() if having in _read(file))
+    return ", ".join(name for name, file in known_configs().items() if not having or having in _read(file))
 
 
 def load(name: str | None, overrides: Mapping[str, str], having: str = "") -> Loaded:

@@ -161,11 +161,18 @@ def choose_implementations(
     platform = fused.here()
     if config.implementation != "xla" and platform:
         for network in filter(lambda network: fused.supports(kinds.named(network)), networks):
-            if config.implementation == "fused":
+            fits = config.width[network] <= fused.WIDEST[platform]
+            if platform == fused.GPU and not fits:
+                if config.implementation == "fused":
+                    raise UserError(
+                        f"config.implementation is 'fused', but config.width.{network} is {config.width[network]}; "
+                        f"on a GPU it must be at most {fused.WIDEST[platform]}"
+                    )
+            elif config.implementation == "fused":
                 wanted[network] = "fused"
             elif earlier is not None:
                 wanted[network] = earlier.get(network, "xla")
-            elif config.width[network] <= fused.WIDEST[platform]:
+            elif fits and not _batches_are_shared(config):
                 wanted[network] = "fused"
     if platform and "fused" in wanted.values():
         if fused.needs_build(platform):
@@ -180,3 +187,10 @@ def choose_implementations(
             wanted = dict.fromkeys(networks, "xla")
     everywhere = parallel.agree(*(wanted[network] == "fused" for network in networks)).min(axis=0).tolist()
     return {network: "fused" if agreed else "xla" for network, agreed in zip(networks, everywhere, strict=True)}
+
+
+def _batches_are_shared(config: ConfigDict) -> bool:
+    """Whether several devices will share a batch, all of which each of them would compute with a kernel of our own."""
+    if config.mesh is not None:
+        return config.mesh[1] > 1
+    return parallel.choose_mesh(config.num_runs, config.batch_size).shape[parallel.DATA] > 1

@@ -17,7 +17,7 @@ class Rate:
     """What a device was measured to do, in FLOP/s; `typical` at the depth asked for, low and high at any.
 
     Attributes:
-      runs: that were side by side on a device.
+      runs: that were side by side on a device, the fewest of all files.
       files: where that is from.
     """
 
@@ -41,8 +41,8 @@ def measured_rate(
       depth: of the networks.
       results: where the files of `benchmarks.population` are.
       contender: one of its contenders: "ours", or "ours_xla".
-      runs: how many a device will train side by side. What was measured with as many counts, or else with the next
-        fewer, or with the fewest; by default with the most.
+      runs: how many a device will train side by side; by default as many as can be. At every depth the measurement
+        with the most runs not above it counts, otherwise that with the fewest.
     """
     points = []
     for path in sorted(results.glob("population_*.json")):
@@ -55,7 +55,12 @@ def measured_rate(
             points.append((result["work"]["depth"], *rates, result["work"]["runs"] // int(count), path.name))
     if not points:
         return None
-    counts = {point[4] for point in points}
-    chosen = max((count for count in counts if runs is None or count <= runs), default=min(counts))
-    depths, typical, low, high, _, files = zip(*sorted(point for point in points if point[4] == chosen), strict=True)
-    return Rate(float(np.interp(math.log(depth), np.log(depths), typical)), min(low), max(high), chosen, files)
+    chosen = []
+    for measured_depth in {point[0] for point in points}:
+        here = [point for point in points if point[0] == measured_depth]
+        counts = {point[4] for point in here}
+        count = max((count for count in counts if runs is None or count <= runs), default=min(counts))
+        chosen += [point for point in here if point[4] == count]
+    depths, typical, low, high, side_by_side, files = zip(*sorted(chosen), strict=True)
+    rate = float(np.interp(math.log(depth), np.log(depths), typical))
+    return Rate(rate, min(low), max(high), min(side_by_side), files)

@@ -155,8 +155,8 @@ __global__ void __launch_bounds__(kThreads)
   float* const kernels = reinterpret_cast<float*>(shared);
   float* const biases = kernels + 2 * kernel_size;
   float* const inputs = biases + 2 * bias_size;
-  const int64_t run = blockIdx.x;
-  const int first = blockIdx.y * shape.rows, groups = shape.rows / kRows;
+  const int64_t run = blockIdx.x / shape.tiles;
+  const int first = blockIdx.x % shape.tiles * shape.rows, groups = shape.rows / kRows;
   const int row = kRows * (threadIdx.x % groups), unit = U * (threadIdx.x / groups);
   const int own_kernel = threadIdx.x / groups * Shape::fours(width) * 10;
   const Share share(side);
@@ -256,7 +256,7 @@ __global__ void __launch_bounds__(kThreads)
   float* const weights = reinterpret_cast<float*>(shared);
   float* const input = weights + shape.backward_kernel(kParts);
   float* const dz = input + Shape::fours(width) * pitch;
-  const int64_t run = blockIdx.x, tile = blockIdx.y;
+  const int64_t run = blockIdx.x / shape.tiles, tile = blockIdx.x % shape.tiles;
   const int first = tile * shape.rows, groups = shape.rows / kRows;
   const int group = threadIdx.x / groups, all_groups = blockDim.x / groups;
   const int row = kRows * (threadIdx.x - group * groups), unit = U * group;
@@ -419,7 +419,7 @@ ffi::Error launch(void (*kernel)(Shape, Parameters...), const Shape& shape, int 
                   cudaStream_t stream, Arguments... arguments) {
   const int units = 10 / parts, threads = shape.rows / kRows * ((shape.width + units - 1) / units);
   cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(runs, shape.tiles);
+  config.gridDim = dim3(runs * shape.tiles);
   config.blockDim = dim3(threads);
   const int bytes = floats * static_cast<int>(sizeof(float));
   config.dynamicSmemBytes = bytes;

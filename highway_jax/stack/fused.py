@@ -27,7 +27,10 @@ from highway_jax.stack import kinds as blocks
 from highway_jax.stack.kinds import Kind
 from highway_jax.stack.native import Library, NoCompiler, Unavailable
 
-__all__ = ["NoCompiler", "Unavailable", "choose", "load", "needs_build", "supports"]
+__all__ = [
+    "NoCompiler", "Unavailable", "backward", "check", "choose", "forward", "here", "load", "needs_build", "supports",
+    "usable",
+]  # fmt: skip
 
 CPU, GPU = "cpu", "cuda"
 WIDEST: Mapping[str, int] = {CPU: 128, GPU: 80}
@@ -211,10 +214,10 @@ def backward(
 
 
 def _tiles(platform: str, batch: int, width: int, side: int) -> tuple[int, int]:
-    """How many examples are computed together, with those that pad them, and how many times as many there are.
+    """(rows, tiles): how many examples are computed together, padding included, and how often for a whole batch.
 
-    On a CPU all are, padded to a multiple of the most that a vector holds. On a GPU as many as a block has threads for,
-    whose share of the units is 10 outputs of the affine maps.
+    On a CPU all are, padded to a multiple of the most that a vector holds. On a GPU they are those of a block of
+    threads, of which each has 10 outputs of the affine maps.
     """
     if platform == CPU:
         return -(-batch // 16) * 16, 1

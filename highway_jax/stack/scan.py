@@ -50,7 +50,8 @@ def stack(
       implementation: "xla", or "fused": the kernels of `stack.fused`, on a CPU for what is differentiated, on an NVIDIA
         GPU that can build it for everything, and XLA elsewhere. Put one `jax.jit` around a gradient: in separate
         programs the forward one returns what any of them would keep. A gradient has no further derivative, and cannot
-        be exported for such a platform.
+        be exported for such a platform. Devices that share a batch each compute all of it. Whether a GPU can build the
+        kernel is asked when `stack` is traced; of several processes either all must be able to, or none.
 
     Returns:
       (..., width). There is no forward mode: `jax.jvp`, `jax.linearize` and `jax.jacfwd` raise TypeError. There are
@@ -72,16 +73,17 @@ def stack(
         state, kernel, bias, index = *map(jnp.asarray, (x, kernel, bias)), jnp.asarray(index, jnp.int32)
         fused.check(kind, state, kernel, bias, index)
         kernels = {fused.CPU: partial(_fused, fused.CPU, kind)}
-        if fused.usable(fused.GPU, x.shape[-1]):
+        if x.size and fused.usable(fused.GPU, x.shape[-1]):
             kernels[fused.GPU] = partial(_fused, fused.GPU, kind)
         run = partial(lax.platform_dependent, **kernels, default=run)
-    choices = index, transform_bias
+    choices, layers = (index, transform_bias), len(kernel)
+    if not layers:
+        return x.reshape(shape)
     if not remat:
         return _output(run(state, kernel, bias, *choices)).reshape(shape)
-    layers = len(kernel)
     size = _segment(layers)
-    first = layers % size
-    state = run(state, kernel[:first], bias[:first], *choices)
+    if first := layers % size:
+        state = run(state, kernel[:first], bias[:first], *choices)
 
     @partial(jax.checkpoint, prevent_cse=False)
     def segment(state, weights):
@@ -225,8 +227,7 @@ def _gradients_after(kept, dstate):
 def _gradients_inside(kept, dstate):
     """The same as suits a TPU's compiler: with the gradients of a layer's weights inside the scan, and no dz kept."""
     *stacked, choices = kept
-    if not (layers := len(stacked[0])):  # of which none could be taken
-        return _gradients_after(kept, dstate)
+    layers = len(stacked[0])
 
     # What a loop writes in ascending order, the compiler does not fill with zeros before it.
     def layer(carry, _):

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from jax import lax
 
 from highway_jax.functional.activations import RELU, TANH
 from highway_jax.stack import fused, stack
@@ -89,6 +90,23 @@ def test_it_is_what_xla_computes(emulated, seed, runs, layers, batch, width, kin
     index = np.random.default_rng(seed).integers(0, 2, runs).astype(np.int32)
     for ours, reference in zip(by_the_kernel(*args, index, dy), by_xla(kind, *args, index, dy), strict=True):
         np.testing.assert_allclose(ours, reference, rtol=1e-4, atol=1e-5 * np.abs(reference).max())
+
+
+@pytest.mark.parametrize("layers", [0, 1, 9, 11])
+@pytest.mark.parametrize("remat", [False, True])
+def test_a_stack_of_any_depth_takes_it(emulated, layers, remat, monkeypatch):
+    x, kernel, bias, dy = (leaf[0] for leaf in arrays(0, 1, layers, 5, 7, 2))
+
+    def gradients(implementation):
+        run = functools.partial(stack, HIGHWAY, activation=TANH, remat=remat, implementation=implementation)
+        y, pullback = jax.vjp(lambda x, kernel, bias: run(x, kernel, bias), x, kernel, bias)
+        return y, *pullback(dy)
+
+    reference = gradients("xla")
+    monkeypatch.setattr(fused, "usable", lambda platform, width: True)
+    monkeypatch.setattr(lax, "platform_dependent", lambda *args, cuda, **others: cuda(*args))
+    for ours, theirs in zip(gradients("fused"), reference, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("index", [RELU, TANH])

@@ -1,5 +1,5 @@
-// Copies that are asynchronous on a GPU are made when they are waited for. From their beginning until then there are NaN
-// where they go, so that it is noticed whoever reads what was there before, or what is to come.
+// Copies that are asynchronous on a GPU are made when they are waited for. Until then there is NaN where they go, so that
+// a read before the wait, or of what was there before, gives NaN.
 #pragma once
 
 #include <deque>

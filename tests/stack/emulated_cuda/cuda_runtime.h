@@ -122,11 +122,9 @@ template <typename Kernel, typename... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, Kernel* kernel, Arguments... arguments) {
   if (config->blockDim.x > 256) return cudaErrorInvalidValue;  // the kernels' own launch bound
   blockDim = config->blockDim;
-  for (unsigned y = 0; y < config->gridDim.y; ++y) {
-    for (unsigned x = 0; x < config->gridDim.x; ++x) {
-      blockIdx = dim3(x, y);
-      if (!emulated::run_block([&] { kernel(arguments...); }, config->dynamicSmemBytes)) return cudaErrorInvalidValue;
-    }
+  for (unsigned x = 0; x < config->gridDim.x; ++x) {
+    blockIdx = dim3(x);
+    if (!emulated::run_block([&] { kernel(arguments...); }, config->dynamicSmemBytes)) return cudaErrorInvalidValue;
   }
   return cudaSuccess;
 }
