@@ -115,7 +115,7 @@ def run(chosen: Sequence[Step], minutes: float, output: Path, work: Path) -> Non
     end = time.monotonic() + 60 * minutes
     kept = 60 * minutes * SEARCH * (chosen[-1].name == "search")  # for the search, by the other steps
     console, summary = Console(output / "console.log"), output / "summary.json"
-    records: dict[str, Row] = json.loads(summary.read_text())["steps"] if summary.exists() else {}
+    records = _earlier(summary)
     console.print(f"{time.strftime('%Y-%m-%d %H:%M:%S')}: {len(chosen)} steps in {minutes:g} minutes")
     for step in chosen:
         left = end - time.monotonic() - kept * (step.name != "search")
@@ -129,6 +129,14 @@ def run(chosen: Sequence[Step], minutes: float, output: Path, work: Path) -> Non
                 write(output, work, records)
         console.print(f"{step.name}: {described(records[step.name])}")
     write(output, work, records)
+
+
+def _earlier(summary: Path) -> dict[str, Row]:
+    """How the steps of an earlier call ended, if that can be read."""
+    try:
+        return dict(json.loads(summary.read_text())["steps"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
 
 
 def run_step(step: Step, seconds: float, work: Path) -> Row:
@@ -220,7 +228,14 @@ def tables(rows: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
     if not machine or not device or not {"gemm_flops", "copy_bytes"} <= rates.keys():
         return {}
     machine = {name: value for name, value in machine.items() if name not in ("case", "xla_flags")}
-    timed = [row for name, found in rows.items() if name.startswith(("ours_", "torch_")) for row in found]
+    card = device.split(" x ")[-1]
+    timed = [
+        row
+        for name, found in rows.items()
+        if name.startswith(("ours_", "torch_"))
+        for row in found
+        if row.get("device", card).split(" x ")[-1] == card  # another card's may be there from an earlier session
+    ]
     works: dict[tuple[int, int], Work] = {}
     for row in timed:
         if row["case"] == "ours" and row["work"]["runs_per_batch"] == row["work"]["runs"]:
@@ -272,13 +287,18 @@ def main(argv: list[str]) -> None:
         return
     if not values.output:
         raise UserError("--output is missing; it must be a directory")
+    if not 0 < values.minutes < float("inf"):
+        raise UserError(f"--minutes is {values.minutes}; it must be a number above 0")
     names = values.only or [step.name for step in STEPS if values.torch or not step.needs_torch]
     if unknown := set(names) - by_name.keys():
         raise UserError(f"--only has {min(unknown)!r}; it must be some of {', '.join(by_name)}")
     output = Path(values.output).absolute()
     work = Path(values.work).absolute()
-    for folder in output, work:
-        folder.mkdir(parents=True, exist_ok=True)
+    for flag, folder in ("output", output), ("work", work):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--{flag} is {folder}, which cannot be made a directory: {error}") from error
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     run([step for step in STEPS if step.name in names], values.minutes, output, work)
 

@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from benchmarks.jax_contenders import PRECISIONS
+from benchmarks.work import PRECISIONS
 from experiments.app import command_line, entry
 from experiments.app.errors import UserError
 from experiments.app.machine import hardware
@@ -46,7 +46,7 @@ def images(name: str, batch: int, steps: int) -> tuple[np.ndarray, np.ndarray]:
 def ours(name: str, batch: int, steps: int, runs: int = 1, precision: str = "float32") -> Callable[[], None]:
     """An epoch of `steps` steps, as `experiments.train` runs it; of several runs, in lockstep.
 
-    Products and convolutions are of that precision, one of `jax_contenders.PRECISIONS`.
+    Products and convolutions are of that precision, one of `work.PRECISIONS`.
     """
     import jax
 

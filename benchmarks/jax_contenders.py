@@ -15,21 +15,12 @@ import numpy as np
 import optax
 from jax import lax
 
-from benchmarks.work import CLASSES, INPUTS, LEARNING_RATE, MOMENTUM, TRANSFORM_BIAS, Work
+from benchmarks.work import CLASSES, INPUTS, LEARNING_RATE, MOMENTUM, PRECISIONS, TRANSFORM_BIAS, Work
 from highway_jax import MLP, data, parallel, population
 from highway_jax.population.programs import Group, gather_batches
 from highway_jax.stack import fused
 
 Contender = tuple[Callable[[], None], int]
-
-# What products of float32 arrays are computed in, as `jax.default_matmul_precision` has it. The last two are algorithms
-# of `jax.lax.DotAlgorithmPreset`, which not every device knows.
-PRECISIONS = {
-    "float32": "float32",
-    "tf32": "tensorfloat32",
-    "tf32x3": "TF32_TF32_F32_X3",
-    "bf16": "BF16_BF16_F32",
-}
 
 
 def ours(work: Work) -> Contender:

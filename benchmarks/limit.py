@@ -7,14 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.jax_contenders import PRECISIONS
+from benchmarks.work import PRECISIONS
 
 
 def gemm_flops(size: int | None = None, repetitions: int = 5, precision: str = "float32") -> float:
     """Floating-point operations a second of a large product of float32 arrays.
 
     On a CPU it is the best of NumPy, JAX and PyTorch, on an accelerator JAX's, with products of that precision, one of
-    `jax_contenders.PRECISIONS`.
+    `work.PRECISIONS`.
     """
     size = size or (2048 if jax.default_backend() == "cpu" else 8192)
     a = np.random.default_rng(0).normal(size=(size, size)).astype(np.float32)

@@ -10,6 +10,7 @@ import functools
 import gc
 import importlib.util
 import itertools
+import json
 import os
 import shutil
 import signal
@@ -22,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.work import Work
+from benchmarks.work import PRECISIONS, Work
 from highway_jax.files import first_line
 
 Row = dict[str, Any]
@@ -85,7 +86,6 @@ def device(settings: Settings) -> Iterator[Row]:
     import jax
 
     from benchmarks import limit, population
-    from benchmarks.jax_contenders import PRECISIONS
     from experiments.app.machine import hardware
 
     first = jax.devices()[0]
@@ -103,7 +103,7 @@ def device(settings: Settings) -> Iterator[Row]:
 
 
 def _run(*command: str) -> str:
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.strip()
 
 
 def correctness(settings: Settings) -> Iterator[Row]:
@@ -118,8 +118,6 @@ def _products() -> Iterator[Row]:
     """Products in every precision against float64."""
     import jax
     import jax.numpy as jnp
-
-    from benchmarks.jax_contenders import PRECISIONS
 
     rng = np.random.default_rng(0)
     for shape in ((128, 128, 128),) if on_cpu() else ((1024, 1024, 1024), (100, 100, 50, 100)):
@@ -347,6 +345,8 @@ def roofline(settings: Settings) -> Iterator[Row]:
     from highway_jax.stack import fused
 
     rates = read_rates(read_rows(settings.work, "device"))
+    if not rates:
+        raise RuntimeError("the step device has not measured the device's rates; it must come first")
     timed = read_rows(settings.work, "ours_depth100")
     _cache(settings, 100)
     for runs, precision in ((100, "float32"), (1000, "float32"))[: 1 if on_cpu() else None]:
@@ -486,7 +486,7 @@ def search(settings: Settings) -> Iterator[Row]:
     prepared = Path(os.environ.get("TFDS_DATA_DIR") or Path.home() / "tensorflow_datasets", "mnist")
     mnist = prepared.is_dir() and importlib.util.find_spec("tensorflow_datasets") is not None
     config, changes = "mnist_depth100" if mnist else "digits_depth50", []
-    if _run(sys.executable, "-c", "import jax; print(jax.default_backend())") == "cpu":
+    if _platform(settings) == "cpu":
         config, changes = "digits_depth10", ["--config.num_runs=4", "--config.epochs=3"]
     directory = settings.work / "search" / config
     case: Row = {"case": "search", "config": config}
@@ -509,6 +509,13 @@ def search(settings: Settings) -> Iterator[Row]:
     status = process.poll()
     found = case | {"status": status} | _searched(kept / f"{config}-curves.csv")
     yield found if status in (0, 128 + signal.SIGTERM) else found | {"error": f"the search ended with status {status}"}
+
+
+def _platform(settings: Settings) -> str:
+    """JAX's, as `device` has found it, or asked in another process: this one leaves the device to the search."""
+    found = (row["platform"] for row in read_rows(settings.work, "device") if row["case"] == "device")
+    ask = (sys.executable, "-c", "import jax; print(jax.default_backend())")
+    return next(found, "") or _run(*ask)
 
 
 def _searched(curves: Path) -> Row:
@@ -535,8 +542,6 @@ def _cache(settings: Settings, depth: int, fresh: bool = False) -> None:
 
 def read_rows(work: Path, step: str) -> list[Row]:
     """The rows of a step that has run, as far as it came."""
-    import json
-
     path = work / f"{step}.json"
     return json.loads(path.read_text()) if path.exists() else []
 

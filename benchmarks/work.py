@@ -6,6 +6,15 @@ import numpy as np
 
 INPUTS, CLASSES = 784, 10
 
+# What products of float32 arrays are computed in, as `jax.default_matmul_precision` has it. The last two are algorithms
+# of `jax.lax.DotAlgorithmPreset`, which not every device knows.
+PRECISIONS = {
+    "float32": "float32",
+    "tf32": "tensorfloat32",
+    "tf32x3": "TF32_TF32_F32_X3",
+    "bf16": "BF16_BF16_F32",
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class Work:

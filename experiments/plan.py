@@ -37,7 +37,7 @@ from experiments.jobs.rates import Rate, measured_rate
 from experiments.jobs.running import as_user_errors
 from highway_jax import parallel, population
 from highway_jax.population import DEVICES, Device, Plan
-from highway_jax.population.devices import slice_of, this_device
+from highway_jax.population.devices import compiler_of, slice_of, this_device
 from highway_jax.population.planning import in_words, size
 
 
@@ -53,7 +53,7 @@ def main(argv: list[str]) -> None:
     device, given, where = _where(values, config)
     settings.pin()
     if not here and "search" in config:
-        config.implementation = "xla"  # which kernels of our own there are is known on the machine itself
+        config.implementation = "xla"  # only the machine itself knows which of our kernels it can build
     job = job_of(config, function, earlier=None if here else {}, outlined=True)
     plans = plans_of(job, **where)
     contender = "ours_xla" if device.kind == "cpu" and "xla" in job.implementations.values() else "ours"
@@ -89,6 +89,7 @@ def _where(values: flags.FlagValues, config: ConfigDict) -> tuple[Device, int, d
             raise UserError(f"--device is {values.device!r}; it must be one of here, {', '.join(DEVICES)}")
         else:
             device, there = DEVICES[values.device], None
+            compiler_of(device)  # a TPU's says less on stderr before JAX has looked for one here
     except ValueError as error:
         raise UserError(f"--{error}") from error
     if config.mesh is not None:

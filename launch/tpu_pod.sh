@@ -6,7 +6,7 @@
 #     TPU=highway ZONE=us-west4-a WORKDIR=/mnt/shared/mnist_depth100 launch/tpu_pod.sh --config=mnist_depth100
 #
 # Where there is no capacity at once, `gcloud compute tpus queued-resources create` takes the same options and waits. TPUs
-# after v6e are not had this way, but on Google Kubernetes Engine.
+# after v6e are not available this way, but on Google Kubernetes Engine.
 #
 # Run it from the repository's root; its arguments are the program's. It copies the commit that is checked out to the
 # hosts, installs it there and runs it. Interrupted or preempted, the same command goes on from the last checkpoint, on

@@ -49,7 +49,8 @@ def test_the_benchmark_writes_its_table_and_json(tmp_path, monkeypatch, capsys):
         (accelerator, ["--minutes=1"], "--output is missing"),
         (accelerator, ["--output=x", "--only=device,mine"], "--only has 'mine'"),
         (accelerator, ["--output=x", "--minutes=0"], "--minutes"),
-        (accelerator, ["--output=/dev/null/x"], "/dev/null/x"),
+        (accelerator, ["--output=x", "--minutes=nan"], "--minutes is nan"),
+        (accelerator, ["--output=/dev/null"], "--output is /dev/null, which cannot be made a directory"),
     ],
 )
 def test_a_mistake_is_one_line_and_status_2(program, flags, message, monkeypatch, capsys):
@@ -157,9 +158,12 @@ def test_what_is_measured_of_a_device_is_what_plans_are_made_of(tmp_path):
             ("ours", "float32", Work(100, 100, 100, 50, 30, 25)),
             ("ours_tf32", "tf32", Work(100, 100, 100, 50, 30, 100)),
             ("ours", "float32", Work(100, 1000, 100, 50, 10, 1000)),
+            ("ours", "float32", Work(10, 100, 100, 50, 10, 100)),
+            ("ours_xla", "float32", Work(100, 100, 100, 50, 30, 100)),
         ]
     ]
     rows[3]["ms"] = 0.25
+    rows[5]["device"] = "1 x Y"  # of another session
     facts = [
         {"case": "device", "device": "1 x X"},
         {"case": "machine", "cpu": "any", "xla_flags": ""},
@@ -168,15 +172,21 @@ def test_what_is_measured_of_a_device_is_what_plans_are_made_of(tmp_path):
         {"case": "product", "precision": "tf32x3", "error": "no such thing here"},
     ]
     written = accelerator.tables({"device": facts, "ours_depth100": rows})
-    assert set(written) == {"population_x_depth100.json", "population_x_depth100_runs1000.json"}
+    names = "population_x_depth100.json", "population_x_depth100_runs1000.json", "population_x_depth10.json"
+    assert set(written) == set(names)
     for name, table in written.items():
         (tmp_path / name).write_text(json.dumps(table))
     few = written["population_x_depth100.json"]
     assert set(few["contenders"]) == {"ours", "ours_tf32"}
     assert [row["runs_per_batch"] for row in few["lockstep"]] == [100, 25]
     for runs, typical, measured in (50, 5e-4, 100), (999, 5e-4, 100), (1000, 2.5e-4, 1000), (10**6, 2.5e-4, 1000):
+        rate = measured_rate("X", 100, tmp_path, runs=runs)
+        assert rate.typical == pytest.approx(few["flops_per_run_step"] / typical)
+        assert rate.files == (names[2], names[measured == 1000])
+        # At depth 10 nothing was measured with more.
         rate = measured_rate("X", 10, tmp_path, runs=runs)
-        assert (rate.typical, rate.runs) == (pytest.approx(few["flops_per_run_step"] / typical), measured)
+        assert rate.typical == pytest.approx(written[names[2]]["flops_per_run_step"] / 5e-4)
+        assert rate.runs == 100
 
 
 def test_steps_measure_what_they_say(tmp_path, monkeypatch):

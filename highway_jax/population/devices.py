@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -10,6 +11,7 @@ from jax.experimental import topologies
 from highway_jax import parallel
 from highway_jax.files import first_line
 
+SIDE = 16  # chips of a flat slice's side; libtpu ends the whole process where there are more
 # With these libtpu asks nobody which machine this is, and shares it with other processes.
 ALONE = {
     "TPU_SKIP_MDS_QUERY": "1",
@@ -83,6 +85,8 @@ def slice_of(topology: str) -> tuple[Device, list[jax.Device]]:
         raise ValueError(
             f"topology is {topology!r}, whose compiler is libtpu's; pip install -e '.[tpu]' installs it, on Linux"
         )
+    if len(sides := topology.split(":")[-1].split("x")) == 2 and any(int(n) > SIDE for n in sides if n.isdigit()):
+        raise ValueError(f"topology is {topology!r}; a side of such a slice has at most {SIDE} chips")
     try:
         return DEVICES[name], _devices_of(topology)
     except jax.errors.JaxRuntimeError as error:
@@ -92,6 +96,8 @@ def slice_of(topology: str) -> tuple[Device, list[jax.Device]]:
 
 
 def _devices_of(topology: str) -> list[jax.Device]:
+    if any(Path("/dev").glob("accel*")) or any(Path("/dev/vfio").glob("*")):
+        jax.devices()  # maybe of a TPU here, whose own runtime has to start before libtpu is told to be alone
     for name, value in ALONE.items():
         os.environ.setdefault(name, value)
     return list(topologies.get_topology_desc(topology_name=topology, platform="tpu").devices)

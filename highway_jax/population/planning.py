@@ -27,7 +27,7 @@ from highway_jax.population.task import Task
 
 
 class Collectives(NamedTuple):
-    """What a device sends others, or gets of them, by operation: how often.
+    """How often a device takes part in each collective operation.
 
     Attributes:
       step: in a step of the runs in lockstep.
@@ -138,7 +138,7 @@ def plan(
     device: Device | str | None = None,
     devices: int | None = None,
     topology: str | None = None,
-    mesh: tuple[int, int] | None = None,
+    mesh: Mesh | tuple[int, int] | None = None,
     **options: Any,
 ) -> Plan:
     """Say what `fit` would take, called with the same arguments; nothing is trained.
@@ -159,8 +159,8 @@ def plan(
         runs are left out.
       topology: in place of both, a TPU slice, such as "v5e:16x16". The programs are compiled for its devices together,
         by libtpu, which has to be installed; no TPU is needed.
-      mesh: (runs, data), how many devices of the slice, or of this machine, share the runs, and each batch; by default
-        as `fit` chooses. With it, too, the programs are compiled for all of them together.
+      mesh: (runs, data), or a mesh of that shape: how many devices of the slice, or of this machine, share the runs,
+        and each batch; by default as `fit` chooses. With it, too, the programs are compiled for all of them together.
       options: further arguments of `fit`.
 
     Returns:
@@ -253,9 +253,7 @@ class _Place(NamedTuple):
     mesh: Mesh
 
 
-def _place(
-    search: Search, device: Any, devices: int | None, topology: str | None, shape: tuple[int, int] | None
-) -> _Place:
+def _place(search: Search, device: Any, devices: int | None, topology: str | None, shape: Any) -> _Place:
     if topology is None and shape is None:
         if devices is None:
             devices = jax.device_count() if device is None else 1
@@ -265,6 +263,8 @@ def _place(
     if device is not None or devices is not None:
         raise ValueError("device and devices must be None where topology or mesh says both")
     device, there = (this_device(), jax.devices()) if topology is None else slice_of(topology)
+    if isinstance(shape, Mesh):
+        shape = shape.shape[parallel.RUNS], shape.shape[parallel.DATA]
     if shape is None:
         mesh = parallel.choose_mesh(search.num_runs, search.batch_size, there)
     else:
@@ -334,7 +334,7 @@ def _compiled(group: Group, splits: Mapping[str, Any], runs: int, runs_per_batch
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         raise MemoryTooSmall(
-            f"runs_per_batch is {runs_per_batch}; with {runs} runs in a device's memory its compiler finds no room for "
+            f"runs_per_batch is {runs_per_batch}; with {runs} run{'s' * (runs > 1)} in a device's memory its compiler finds no room for "
             f"so many in lockstep: {first_line(error)}"
         ) from error
     seconds = time.monotonic() - started

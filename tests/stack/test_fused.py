@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from experiments import search as program
 from experiments.app import entry
+from experiments.app.errors import UserError
 from experiments.configs import loading
 from experiments.jobs.making import choose_implementations
 from highway_jax import MLP, data, parallel, population
@@ -222,8 +223,24 @@ def test_a_search_takes_what_is_meant_for_its_networks_and_keeps_to_it():
     assert choose_implementations(config, networks) == {"highway": mine, "plain": "xla", "residual": "xla"}
     assert set(choose_implementations(config, networks, earlier={}).values()) == {"xla"}
     assert choose_implementations(config, networks, earlier={"plain": "fused"})["plain"] == mine
+    config.mesh = (1, 2)  # each of the devices that share a batch would compute all of it
+    assert set(choose_implementations(config, networks).values()) == {"xla"}
     config.implementation = "fused"
     assert choose_implementations(config, networks) == {"highway": mine, "plain": mine, "residual": "xla"}
+
+
+def test_a_gpus_kernel_takes_narrow_layers_only(monkeypatch):
+    monkeypatch.setattr(fused, "here", lambda: fused.GPU)
+    monkeypatch.setattr(fused, "load", lambda platform: None)
+    monkeypatch.setattr(fused, "needs_build", lambda platform: False)
+    config = loading.load("digits_depth10", {"width.plain": "81", "width.highway": "80"}).config
+    networks = ("highway", "plain")
+    expected = {"highway": "fused", "plain": "xla"}
+    assert choose_implementations(config, networks) == expected
+    assert choose_implementations(config, networks, earlier=dict.fromkeys(networks, "fused")) == expected
+    config.implementation = "fused"
+    with pytest.raises(UserError, match=r"'fused', but config\.width\.plain is 81; on a GPU it must be at most 80"):
+        choose_implementations(config, networks)
 
 
 @pytest.fixture
