@@ -36,8 +36,8 @@ from experiments.jobs.making import job_of
 from experiments.jobs.rates import Rate, measured_rate
 from experiments.jobs.running import as_user_errors
 from highway_jax import parallel, population
-from highway_jax.population import DEVICES, Device, Plan
-from highway_jax.population.devices import compiler_of, slice_of, this_device
+from highway_jax.population import DEVICES, Plan
+from highway_jax.population.devices import compiler_of, slice_of
 from highway_jax.population.planning import in_words, size
 
 
@@ -50,16 +50,17 @@ def main(argv: list[str]) -> None:
     command_line.parse_flags(rest, values)
     here = values.device in (None, "here") and values.topology is None
     label, config, function = loading.load(name, overrides)
-    device, given, where = _where(values, config)
+    where = _where(values, config)
     settings.pin()
     if not here and "search" in config:
         config.implementation = "xla"  # only the machine itself knows which of our kernels it can build
     job = job_of(config, function, earlier=None if here else {}, outlined=True)
     plans = plans_of(job, **where)
+    one = next(iter(plans.values()))
+    device, given, shares = one.device, values.devices or one.devices, one.devices_to_a_batch
     contender = "ours_xla" if device.kind == "cpu" and "xla" in job.implementations.values() else "ours"
     runs = min(plan.runs_per_batch for plan in plans.values())
     rate = measured_rate(device.kind, config.depth, contender=contender, runs=runs) if "search" in config else None
-    shares = next(iter(plans.values())).devices_to_a_batch
     console = Output()
     console.print(
         f"{label}: {config.num_runs:,} run{'s' * (config.num_runs > 1)} of {' and of '.join(job.networks)}, "
@@ -73,44 +74,35 @@ def main(argv: list[str]) -> None:
         console.print(note)
 
 
-def _where(values: flags.FlagValues, config: ConfigDict) -> tuple[Device, int, dict[str, Any]]:
-    """The kind of device, how many there are, and `population.plan`'s arguments that say so."""
-    try:
+def _where(values: flags.FlagValues, config: ConfigDict) -> dict[str, Any]:
+    """`population.plan`'s arguments that say on which devices."""
+    here = values.device in (None, "here")
+    if not here and values.device not in DEVICES:
+        raise UserError(f"--device is {values.device!r}; it must be one of here, {', '.join(DEVICES)}")
+    if values.topology is None and config.mesh is None:
+        if here:
+            return {"devices": values.devices}
+        compiler_of(DEVICES[values.device])  # a TPU's says less on stderr before JAX has looked for one here
+        return {"device": DEVICES[values.device], "devices": values.devices}
+    given = {name: values[name].value for name in ("device", "devices") if values[name].value is not None}
+    for name, value in given.items():
         if values.topology is not None:
-            for other in ("device", "devices"):
-                if values[other].value is not None:
-                    raise UserError(
-                        f"--{other} is {values[other].value!r}, but --topology says which devices, and how many"
-                    )
-            device, there = slice_of(values.topology)
-        elif values.device in (None, "here"):
-            device, there = this_device(), jax.devices()
-        elif values.device not in DEVICES:
-            raise UserError(f"--device is {values.device!r}; it must be one of here, {', '.join(DEVICES)}")
-        else:
-            device, there = DEVICES[values.device], None
-            compiler_of(device)  # a TPU's says less on stderr before JAX has looked for one here
-    except ValueError as error:
-        raise UserError(f"--{error}") from error
-    if config.mesh is not None:
-        if there is None or values.devices is not None:
+            raise UserError(f"--{name} is {value!r}, but --topology says which devices, and how many")
+        if not here or name == "devices":
             raise UserError(
                 f"config.mesh is {config.mesh}, but --device and --devices plan one device that stands for all; give "
                 "--topology, or none of them for this machine's devices"
             )
-        try:
-            size = parallel.mesh_of(config.mesh, there).size
-        except ValueError as error:
-            raise UserError(f"config.{error}") from error
-        return device, size, {"topology": values.topology, "mesh": config.mesh}
-    if values.topology is not None:
-        return (
-            device,
-            parallel.choose_mesh(config.num_runs, config.batch_size, there).size,
-            {"topology": values.topology},
-        )
-    given = values.devices or (1 if there is None else min(len(there), config.num_runs))
-    return device, given, {"device": device, "devices": given}
+    try:
+        there = jax.devices() if values.topology is None else slice_of(values.topology)[1]
+    except ValueError as error:
+        raise UserError(f"--{error}") from error
+    try:
+        if config.mesh is not None:
+            parallel.mesh_of(config.mesh, there)
+    except ValueError as error:
+        raise UserError(f"config.{error}") from error
+    return {"topology": values.topology, "mesh": config.mesh}
 
 
 def plans_of(job: Job, **where: Any) -> dict[str, Plan]:

@@ -334,8 +334,8 @@ def _compiled(group: Group, splits: Mapping[str, Any], runs: int, runs_per_batch
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         raise MemoryTooSmall(
-            f"runs_per_batch is {runs_per_batch}; with {runs} run{'s' * (runs > 1)} in a device's memory its compiler finds no room for "
-            f"so many in lockstep: {first_line(error)}"
+            f"runs_per_batch is {runs_per_batch}; with {runs} run{'s' * (runs > 1)} in a device's memory its compiler "
+            f"finds no room for so many in lockstep: {first_line(error)}"
         ) from error
     seconds = time.monotonic() - started
     beside = compiled.laid_out(members)
