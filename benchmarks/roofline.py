@@ -8,9 +8,9 @@ import re
 
 import jax
 
-COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) [^\n]*\{\n.*?^\}", re.MULTILINE | re.DOTALL)
-CALLED = re.compile(r" (while|call)\(.*?(?:body|to_apply)=%?([\w.\-]+)[^\n]*")
-TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+from highway_jax.population.compiled import computations, trips
+
+CALLED = re.compile(r" (while|call)\(.*?(?:body|to_apply)=%?([\w.\-]+)")
 INSTRUCTION = re.compile(r"^ +(?:ROOT )?%?([\w.\-]+) = (.*?) ([\w\-]+)\(([^)]*)\)", re.MULTILINE)
 # A fusion on a stream of its own, of which XLA's analysis counts every operand whole.
 BEGUN = re.compile(r"= \(\([^()]*\), (.*?), u32\[\][^()]*\) fusion-start\(")
@@ -29,17 +29,17 @@ def executed(compiled: jax.stages.Compiled, unknown_trips: int = 1) -> dict[str,
       of `library_calls`.
     """
     text = BEGUN.sub(r"= \1 fusion(", compiled.as_text()).replace(" fusion-done(", " bitcast(")
-    computations = {found[2]: found[0] for found in COMPUTATION.finditer(text)}
-    (entry,) = (found[2] for found in COMPUTATION.finditer(text) if found[1])
+    lines, entry = computations(text)
 
     def total(name: str) -> dict[str, float]:
         counted = _cost(text, name)
-        for moved in _library_calls(computations[name]):
+        for moved in _library_calls("\n".join(lines[name])):
             counted["bytes"] += moved
             counted["library_calls"] += 1
-        for called in CALLED.finditer(computations[name]):
-            trips = TRIPS.search(called[0])
-            times = 1 if called[1] == "call" else int(trips[1]) if trips else unknown_trips
+        for line in lines[name]:
+            if not (called := CALLED.search(line)):
+                continue
+            times = 1 if called[1] == "call" else trips(line, lines) or unknown_trips
             body, once = total(called[2]), _cost(text, called[2])
             for key in counted:
                 counted[key] += times * body[key] - once[key]

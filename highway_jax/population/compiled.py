@@ -35,19 +35,12 @@ def collectives(program: str) -> list[Collective]:
     Args:
       program: its text, from `compiled.as_text()`. Loops are taken to count from 0, as those of `lax.scan` do.
     """
-    computations: dict[str, list[str]] = {}
-    lines, entry = [], ""
-    for line in program.splitlines():
-        if first := COMPUTATION.match(line):
-            lines = computations[first[2]] = []
-            entry = first[2] if first[1] else entry
-        else:
-            lines.append(line)
+    lines, entry = computations(program)
 
     @functools.cache
     def within(name: str) -> tuple[Collective, ...]:
         found = []
-        for line in computations[name]:
+        for line in lines[name]:
             if sends := COLLECTIVE.search(line):
                 found.append(Collective(sends[1], ()))
             if re.search(r" async-(update|done)\(", line):
@@ -59,20 +52,38 @@ def collectives(program: str) -> list[Collective]:
                 for collective in within(called)
             ]
             if inner and " while(" in line:
-                trips = _trips(line, computations)
-                inner = [Collective(kind, (trips, *loops)) for kind, loops in inner]
+                around = trips(line, lines)
+                inner = [Collective(kind, (around, *loops)) for kind, loops in inner]
             found += inner
         return tuple(found)
 
     return list(within(entry))
 
 
-def _trips(loop: str, computations: dict[str, list[str]]) -> int | None:
-    """How often a loop runs: as the compiler says, or up to the constant that its condition compares with."""
+def computations(program: str) -> tuple[dict[str, list[str]], str]:
+    """The lines of a program's text by computation, and the name of the first one that runs."""
+    found: dict[str, list[str]] = {}
+    lines, entry = [], ""
+    for line in program.splitlines():
+        if first := COMPUTATION.match(line):
+            lines = found[first[2]] = []
+            entry = first[2] if first[1] else entry
+        else:
+            lines.append(line)
+    return found, entry
+
+
+def trips(loop: str, lines: dict[str, list[str]]) -> int | None:
+    """How often a loop runs: as the compiler says, or up to the constant that its condition compares with.
+
+    Args:
+      loop: its line.
+      lines: from `computations`.
+    """
     if known := re.search(r"known_trip_count\D+(\d+)", loop):
         return int(known[1])
     (condition,) = re.findall(r"condition=%?([\w.-]+)", loop)
-    text = "\n".join(computations[condition])
+    text = "\n".join(lines[condition])
     compared = re.search(r"ROOT .* compare\(.*?%?([\w.-]+)\), direction=LT", text)
     constant = compared and re.search(rf"%?{re.escape(compared[1])} = \w+\[\]\S* constant\((\d+)\)", text)
     return int(constant[1]) if constant else None
