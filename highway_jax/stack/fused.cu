@@ -36,10 +36,10 @@ struct Shape {
   __host__ __device__ int columns() const { return rows * tiles; }                     // of an array that is kept
   __host__ __device__ int pitch() const { return odd(rows); }                          // of one in shared memory
   __host__ __device__ int side(int parts) const { return parts * width; }              // of the affine maps
-  __host__ __device__ int groups(int parts) const { return up(width, 10 / parts); }    // of units, one a thread
+  __host__ __device__ int groups(int parts) const { return up(width, 10 / parts); }      // of units: one a thread
   __host__ __device__ static int up(int count, int size) { return (count + size - 1) / size; }
   __host__ __device__ static int fours(int count) { return 4 * up(count, 4); }         // whole vectors
-  __host__ __device__ static int odd(int count) { return fours(count) | 4; }  // an odd number: rows in different banks
+  __host__ __device__ static int odd(int count) { return fours(count) | 4; }  // odd, in vectors: no bank conflicts
 
   // Floats of shared memory: of a layer's kernel as the forward and the backward pass read it, and of all.
   __host__ __device__ int forward_kernel(int parts) const { return 10 * groups(parts) * fours(width); }
@@ -69,7 +69,7 @@ __device__ __forceinline__ void add(float4& sum, float factor, const float4& val
   sum.w = fmaf(factor, value.w, sum.w);
 }
 
-// Both hand NaN on, by which a run that has diverged is known.
+// Both return NaN for NaN, so that a diverged run is noticed.
 __device__ __forceinline__ float activate(float z, bool tanh) { return tanh ? tanhf(z) : z < 0.0f ? 0.0f : z; }
 __device__ __forceinline__ float gate(float z) { return __fdividef(1.0f, 1.0f + expf(-z)); }
 __device__ __forceinline__ float slope(float h, bool tanh) { return tanh ? 1.0f - h * h : h > 0.0f ? 1.0f : 0.0f; }
@@ -78,7 +78,8 @@ __device__ __forceinline__ void clear(float* memory, int count) {
   for (int i = threadIdx.x; i < count; i += blockDim.x) memory[i] = 0.0f;
 }
 
-// How the threads of a block share an array of so many columns: where this one begins, and how many rows come next.
+// How the threads of a block share an array of `width` columns: a thread's first row and
+// column, and the steps to its next.
 struct Share {
   int row, column, rows, columns;
 
@@ -134,7 +135,7 @@ __device__ __forceinline__ void fetch_backward(float* to, const float* kernel, i
   __pipeline_commit();
 }
 
-// A layer's input (width, rows) of those that are kept; `unit` is a thread's first, `step` how many units come next.
+// A layer's input (width, rows), from what the forward pass kept: a thread's units are `unit`, `unit + step`, ...
 __device__ __forceinline__ void fetch_input(float* to, const float* kept, const Shape& shape, int row, int unit,
                                             int step) {
   for (; unit < shape.width; unit += step) {
@@ -185,7 +186,7 @@ __global__ void __launch_bounds__(kThreads)
     const float* const input = inputs + layer % 2 * Shape::fours(width) * pitch;
     float* const output = inputs + (layer + 1) % 2 * Shape::fours(width) * pitch;
     __pipeline_wait_prior(0);
-    __syncthreads();  // the layer's kernel and input are there, and nobody reads those before them any more
+    __syncthreads();  // the layer's kernel and input are there, and no thread reads the previous ones any more
     if (layer + 1 < shape.layers) {
       const int next = layer + 1, place = next % 2;
       fetch_forward<kParts>(kernels + place * kernel_size, biases + place * bias_size, kernel + next * width * side,
@@ -277,7 +278,8 @@ __global__ void __launch_bounds__(kThreads)
   fetch_input(input, kept + (shape.layers - 1) * layer_size, shape, row, group, all_groups);
   fetch_backward<kParts>(weights, kernel + (shape.layers - 1) * width * side, width, share);
 
-  // Of the output, and of what decides the cell's slope; those of the layer below come in during a product.
+  // The gradient of the layer's output, and the states that the cell's slope depends on. Those of the layer below are
+  // read during a product.
   float4 g[U], h[U], t[U];
   const auto fetch_states = [&](int layer) {
     const float* const states = kept + layer * layer_size + row;
@@ -299,12 +301,12 @@ __global__ void __launch_bounds__(kThreads)
 
   for (int layer = shape.layers - 1; layer >= 0; --layer) {
     __pipeline_wait_prior(1);
-    __syncthreads();  // the layer's input is there, and nobody reads the dz before this any more
+    __syncthreads();  // the layer's input is there, and no thread reads the previous dz any more
 #pragma unroll
     for (int c = 0; c < U; ++c) {
       if (unit + c >= width) break;
       float* const own = dz + (unit + c) * pitch + row;
-      // Examples too many have a zero in g, which a state that is not finite would not leave so.
+      // Padding examples have no gradient, also where their state is not finite.
       const auto real = [&](int r, float value) { return first + row + r < shape.batch ? value : 0.0f; };
       if constexpr (kParts == 2) {
         const float4 in = load(input + (unit + c) * pitch + row);
@@ -366,7 +368,7 @@ __global__ void __launch_bounds__(kThreads)
     }
 
     __pipeline_wait_prior(0);
-    __syncthreads();  // the layer's kernel is there, and nobody reads its input any more
+    __syncthreads();  // the layer's kernel is there, and no thread reads its input any more
     if (layer > 0) fetch_input(input, kept + (layer - 1) * layer_size, shape, row, group, all_groups);
 
     // The gradient of the input through the affine maps, dz kernel^T.
@@ -382,7 +384,7 @@ __global__ void __launch_bounds__(kThreads)
         for (int i = 0; i < 4; ++i) add(g[c], at(w, i), a[i]);
       }
     }
-    __syncthreads();  // nobody reads the kernel any more
+    __syncthreads();  // no thread reads the kernel any more
     if (layer > 0) {
       fetch_backward<kParts>(weights, kernel + (layer - 1) * width * side, width, share);
     }
