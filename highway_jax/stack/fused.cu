@@ -36,7 +36,7 @@ struct Shape {
   __host__ __device__ int columns() const { return rows * tiles; }                     // of an array that is kept
   __host__ __device__ int pitch() const { return odd(rows); }                          // of one in shared memory
   __host__ __device__ int side(int parts) const { return parts * width; }              // of the affine maps
-  __host__ __device__ int groups(int parts) const { return up(width, 10 / parts); }      // of units: one a thread
+  __host__ __device__ int groups(int parts) const { return up(width, 10 / parts); }    // of units: one a thread
   __host__ __device__ static int up(int count, int size) { return (count + size - 1) / size; }
   __host__ __device__ static int fours(int count) { return 4 * up(count, 4); }         // whole vectors
   __host__ __device__ static int odd(int count) { return fours(count) | 4; }  // odd, in vectors: no bank conflicts
@@ -78,8 +78,8 @@ __device__ __forceinline__ void clear(float* memory, int count) {
   for (int i = threadIdx.x; i < count; i += blockDim.x) memory[i] = 0.0f;
 }
 
-// How the threads of a block share an array of `width` columns: a thread's first row and
-// column, and the steps to its next.
+// How the threads of a block share an array of `width` columns: a thread's first row and column,
+// and the steps to its next.
 struct Share {
   int row, column, rows, columns;
 
