@@ -8,11 +8,12 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from experiments.app.errors import UserError
 from experiments.workdir.identity import Identity
-from highway_jax import data, population
+from highway_jax import data, parallel, population
 from highway_jax.data import Split
 from highway_jax.population import Halving, Task
 
@@ -85,6 +86,16 @@ class Job:
             "evaluate_batch_size": EVALUATED,
             "keep": "all" if self.keep_params else "best",
         }
+
+
+def find_devices(config: ConfigDict) -> Mesh:
+    """The devices to train on, as `config.mesh` says or by default."""
+    if config.mesh is None:
+        return parallel.choose_mesh(config.num_runs, config.batch_size)
+    try:
+        return parallel.mesh_of(config.mesh, jax.devices())
+    except ValueError as error:
+        raise UserError(f"config.{error}") from error
 
 
 def too_many(config: ConfigDict, reason: str) -> UserError:

@@ -16,7 +16,7 @@ from experiments.app.output import say
 from experiments.configs.loading import DataFunction
 from experiments.configs.validation import check
 from experiments.jobs import datasets, distilling, guiding, networks
-from experiments.jobs.job import Job, too_many
+from experiments.jobs.job import Job, find_devices, too_many
 from highway_jax import data, parallel, population
 from highway_jax.data import Split
 from highway_jax.population import Task
@@ -172,7 +172,7 @@ def choose_implementations(
                 wanted[network] = "fused"
             elif earlier is not None:
                 wanted[network] = earlier.get(network, "xla")
-            elif fits and not _batches_are_shared(config):
+            elif fits and find_devices(config).shape[parallel.DATA] == 1:  # others would each compute a whole batch
                 wanted[network] = "fused"
     if platform and "fused" in wanted.values():
         if fused.needs_build(platform):
@@ -187,10 +187,3 @@ def choose_implementations(
             wanted = dict.fromkeys(networks, "xla")
     everywhere = parallel.agree(*(wanted[network] == "fused" for network in networks)).min(axis=0).tolist()
     return {network: "fused" if agreed else "xla" for network, agreed in zip(networks, everywhere, strict=True)}
-
-
-def _batches_are_shared(config: ConfigDict) -> bool:
-    """Whether several devices will share a batch, all of which each of them would compute with a kernel of our own."""
-    if config.mesh is not None:
-        return config.mesh[1] > 1
-    return parallel.choose_mesh(config.num_runs, config.batch_size).shape[parallel.DATA] > 1

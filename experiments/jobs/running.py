@@ -16,7 +16,7 @@ from experiments.app import errors, settings, stops
 from experiments.app.errors import UserError
 from experiments.app.output import Output
 from experiments.configs.loading import is_data_function
-from experiments.jobs.job import Job, too_large, too_many
+from experiments.jobs.job import Job, find_devices, too_large, too_many
 from experiments.workdir import events, files, identity, opening, writing
 from highway_jax import parallel, population
 from highway_jax.files import first_line
@@ -99,16 +99,6 @@ def _check_alike(mine: identity.Identity, mesh: Mesh) -> None:
             f"process {strange[0]} has another config, mesh, data or implementation than process 0; "
             "all must have the same"
         )
-
-
-def find_devices(config: ConfigDict) -> Mesh:
-    """The devices to train on, as `config.mesh` says or by default."""
-    if config.mesh is None:
-        return parallel.choose_mesh(config.num_runs, config.batch_size)
-    try:
-        return parallel.mesh_of(config.mesh, jax.devices())
-    except ValueError as error:
-        raise UserError(f"config.{error}") from error
 
 
 def _devices(mesh: Mesh) -> str:

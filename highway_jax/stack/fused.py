@@ -58,10 +58,9 @@ def supports(kind: Kind) -> bool:
 
 def here() -> str | None:
     """The platform of JAX's default device, "cpu" or "cuda", or None where there is no kernel for it."""
-    device = jax.devices()[0]
-    if device.platform == "cpu":
+    if jax.devices()[0].platform == "cpu":
         return CPU
-    return GPU if re.fullmatch(r"\d+\.\d+", str(getattr(device, "compute_capability", ""))) else None
+    return GPU if _capability() else None
 
 
 def load(platform: str = CPU) -> None:
@@ -130,12 +129,20 @@ def _library(platform: str) -> Library:
     if platform == CPU:
         tuned = "-march=native" if machine.machine().lower() in ("x86_64", "amd64") else "-mcpu=native"
         return Library(source.with_suffix(".cc"), COMPILERS, ["-std=c++17", "-O3", tuned, "-fPIC"], _cpu())
-    capability = str(getattr(jax.devices()[0], "compute_capability", ""))
-    if here() != GPU or int(capability.split(".")[0]) < 8 or capability in SMALL:
+    capability = _capability()
+    if not capability:
+        raise Unavailable(f"JAX's default device is no NVIDIA GPU: {jax.devices()[0].device_kind}")
+    if int(capability.split(".")[0]) < 8 or capability in SMALL:
         raise Unavailable(f"its shared memory is too small: {jax.devices()[0].device_kind}")
     target = f"-arch=sm_{capability.replace('.', '')}"
     options = ["-std=c++17", "-O3", target, "-Xcompiler=-fPIC,-w", "-w"]
     return Library(source.with_suffix(".cu"), _nvcc(), options, b"")
+
+
+def _capability() -> str:
+    """The compute capability of JAX's default device, such as "9.0"; of one that is no NVIDIA GPU ""."""
+    found = str(getattr(jax.devices()[0], "compute_capability", ""))
+    return found if re.fullmatch(r"\d+\.\d+", found) else ""
 
 
 def _nvcc() -> list[str]:

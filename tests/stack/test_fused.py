@@ -215,7 +215,7 @@ def test_arrays_that_do_not_fit_are_refused(kernel, bias):
         loss(jnp.zeros((3, 5, 10)), jnp.zeros((3, 1)))
 
 
-def test_a_search_takes_what_is_meant_for_its_networks_and_keeps_to_it():
+def test_a_search_takes_what_is_meant_for_its_networks_and_keeps_to_it(two_devices):
     config = loading.load("digits_depth10", {}).config
     config.width.plain = 1000
     networks = ("highway", "plain", "residual")
