@@ -71,6 +71,7 @@ def join(values: flags.FlagValues) -> None:
                 heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
                 shutdown_timeout_seconds=HEARTBEAT_SECONDS,
             )
+        _end_in_a_line()  # before the devices are counted: process 0 goes on only when all have reported theirs
         first = jax.process_index() == 0
         counts = Counter(device.process_index for device in jax.devices())
     except (ValueError, RuntimeError) as error:
@@ -86,7 +87,6 @@ def join(values: flags.FlagValues) -> None:
         )
     if not first:
         output.ignore_output()
-    _end_in_a_line()
 
 
 def _end_in_a_line() -> None:
