@@ -35,7 +35,9 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["highway_jax", "highway_jax.*"]),
-    package_data={"highway_jax": ["py.typed", "stack/fused.cc", "stack/fused.cu"]},
+    package_data={
+        "highway_jax": ["py.typed", "native/*.h", "functional/direct.cc", "stack/fused.cc", "stack/fused.cu"]
+    },
     install_requires=[
         jax.format(""),
         "flax>=0.12.6",  # nnx.capture

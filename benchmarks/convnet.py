@@ -1,15 +1,17 @@
-"""A convolutional highway network, ours against the same in PyTorch: images a second, forward, backward and update.
+"""The paper's convolutional networks, ours against the same in PyTorch: images a second, forward, backward and update.
 
     pip install -e '.[bench]'
-    python -m benchmarks.convnet --network=cifar10_gap
+    python -m benchmarks.convnet --networks=mnist_conv16,cifar10_gap
 
---network=NAME     mnist_conv16, mnist_conv32 or cifar10_gap
---batch=N          images a step
---steps=N          steps a repetition; repetitions are interleaved, the median counts
---repetitions=N    of each
+--networks=NAME,...  by default the six of Tables 1 to 3
+--batch=N            images a step
+--steps=N            steps a repetition; repetitions are interleaved, the median counts
+--repetitions=N      of each
+--runs=N             of those in lockstep
 
-Each lives in a process of its own, has the whole machine, and trains one run on made-up images, dropout and weight
-decay included. Writes benchmarks/results/convnet_PLATFORM_NAME.json.
+Contenders: ours, with XLA alone (ours_xla), several runs in lockstep (ours_runs), and torch. Each lives in a process of
+its own, has the whole machine, and trains on made-up images, dropout and weight decay included. Writes
+benchmarks/results/convnet_PLATFORM_NAME.json.
 """
 
 import functools
@@ -17,7 +19,7 @@ import json
 import multiprocessing
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -30,23 +32,32 @@ from experiments.app.errors import UserError
 from experiments.app.machine import hardware
 from experiments.configs import loading
 
-SIZES = {"mnist_conv16": (28, 1), "mnist_conv32": (28, 1), "cifar10_gap": (32, 3)}
+NETWORKS = "mnist_conv16", "mnist_conv32", "cifar10_highway_a", "cifar10_highway_b", "cifar10_highway_c", "cifar10_gap"
+SIZES = {"mnist": (28, 1), "cifar10": (32, 3)}  # of the images: pixels a side, channels
 RATE, MOMENTUM, DECAY, BIAS = 0.01, 0.9, 0.001, -2.0
+
+
+def size_of(name: str) -> tuple[int, int]:
+    """Pixels a side and channels of a network's images."""
+    return SIZES[name.split("_")[0]]
 
 
 def images(name: str, batch: int, steps: int) -> tuple[np.ndarray, np.ndarray]:
     """Images (steps, batch, height, width, channels) and labels; made up, since only their size matters."""
-    size, channels = SIZES[name]
+    size, channels = size_of(name)
     rng = np.random.default_rng(0)
     return rng.standard_normal((steps, batch, size, size, channels)).astype(np.float32), rng.integers(
         0, 10, (steps, batch)
     )
 
 
-def ours(name: str, batch: int, steps: int, runs: int = 1, precision: str = "float32") -> Callable[[], None]:
+def ours(
+    name: str, batch: int, steps: int, runs: int = 1, precision: str = "float32", implementation: str | None = None
+) -> Callable[[], None]:
     """An epoch of `steps` steps, as `experiments.train` runs it; of several runs, in lockstep.
 
-    Products and convolutions are of that precision, one of `work.PRECISIONS`.
+    Products and convolutions are of that precision, one of `work.PRECISIONS`. By default the kernels of our own compute
+    the convolutions on a CPU.
     """
     import jax
 
@@ -54,8 +65,10 @@ def ours(name: str, batch: int, steps: int, runs: int = 1, precision: str = "flo
     from highway_jax.population import run
     from highway_jax.zoo import optim
 
+    stages = loading.load(name, {}).config.stages
+    chosen = implementation or ("fused" if jax.default_backend() == "cpu" else "xla")
     task = population.supervised(
-        lambda hp: ConvNet(loading.load(name, {}).config.stages, transform_bias=BIAS),
+        lambda hp: ConvNet(stages, transform_bias=BIAS, implementation=chosen),
         population.cross_entropy,
         lambda hp: optim.nesterov(RATE, MOMENTUM, DECAY),
     )
@@ -78,7 +91,7 @@ def ours(name: str, batch: int, steps: int, runs: int = 1, precision: str = "flo
 
 
 def torch(name: str, batch: int, steps: int, precision: str = "float32") -> Callable[[], None]:
-    """The same network as a user of PyTorch writes it, in the layout that is fastest: on a GPU with channels last.
+    """The same network as a user of PyTorch writes it, with channels last, the layout that is fastest.
 
     Products and convolutions are in float32, or in TF32 ("tf32"), which is PyTorch's default for convolutions.
     """
@@ -97,7 +110,7 @@ def torch(name: str, batch: int, steps: int, precision: str = "float32") -> Call
         def forward(self, x):
             return torch.lerp(x, torch.relu(self.h(x)), torch.sigmoid(self.t(x)))
 
-    channels, layers = SIZES[name][1], []
+    channels, layers = size_of(name)[1], []
     for stage in map(stages.parse, loading.load(name, {}).config.stages):
         match stage:
             case stages.Dropout(rate):
@@ -116,11 +129,10 @@ def torch(name: str, batch: int, steps: int, precision: str = "float32") -> Call
     x, y = torch.from_numpy(np.moveaxis(inputs, -1, 2).copy()), torch.from_numpy(labels)
     model(x[0])  # the last layer learns its size
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
-    if torch.cuda.is_available():
-        torch.backends.cudnn.benchmark = True
-        model = model.to("cuda", memory_format=torch.channels_last)
-        y = y.cuda()
-        x = [images.to("cuda", memory_format=torch.channels_last) for images in x]
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.backends.cudnn.benchmark = True
+    model = model.to(device, memory_format=torch.channels_last)
+    x, y = [images.to(device, memory_format=torch.channels_last) for images in x], y.to(device)
     optimizer = torch.optim.SGD(model.parameters(), RATE, MOMENTUM, weight_decay=DECAY, nesterov=True)
 
     def go() -> None:
@@ -134,9 +146,19 @@ def torch(name: str, batch: int, steps: int, precision: str = "float32") -> Call
     return go
 
 
-def serve(connection: Connection, build: Callable[..., Callable[[], None]], name: str, batch: int, steps: int) -> None:
+def contenders(runs: int) -> dict[str, tuple[Callable[..., Callable[[], None]], int]]:
+    """What builds each of them, and how many runs it trains."""
+    return {
+        "ours": (ours, 1),
+        "ours_xla": (functools.partial(ours, implementation="xla"), 1),
+        "ours_runs": (functools.partial(ours, runs=runs), runs),
+        "torch": (torch, 1),
+    }
+
+
+def serve(connection: Connection, contender: str, runs: int, name: str, batch: int, steps: int) -> None:
     """A contender's process: warm up, then repeat when asked."""
-    go = build(name, batch, steps)
+    go = contenders(runs)[contender][0](name, batch, steps)
     start = time.perf_counter()
     go()
     connection.send(time.perf_counter() - start)
@@ -146,41 +168,54 @@ def serve(connection: Connection, build: Callable[..., Callable[[], None]], name
         connection.send(time.perf_counter() - start)
 
 
-def main(argv: list[str]) -> None:
-    """Time both, print, and write the JSON."""
-    values = flags.FlagValues()
-    flags.DEFINE_enum("network", "cifar10_gap", list(SIZES), "which", flag_values=values)
-    for flag, default in ("batch", 100), ("steps", 3), ("repetitions", 5):
-        flags.DEFINE_integer(flag, default, flag, lower_bound=1, flag_values=values)
-    command_line.parse_flags(argv, values)
+def measure(name: str, batch: int, steps: int, repetitions: int, runs: int) -> Iterator[tuple[str, dict[str, float]]]:
+    """Images a second and the seconds of the first call, of each contender.
+
+    Raises:
+      UserError: if one cannot be started.
+    """
     context = multiprocessing.get_context("spawn")
-    connections, rates, first = {}, {"ours": [], "torch": []}, {}
-    for build in ours, torch:
+    connections, rates, first = {}, {}, {}
+    for contender in contenders(runs):
         connection, theirs = context.Pipe()
-        args = (theirs, build, values.network, values.batch, values.steps)
+        args = (theirs, contender, runs, name, batch, steps)
         context.Process(target=serve, args=args, daemon=True).start()
         theirs.close()
-        connections[build.__name__] = connection
+        connections[contender], rates[contender] = connection, []
         try:
-            first[build.__name__] = connection.recv()
+            first[contender] = connection.recv()
         except EOFError as error:
-            raise UserError(f"{build.__name__} could not be started; for PyTorch: pip install -e '.[bench]'") from error
-    for _ in range(values.repetitions):
-        for name, connection in connections.items():
+            raise UserError(f"{contender} could not be started; for PyTorch: pip install -e '.[bench]'") from error
+    for _ in range(repetitions):
+        for contender, connection in connections.items():
             connection.send(True)
-            rates[name].append(values.batch * values.steps / connection.recv())
-    for connection in connections.values():
+            rates[contender].append(contenders(runs)[contender][1] * batch * steps / connection.recv())
+    for contender, connection in connections.items():
         connection.send(False)
-    result = {"network": values.network, "batch": values.batch, "images_per_second": {}, "hardware": hardware()}
-    for name, measured in rates.items():
-        median = statistics.median(measured)
-        spread = f"{min(measured):.0f} to {max(measured):.0f}"
-        print(f"{name}: {median:.0f} images/s ({spread}), first call {first[name]:.1f} s")
-        result["images_per_second"][name] = {"median": median, "min": min(measured), "max": max(measured)}
+        found = rates[contender]
+        median = {"median": statistics.median(found), "min": min(found), "max": max(found)}
+        yield contender, {**median, "first_seconds": first[contender]}
+
+
+def main(argv: list[str]) -> None:
+    """Time all, print, and write the JSON."""
+    values = flags.FlagValues()
+    flags.DEFINE_multi_enum("networks", NETWORKS, NETWORKS, "which", flag_values=values)
+    for flag, default in {"batch": 100, "steps": 5, "repetitions": 5, "runs": 4}.items():
+        flags.DEFINE_integer(flag, default, flag, lower_bound=1, flag_values=values)
+    command_line.parse_flags(argv, values)
     import jax
 
-    path = Path(__file__).parent / "results" / f"convnet_{jax.default_backend()}_{values.network}.json"
-    path.write_text(json.dumps(result, indent=2) + "\n")
+    for name in values.networks:
+        result = {"network": name, "batch": values.batch, "runs": values.runs, "images_per_second": {}}
+        for contender, found in measure(name, values.batch, values.steps, values.repetitions, values.runs):
+            print(
+                f"{name} {contender}: {found['median']:.0f} images/s ({found['min']:.0f} to {found['max']:.0f}), "
+                f"first call {found['first_seconds']:.1f} s"
+            )
+            result["images_per_second"][contender] = found
+        path = Path(__file__).parent / "results" / f"convnet_{jax.default_backend()}_{name}.json"
+        path.write_text(json.dumps(result | {"hardware": hardware()}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

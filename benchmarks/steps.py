@@ -140,7 +140,8 @@ def _gradients() -> Iterator[Row]:
     import jax
 
     from highway_jax import HighwayConv, HighwayDense, HighwayStack
-    from highway_jax.stack import IMPLEMENTATIONS, fused
+    from highway_jax.native import IMPLEMENTATIONS
+    from highway_jax.stack import fused
     from highway_jax.stack.kinds import KINDS, named
 
     rng = np.random.default_rng(0)

@@ -52,7 +52,7 @@ def main(argv: list[str]) -> None:
     label, config, function = loading.load(name, overrides)
     where = _where(values, config)
     settings.pin()
-    if not here and "search" in config:
+    if not here:
         config.implementation = "xla"  # only the machine itself knows which of our kernels it can build
     job = job_of(config, function, earlier=None if here else {}, outlined=True)
     plans = plans_of(job, **where)

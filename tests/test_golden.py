@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from experiments import train
-from highway_jax.stack import fused
+from highway_jax.native import COMPILERS
 from tests import golden
 from tests.tfds_files import MNIST, write_tfds
 
@@ -77,7 +77,7 @@ def test_draws_orders_and_initial_weights_are_as_they_were(values, rtol, atol):
 
 @pytest.mark.parametrize("implementation", ["xla", "fused"])
 def test_a_search_gives_the_curves_that_it_gave_with_what_was_drawn_and_ranks_by_them(implementation, tmp_path):
-    if implementation == "fused" and not (jax.default_backend() == "cpu" and any(map(shutil.which, fused.COMPILERS))):
+    if implementation == "fused" and not (jax.default_backend() == "cpu" and any(map(shutil.which, COMPILERS))):
         pytest.skip("needs a CPU and a C++ compiler")
     golden.search_digits(tmp_path / "work", implementation)
     runs, curves = (golden.read(tmp_path / "work" / name) for name in ("runs.csv", "curves.csv"))

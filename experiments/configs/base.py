@@ -3,6 +3,7 @@
 from typing import Any
 
 from experiments.configs.keys import Allowed, Key, as_tuple, directory, integer, one_of, text, truth
+from highway_jax import native
 
 MANY = 10**6
 # What hyperparameters may be, in words and as a test.
@@ -42,6 +43,8 @@ KEYS = {
     "mesh": Key(None, _sizes, object),  # (runs, data): how many devices share the runs, and each batch; None: chosen
     "runs_in_memory": integer(None, 1, MANY),  # runs trained side by side, the others after them; None: by the memory
     "runs_per_batch": integer(None, 1, MANY),  # runs a device trains in lockstep; None: chosen for the device
+    # Of the layers: "fused", with kernels that this machine's compiler builds; "auto", the faster.
+    "implementation": one_of("auto", ("auto", *native.IMPLEMENTATIONS)),
     "matmul_precision": one_of(  # what an accelerator multiplies in; float32 is the slowest
         "float32", ("float32", "tensorfloat32", "bfloat16")
     ),

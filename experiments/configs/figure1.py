@@ -7,7 +7,6 @@ from ml_collections import ConfigDict
 
 from experiments.configs import base
 from experiments.configs.keys import config_of, integer, number, one_of, some_of, span, truth
-from highway_jax import stack
 from highway_jax.functional.activations import ACTIVATIONS
 
 # What the networks of a search may be, and the widths that give a layer about 5,100 parameters, all of them.
@@ -17,8 +16,6 @@ KEYS = base.KEYS | {
     "networks": some_of(("highway", "plain"), tuple(WIDTHS)),  # highway_jax/stack/kinds.py explains them
     "depth": integer(50, 2, 10**5),  # the first plain layer and depth - 1 further ones
     **{f"width.{kind}": integer(width, 1, 10**5) for kind, width in WIDTHS.items()},
-    # Of the layers: "fused", on a CPU or GPU with a compiler for it; "auto", the faster.
-    "implementation": one_of("auto", ("auto", *stack.IMPLEMENTATIONS)),
     "remat": truth(False),  # compute layers again in the backward pass: less memory for very deep networks, more time
     # "tpe": Optuna's, guided by the runs before, config.runs_in_memory of them at a time
     "sampler": one_of("random", ("random", "tpe")),

@@ -1,7 +1,7 @@
 """The job that a config asks for: task, space, data and `fit`'s arguments, for every program."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +10,14 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from experiments.app import errors
-from experiments.app.errors import UserError
-from experiments.app.output import say
 from experiments.configs.loading import DataFunction
 from experiments.configs.validation import check
 from experiments.jobs import datasets, distilling, guiding, networks
-from experiments.jobs.job import Job, find_devices, too_many
+from experiments.jobs.implementations import choose_implementations
+from experiments.jobs.job import Job, too_many
 from highway_jax import data, parallel, population
 from highway_jax.data import Split
 from highway_jax.population import Task
-from highway_jax.stack import fused, kinds
 from highway_jax.zoo import distillation, optim
 
 EPOCH = 100  # bytes of a computer's memory that an epoch of a run takes, in curves and tables
@@ -52,7 +49,7 @@ def job_of(
     dataset = datasets.load(config.dataset, config.data_dir, function, outlined=outlined)
     train, evaluate = networks.hold_out(config, dataset)
     if "stages" in config:
-        return _training(config, space, dataset, train, evaluate, outlined)
+        return _training(config, space, dataset, train, evaluate, earlier, outlined)
     implementations = choose_implementations(config, config.networks, earlier)
     return Job(
         config=config,
@@ -74,6 +71,7 @@ def _training(
     dataset: data.Dataset,
     train: Split,
     evaluate: Mapping[str, Split],
+    earlier: Mapping[str, str] | None,
     outlined: bool,
 ) -> Job:
     """Convolutional networks of one kind, from `num_runs` initializations."""
@@ -81,7 +79,8 @@ def _training(
     guide = None if config.teacher is None or outlined else distilling.load(config, dataset)
     if guide is not None:
         title += f", taught by {config.teacher}"
-    task = _training_task(config, dataset, train, guide, outlined)
+    implementations = choose_implementations(config, (config.block,), earlier)
+    task = _training_task(config, dataset, train, guide, outlined, implementations[config.block])
     return Job(
         config=config,
         networks=(config.block,),
@@ -90,6 +89,7 @@ def _training(
         train=train,
         evaluate=evaluate,
         title=title,
+        implementations=implementations,
         keep_params=True,
         rank_by="train_loss" if guide is None else "train_cross_entropy",
         inputs={} if guide is None else {"teacher": guide.params},
@@ -114,7 +114,12 @@ def _search_task(config: ConfigDict, dataset: data.Dataset, network: str, implem
 
 
 def _training_task(
-    config: ConfigDict, dataset: data.Dataset, train: Split, guide: distillation.Teacher | None, outlined: bool
+    config: ConfigDict,
+    dataset: data.Dataset,
+    train: Split,
+    guide: distillation.Teacher | None,
+    outlined: bool,
+    implementation: str,
 ) -> Task:
     """What a run of a convolutional network does (Sections 3.2 and 3.3), with a teacher or without."""
     steps = len(train["y"]) // config.batch_size
@@ -132,7 +137,7 @@ def _training_task(
         return {**batch, "x": data.random_mirror(mirror, images) if config.mirror else images}
 
     hooks: dict[str, Any] = {"preprocess": _of_images(preprocess), "augment": augment}
-    build = networks.network(config, dataset, config.block)
+    build = networks.network(config, dataset, config.block, implementation)
     if guide is not None:
         return distillation.taught(distilling.student(config, dataset, build, guide, steps), optimizer, **hooks)
     metrics = {"accuracy": population.accuracy}
@@ -142,48 +147,3 @@ def _training_task(
 def _of_images(preprocess: networks.Preprocess) -> Callable[[Split], Split]:
     """The same for batches."""
     return lambda batch: {**batch, "x": preprocess(batch["x"])}
-
-
-def choose_implementations(
-    config: ConfigDict, networks: Sequence[str], earlier: Mapping[str, str] | None = None
-) -> dict[str, str]:
-    """What computes the layers of each kind of network here, in all processes alike, which must all call it.
-
-    Args:
-      config: the config, checked.
-      networks: the kinds.
-      earlier: what computed them in work that goes on or is repeated, by which "auto" goes; by default there is none.
-
-    Raises:
-      UserError: if the config asks for the fused kernel, and there is none.
-    """
-    wanted = dict.fromkeys(networks, "xla")
-    platform = fused.here()
-    if config.implementation != "xla" and platform:
-        for network in filter(lambda network: fused.supports(kinds.named(network)), networks):
-            fits = config.width[network] <= fused.WIDEST[platform]
-            if platform == fused.GPU and not fits:
-                if config.implementation == "fused":
-                    raise UserError(
-                        f"config.implementation is 'fused', but config.width.{network} is {config.width[network]}; "
-                        f"on a GPU it must be at most {fused.WIDEST[platform]}"
-                    )
-            elif config.implementation == "fused":
-                wanted[network] = "fused"
-            elif earlier is not None:
-                wanted[network] = earlier.get(network, "xla")
-            elif fits and find_devices(config).shape[parallel.DATA] == 1:  # others would each compute a whole batch
-                wanted[network] = "fused"
-    if platform and "fused" in wanted.values():
-        if fused.needs_build(platform):
-            say("building the fused kernel with the machine's compiler, which takes some seconds, once")
-        try:
-            fused.load(platform)
-        except fused.Unavailable as reason:
-            if config.implementation == "fused":
-                raise UserError(f"config.implementation is 'fused', but {reason}; 'xla' needs none") from reason
-            if not isinstance(reason, fused.NoCompiler):
-                errors.warn(f"XLA alone computes the layers, which takes two or three times as long: {reason}")
-            wanted = dict.fromkeys(networks, "xla")
-    everywhere = parallel.agree(*(wanted[network] == "fused" for network in networks)).min(axis=0).tolist()
-    return {network: "fused" if agreed else "xla" for network, agreed in zip(networks, everywhere, strict=True)}

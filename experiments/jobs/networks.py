@@ -38,6 +38,7 @@ def network(config: ConfigDict, dataset: data.Dataset, kind: str, implementation
         activation=hp["activation"],
         transform_bias=hp["transform_bias"],
         output_std=config.output_std,
+        implementation=implementation,
     )
 
 

@@ -58,7 +58,7 @@ def _do(job: Job, directory: Path, console: Output) -> None:
         console.print(
             f"{job.title}: {count} training examples, {_count(config.num_runs, 'run')} "
             f"of each network ({', '.join(job.networks)}), {_count(config.epochs, 'epoch')}, "
-            f"on {_devices(mesh)}{', fused layers' * ('fused' in job.implementations.values())}"
+            f"on {_devices(mesh)}{', kernels of our own' * ('fused' in job.implementations.values())}"
         )
         with as_user_errors(config):
             results = _train(job, directory, mesh)

@@ -7,6 +7,8 @@ gradients, have that order.
 """
 
 import contextlib
+import dataclasses
+import functools
 import itertools
 import operator
 from collections.abc import Callable, Sequence
@@ -17,6 +19,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
+
+from highway_jax.functional import direct
+from highway_jax.functional.activations import Activation, canonical, indexed
+from highway_jax.functional.direct import Affine
+from highway_jax.functional.ops import highway
+from highway_jax.native import check_implementation
 
 # What `lax.conv_general_dilated` does, but for its first two arguments and the order of their dimensions.
 Convolution = Callable[..., jax.Array]
@@ -30,6 +38,7 @@ def conv(
     *,
     dimension_numbers: Any = None,
     out_sharding: Any = None,
+    implementation: str = "xla",
     **options: Any,
 ) -> jax.Array:
     """Convolve as `jax.lax.conv_general_dilated` does, by default with channels last, for a Flax `Conv` for example.
@@ -42,17 +51,71 @@ def conv(
       lhs: (batch, *spatial, channels).
       rhs: the kernel, (*kernel_size, channels, features).
       window_strides, padding, dimension_numbers, out_sharding, options: as in `jax.lax.conv_general_dilated`.
+      implementation: "xla", or "fused": the kernels of `functional.direct` on a CPU, for images in float32 with neither
+        groups nor dilation, and XLA for anything else. Devices that share a batch each compute all of it.
 
     Returns:
       (batch, *spatial', features).
+
+    Raises:
+      ValueError: for an unknown implementation.
+      native.Unavailable: when "fused" is lowered for a CPU that cannot build the kernels.
     """
+    check_implementation(implementation)
     run: Convolution = partial(lax.conv_general_dilated, window_strides=window_strides, padding=padding, **options)
     numbers = native = _numbers(lhs.ndim)
     if dimension_numbers is not None:
         numbers = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
     if numbers != native or out_sharding is not None:
         return run(lhs, rhs, dimension_numbers=numbers, out_sharding=out_sharding)
+    geometry = _geometry(lhs, rhs, window_strides, padding, options)
+    if implementation == "fused" and geometry and direct.computes(lhs, rhs, geometry):
+        return direct.convolve(lhs, rhs, geometry, _ByXla(geometry, options.get("precision")))
+    if geometry and geometry.is_product:
+        return lax.dot_general(lhs, rhs[0, 0], (((3,), (0,)), ((), ())), options.get("precision"))
     return _conv(run, lhs, rhs)
+
+
+def _geometry(lhs, rhs, strides, padding, options):
+    """Of a convolution of images without groups and dilation, or None."""
+    known = {"precision", "batch_group_count", "feature_group_count", "lhs_dilation", "rhs_dilation"}
+    groups = [options.get(f"{name}_group_count", 1) for name in ("batch", "feature")]
+    dilations = [*(options.get("lhs_dilation") or ()), *(options.get("rhs_dilation") or ())]
+    if lhs.ndim != 4 or any(options[name] is not None for name in options.keys() - known):
+        return None
+    if not all(isinstance(size, int) for size in (*lhs.shape, *rhs.shape)) or {*groups, *dilations} != {1}:
+        return None
+    image, window = lhs.shape[1:3], rhs.shape[:2]
+    if isinstance(padding, str):
+        padding = lax.padtype_to_pads(image, window, strides, padding)
+    (top, bottom), (left, right) = padding
+    return direct.Geometry(image, window, tuple(strides), ((top, bottom), (left, right)))
+
+
+@dataclasses.dataclass(frozen=True)
+class _ByXla:
+    geometry: direct.Geometry
+    precision: Any
+
+    def __call__(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+        run: Convolution = partial(
+            lax.conv_general_dilated,
+            window_strides=self.geometry.strides,
+            padding=self.geometry.padding,
+            precision=self.precision,
+        )
+        return _conv(run, x, kernel)
+
+
+@functools.cache
+def implemented(implementation: str) -> Convolution:
+    """`conv` of an implementation, "xla" or "fused", for a Flax `Conv`.
+
+    Raises:
+      ValueError: for another.
+    """
+    check_implementation(implementation)
+    return conv if implementation == "xla" else partial(conv, implementation=implementation)
 
 
 def window(kernel_size: Any) -> tuple[int, ...]:
@@ -68,6 +131,51 @@ def window(kernel_size: Any) -> tuple[int, ...]:
     raise ValueError(
         f"kernel_size is {kernel_size!r}; it must be a positive integer for each spatial dimension, such as (3, 3)"
     )
+
+
+def centered(kernel_size: Sequence[int]) -> list[tuple[int, int]]:
+    """Zero-padding that centres receptive fields on the positions 0, stride, 2 * stride, ... of the input.
+
+    With a stride of 1 it is "SAME", which shifts the fields with any other.
+    """
+    return [((size - 1) // 2, size // 2) for size in window(kernel_size)]
+
+
+def fused_highway(
+    x: jax.Array, h: Affine, t: Affine, activation: Activation
+) -> tuple[jax.Array, jax.Array, jax.Array] | None:
+    """The states of a convolutional highway layer with coupled gates, forward and backward in one kernel each.
+
+    A gradient has no further derivative, and there is no forward mode.
+
+    Args:
+      x: (batch, *spatial, channels).
+      h, t: kernels (*kernel_size, channels, channels) and biases (channels,) of H and T.
+      activation: see `highway_jax.functional.activations`.
+
+    Returns:
+      The output, H(x) and T(x), each of x's shape; None where the kernels cannot compute them: if JAX's default device
+      is no CPU, or for anything but images in float32 and an activation that is no function.
+    """
+    choice, (kernel, bias) = canonical(activation), h
+    arrays = x, kernel, bias, *t
+    geometry = _geometry(x, kernel, (1, 1), centered(kernel.shape[:-2]), {}) if kernel.ndim == 4 else None
+    if callable(choice) or geometry is None or jax.devices()[0].platform != "cpu":
+        return None
+    if {array.dtype for array in arrays} != {jnp.dtype(jnp.float32)} or not direct.computes(x, kernel, geometry):
+        return None
+    return direct.highway(x, h, t, jnp.asarray(choice, jnp.int32), geometry, _highway_of_two)
+
+
+def _highway_of_two(x, h, t, activation):
+    """The same, as two convolutions and the highway operation."""
+
+    def affine(kernel, bias):
+        strides, padding = (1,) * (x.ndim - 2), centered(kernel.shape[:-2])
+        return conv(x, kernel, strides, padding, implementation="fused") + bias
+
+    states = indexed(affine(*h), activation), jax.nn.sigmoid(affine(*t))
+    return highway(x, *states), *states
 
 
 def _numbers(ndim: int) -> lax.ConvDimensionNumbers:
@@ -143,6 +251,8 @@ def _of_windows(run: Convolution, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(spatial, reach, strides, padding)
     padded = lax.pad(lhs, jnp.zeros((), lhs.dtype), [(0, 0, 0), *((*pair, 0) for pair in padding), (0, 0, 0)])
+    if any(n < r for n, r in zip(padded.shape[1:-1], reach, strict=True)):
+        return run(lhs, rhs, dimension_numbers=_numbers(lhs.ndim))  # there is no window
     spans = [1 + (n - r) // s * s for n, r, s in zip(padded.shape[1:-1], reach, strides, strict=True)]
     places = itertools.product(*(range(0, r, step) for r, step in zip(reach, dilation, strict=True)))
     windows = [

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax.typing import Dtype, Initializer
 
 from highway_jax.functional.activations import Activation, activate
-from highway_jax.functional.convolution import conv, window
+from highway_jax.functional.convolution import centered, fused_highway, implemented, window
 from highway_jax.functional.initializers import constant, normalized
 from highway_jax.functional.ops import highway, resize
 from highway_jax.linen.adoption import adopt
@@ -65,9 +65,11 @@ class PlainConv(nn.Module):
       padding: as in `flax.linen.Conv`.
       strides: of the windows, in every dimension.
       activation, kernel_init, dtype, param_dtype: as in `PlainDense`.
+      implementation: "xla", or "fused": this project's kernels where they can (`functional.convolution.conv`).
 
     Raises:
-      ValueError: for an unknown activation, an invalid kernel size, or an input with another number of dimensions.
+      ValueError: for an unknown activation or implementation, an invalid kernel size, or an input with another number
+        of dimensions.
     """
 
     features: int
@@ -78,6 +80,7 @@ class PlainConv(nn.Module):
     kernel_init: Initializer | None = None
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
+    implementation: str = "xla"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -157,10 +160,11 @@ class HighwayConv(Gated, nn.Module):
         by `strides` (`ops.resize`).
       strides: of the receptive fields, in every dimension; each is centred on what x is sub-sampled to.
       activation, transform_bias, carry, kernel_init, dtype, param_dtype: as in `HighwayDense`.
+      implementation: "xla", or "fused": this project's kernels where they can (`functional.direct`).
 
     Raises:
-      ValueError: for an unknown activation or carry, an invalid kernel size, or an input with another number of
-        dimensions.
+      ValueError: for an unknown activation, carry or implementation, an invalid kernel size, or an input with another
+        number of dimensions.
     """
 
     kernel_size: Sequence[int] = (3, 3)
@@ -172,11 +176,16 @@ class HighwayConv(Gated, nn.Module):
     param_dtype: Dtype = jnp.float32
     features: int | None = None
     strides: int = 1
+    implementation: str = "xla"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         _check_images(x, self.kernel_size)
         features = x.shape[-1] if self.features is None else self.features
+        if self.implementation == "fused" and self.carry == "coupled" and (features, self.strides) == (x.shape[-1], 1):
+            h, t = _known(self, "h"), _known(self, "t")
+            if h and t and (states := fused_highway(x, h, t, self.activation)):
+                return _sown(self, states_of(*states))
         shortcut = resize(x, features, self.strides)
         return _highway(self, x, shortcut, partial(_conv, self, features, centered(self.kernel_size)))
 
@@ -303,14 +312,6 @@ def bias_of(params: Any, name: str) -> jax.Array | None:
     return None if isinstance(bias, Mapping) else bias
 
 
-def centered(kernel_size: Sequence[int]) -> list[tuple[int, int]]:
-    """Zero-padding that centres receptive fields on the positions 0, stride, 2 * stride, ... of the input.
-
-    With a stride of 1 it is "SAME", which shifts the fields with any other.
-    """
-    return [((size - 1) // 2, size // 2) for size in window(kernel_size)]
-
-
 def _plain(layer: Any, z: jax.Array) -> jax.Array:
     return _sown(layer, {"block_output": activate(z, layer.activation)})
 
@@ -337,7 +338,11 @@ def mixed(
     """The inner states of a highway layer (Eq. 2 and 3), which is the identity where `closed`."""
     if closed is not None:
         t, c = jnp.where(closed, 0, t), None if c is None else jnp.where(closed, 1, c)
-    y = highway(shortcut.astype(h.dtype), h, t, c)
+    return states_of(highway(shortcut.astype(h.dtype), h, t, c), h, t, c)
+
+
+def states_of(y: jax.Array, h: jax.Array, t: jax.Array, c: jax.Array | None = None) -> dict[str, jax.Array]:
+    """The inner states of a highway layer by name."""
     return {"block_state": h, "transform_gate": t, "carry_gate": 1 - t if c is None else c, "block_output": y}
 
 
@@ -360,8 +365,17 @@ def _dense(layer: Any, features: int, name: str, bias: Any = 0.0) -> nn.Dense:
 
 
 def _conv(layer: Any, features: int, padding: Any, name: str, bias: Any = 0.0) -> nn.Conv:
-    size, options = window(layer.kernel_size), _affine_options(layer, bias)
-    return nn.Conv(features, size, layer.strides, padding, conv_general_dilated=conv, name=name, **options)
+    size, run, options = window(layer.kernel_size), implemented(layer.implementation), _affine_options(layer, bias)
+    return nn.Conv(features, size, layer.strides, padding, conv_general_dilated=run, name=name, **options)
+
+
+def _known(layer: nn.Module, name: str) -> tuple[jax.Array, jax.Array] | None:
+    """The kernel and bias of an affine map whose module need not run; None before it has any."""
+    params: Mapping[str, Any] = layer.get_variable("params", name) or {}
+    kernel, bias = params.get("kernel"), params.get("bias")
+    if layer.dtype is None and isinstance(kernel, jax.Array) and isinstance(bias, jax.Array):
+        return kernel, bias
+    return None
 
 
 def _affine_options(layer: Any, bias: Any) -> dict[str, Any]:

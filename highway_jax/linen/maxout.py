@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax.typing import Dtype, Initializer
 
-from highway_jax.functional.convolution import conv, window
+from highway_jax.functional.convolution import implemented, window
 from highway_jax.functional.initializers import normalized
 
 
@@ -28,9 +28,10 @@ class Maxout(nn.Module):
       kernel_init: initializer of the kernel; He's by default, as for a rectifier.
       dtype: of the computation; the inputs' and parameters' promoted dtype by default.
       param_dtype: of the parameters.
+      implementation: of a convolution, as in `PlainConv`.
 
     Raises:
-      ValueError: for an invalid kernel size.
+      ValueError: for an invalid kernel size or an unknown implementation.
     """
 
     features: int
@@ -40,6 +41,7 @@ class Maxout(nn.Module):
     kernel_init: Initializer | None = None
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
+    implementation: str = "xla"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -53,7 +55,8 @@ class Maxout(nn.Module):
         if self.kernel_size is None:
             z = nn.Dense(size, **options)(x)
         else:
-            z = nn.Conv(size, window(self.kernel_size), padding=self.padding, conv_general_dilated=conv, **options)(x)
+            options |= {"padding": self.padding, "conv_general_dilated": implemented(self.implementation)}
+            z = nn.Conv(size, window(self.kernel_size), **options)(x)
         y = z.reshape(*z.shape[:-1], self.features, self.pieces).max(axis=-1)
         self.sow("intermediates", "block_output", y)
         return y

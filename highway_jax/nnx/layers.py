@@ -22,10 +22,10 @@ from flax import nnx
 from flax.typing import Dtype, Initializer, PaddingLike
 
 from highway_jax.functional.activations import Activation, TracedActivation, activate
-from highway_jax.functional.convolution import conv, window
+from highway_jax.functional.convolution import centered, fused_highway, implemented, window
 from highway_jax.functional.initializers import constant, normalized
 from highway_jax.functional.ops import resize
-from highway_jax.linen.layers import CARRIES, Flagged, Gated, bias_of, branch, centered, drop, mixed, mixed_of
+from highway_jax.linen.layers import CARRIES, Flagged, Gated, bias_of, branch, drop, mixed, mixed_of, states_of
 from highway_jax.linen.stack import StackGates, applied, initial
 from highway_jax.stack.kinds import Kind, named
 
@@ -87,9 +87,10 @@ class PlainConv(_Plain):
       strides: of the windows, in every dimension.
       padding: as in `flax.nnx.Conv`.
       activation, kernel_init, dtype, param_dtype, rngs: as in `PlainDense`.
+      implementation: "xla", or "fused": this project's kernels where they can (`functional.convolution.conv`).
 
     Raises:
-      ValueError: for an unknown activation, or an invalid kernel size.
+      ValueError: for an unknown activation or implementation, or an invalid kernel size.
     """
 
     def __init__(
@@ -104,10 +105,11 @@ class PlainConv(_Plain):
         kernel_init: Initializer | None = None,
         dtype: Dtype | None = None,
         param_dtype: Dtype = jnp.float32,
+        implementation: str = "xla",
         rngs: nnx.Rngs,
     ):
         options = _options(activation, kernel_init, dtype, param_dtype, rngs)
-        options |= {"padding": padding, "conv_general_dilated": conv}
+        options |= {"padding": padding, "conv_general_dilated": implemented(implementation)}
         size = window(kernel_size)
         super().__init__(
             lambda bias: nnx.Conv(in_features, out_features, size, strides, bias_init=constant(bias), **options),
@@ -189,9 +191,10 @@ class HighwayConv(_Highway):
       strides: of the receptive fields, in every dimension; each is centred on what x is sub-sampled to.
       activation, transform_bias, carry: as in `HighwayDense`.
       kernel_init, dtype, param_dtype, rngs: as in `PlainDense`.
+      implementation: as in `PlainConv`.
 
     Raises:
-      ValueError: for an unknown activation or carry, or an invalid kernel size.
+      ValueError: for an unknown activation, carry or implementation, or an invalid kernel size.
     """
 
     def __init__(
@@ -207,11 +210,12 @@ class HighwayConv(_Highway):
         kernel_init: Initializer | None = None,
         dtype: Dtype | None = None,
         param_dtype: Dtype = jnp.float32,
+        implementation: str = "xla",
         rngs: nnx.Rngs,
     ):
         features = in_features if out_features is None else out_features
         options = _options(activation, kernel_init, dtype, param_dtype, rngs)
-        options |= {"padding": centered(kernel_size), "conv_general_dilated": conv}
+        options |= {"padding": centered(kernel_size), "conv_general_dilated": implemented(implementation)}
         size = window(kernel_size)
         super().__init__(
             lambda bias: nnx.Conv(in_features, features, size, strides, bias_init=constant(bias), **options),
@@ -219,7 +223,16 @@ class HighwayConv(_Highway):
             transform_bias,
             carry,
         )
-        self.strides = strides
+        self.strides, self.implementation, self.dtype = strides, implementation, dtype
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        affine: list[Any] = [self.h, self.t]
+        same = self.c is None and self.strides == 1 and affine[0].kernel.shape[-1] == x.shape[-1]
+        if self.implementation == "fused" and same and self.dtype is None:
+            h, t = ((module.kernel[...], module.bias[...]) for module in affine)
+            if states := fused_highway(x, h, t, self.activation):
+                return _sown(self, states_of(*states))
+        return super().__call__(x)
 
 
 class HighwayStack(StackGates, nnx.Module):

@@ -1,5 +1,5 @@
 """Many equal layers as one scan: kinds of layers, the scan, and a kernel of our own for it on a CPU."""
 
-from highway_jax.stack.scan import IMPLEMENTATIONS, stack, states
+from highway_jax.stack.scan import stack, states
 
-__all__ = ["IMPLEMENTATIONS", "stack", "states"]
+__all__ = ["stack", "states"]

@@ -7,12 +7,8 @@ with XLA alone.
 """
 
 import contextlib
-import ctypes
-import functools
 import importlib.util
-import platform as machine
 import re
-import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,12 +19,12 @@ import numpy as np
 from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
 
+from highway_jax.native import Library, NoCompiler, Unavailable, for_cpu
 from highway_jax.stack import kinds as blocks
 from highway_jax.stack.kinds import Kind
-from highway_jax.stack.native import Library, NoCompiler, Unavailable
 
 __all__ = [
-    "NoCompiler", "Unavailable", "backward", "check", "choose", "forward", "here", "load", "needs_build", "supports",
+    "NoCompiler", "Unavailable", "backward", "check", "choose", "forward", "here", "library", "load", "supports",
     "usable",
 ]  # fmt: skip
 
@@ -40,7 +36,6 @@ On a CPU, XLA's products, made for all caches and cores, are mostly as fast or f
 fit into a multiprocessor's shared memory.
 """
 
-COMPILERS = ("c++", "g++", "clang++")
 HANDLERS = ("highway_forward", "highway_backward")
 
 # Of a block on a GPU, as in fused.cu.
@@ -72,39 +67,7 @@ def load(platform: str = CPU) -> None:
       Unavailable: without a compiler that can build it, or a folder to keep it in (`native.Library.path`); on "cuda",
         without such a device, or with one whose shared memory is too small.
     """
-    with _loading:
-        reason = _loaded(platform)
-    if reason is not None:
-        raise type(reason)(*reason.args)
-
-
-_loading = threading.Lock()
-
-
-@functools.cache
-def _loaded(platform: str) -> Unavailable | None:
-    """What kept it from being loaded."""
-    try:
-        path = _library(platform).path()
-        library = ctypes.CDLL(str(path))
-    except Unavailable as reason:
-        return reason
-    except (OSError, RuntimeError) as error:  # names the file or folder; RuntimeError: there is no home
-        return Unavailable(f"it cannot be kept and loaded: {error}; XDG_CACHE_HOME may name another folder")
-    for name in HANDLERS:
-        if not hasattr(library, name):
-            return Unavailable(f"{path} has no function {name}; remove the file")
-    for name in HANDLERS:
-        known = "CUDA" if platform == GPU else platform
-        jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, name)), platform=known)
-    return None
-
-
-def needs_build(platform: str = CPU) -> bool:
-    """Whether `load` is about to run a compiler, for some seconds, if it can at all."""
-    with contextlib.suppress(Unavailable):
-        return _library(platform).needs_build()
-    return False
+    library(platform).load()
 
 
 def choose(width: int) -> str:
@@ -124,19 +87,23 @@ def usable(platform: str, width: int) -> bool:
     return False
 
 
-def _library(platform: str) -> Library:
+def library(platform: str = CPU) -> Library:
+    """The kernel for a platform; loading it builds it, unless it has been built before.
+
+    Raises:
+      Unavailable: on "cuda", without such a device, or with one whose shared memory is too small.
+    """
     source = Path(__file__)
     if platform == CPU:
-        tuned = "-march=native" if machine.machine().lower() in ("x86_64", "amd64") else "-mcpu=native"
-        return Library(source.with_suffix(".cc"), COMPILERS, ["-std=c++17", "-O3", tuned, "-fPIC"], _cpu())
+        return for_cpu(source.with_suffix(".cc"), *HANDLERS)
     capability = _capability()
     if not capability:
         raise Unavailable(f"JAX's default device is no NVIDIA GPU: {jax.devices()[0].device_kind}")
     if int(capability.split(".")[0]) < 8 or capability in SMALL:
         raise Unavailable(f"its shared memory is too small: {jax.devices()[0].device_kind}")
     target = f"-arch=sm_{capability.replace('.', '')}"
-    options = ["-std=c++17", "-O3", target, "-Xcompiler=-fPIC,-w", "-w"]
-    return Library(source.with_suffix(".cu"), _nvcc(), options, b"")
+    options = "-std=c++17", "-O3", target, "-Xcompiler=-fPIC,-w", "-w"
+    return Library(source.with_suffix(".cu"), HANDLERS, "CUDA", _nvcc(), options, b"")
 
 
 def _capability() -> str:
@@ -145,18 +112,11 @@ def _capability() -> str:
     return found if re.fullmatch(r"\d+\.\d+", found) else ""
 
 
-def _nvcc() -> list[str]:
+def _nvcc() -> tuple[str, ...]:
     """Where CUDA's compiler may be: in the PATH, or in NVIDIA's package beside JAX."""
     found = importlib.util.find_spec("nvidia")
     places = found.submodule_search_locations if found else None
-    return ["nvcc", *(str(path) for place in places or () for path in sorted(Path(place).glob("cu*/bin/nvcc")))]
-
-
-def _cpu() -> bytes:
-    """What distinguishes machines that cannot run each other's code."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next((line for line in lines if line.startswith(("flags", "Features"))), machine.processor()).encode()
+    return "nvcc", *(str(path) for place in places or () for path in sorted(Path(place).glob("cu*/bin/nvcc")))
 
 
 def check(kind: Kind, x: jax.Array, kernel: jax.Array, bias: jax.Array, activation: jax.Array) -> None:

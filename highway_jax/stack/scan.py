@@ -20,10 +20,9 @@ from jax.extend.core import Primitive
 from jax.interpreters import mlir
 
 from highway_jax.functional.activations import Activation, Function, canonical, indexed
+from highway_jax.native import check_implementation
 from highway_jax.stack import fused
 from highway_jax.stack.kinds import Kind, States
-
-IMPLEMENTATIONS = ("xla", "fused")
 
 
 def stack(
@@ -65,8 +64,7 @@ def stack(
     shape, x = x.shape, _flat(x)
     state = _start(kind, x)
     run = partial(_layers, kind, function)
-    if implementation not in IMPLEMENTATIONS:
-        raise ValueError(f"implementation is {implementation!r}; it must be {' or '.join(map(repr, IMPLEMENTATIONS))}")
+    check_implementation(implementation)
     if implementation == "fused":
         if function is not None:
             raise ValueError("implementation is 'fused'; its activation must be relu or tanh, not a function")

@@ -14,6 +14,7 @@ from experiments import report, train
 from experiments.app import entry
 from experiments.workdir import reading
 from highway_jax import ConvNet, checkpoint, data
+from highway_jax.native import COMPILERS
 from tests.tfds_files import CIFAR100, write_tfds
 
 STAGES = ("conv 4 3x3", "dropout 0.1", "highway 3x3", "maxpool 2x2")
@@ -43,6 +44,16 @@ def test_every_runs_accuracy_is_that_of_its_parameters(trained):
     assert header == "network,run,epoch,train_loss,test_accuracy,validation_accuracy"
     assert json.loads((trained / "config.json").read_text())["stages"] == list(STAGES)
     assert (trained / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_kernels_compute_what_xla_does(trained, tmp_path):
+    train.main([*SMALL, "--config.validation=100", "--config.implementation=xla", f"--workdir={tmp_path}/work"])
+    ours, theirs = map(reading.load, (trained, tmp_path / "work"))
+    there_are = jax.default_backend() == "cpu" and any(map(shutil.which, COMPILERS))
+    assert ours.provenance["implementations"] == {"highway": "fused" if there_are else "xla"}
+    assert theirs.provenance["implementations"] == {"highway": "xla"}
+    for name, curves in theirs.results["highway"].curves.items():
+        np.testing.assert_allclose(ours.results["highway"].curves[name], curves, rtol=1e-3, atol=0.01)
 
 
 def test_best_mean_and_deviation_are_said_as_in_the_tables(trained, capsys):

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import jax
@@ -21,10 +22,12 @@ from experiments import search as program
 from experiments.app import entry
 from experiments.app.errors import UserError
 from experiments.configs import loading
-from experiments.jobs.making import choose_implementations
+from experiments.jobs.implementations import choose_implementations
 from highway_jax import MLP, data, parallel, population
 from highway_jax.functional.activations import RELU, TANH
-from highway_jax.stack import fused, native, stack
+from highway_jax.native import COMPILERS
+from highway_jax.native import library as building
+from highway_jax.stack import fused, stack
 from highway_jax.stack.kinds import HIGHWAY, PLAIN
 
 DIGITS = data.load("digits").train
@@ -33,7 +36,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module", autouse=True)
 def kernel():
-    if not any(map(shutil.which, fused.COMPILERS)):
+    if not any(map(shutil.which, COMPILERS)):
         pytest.skip("needs a C++ compiler")
     fused.load()
 
@@ -155,6 +158,7 @@ WHERE_IT_RUNS = """
 import os, sys
 import jax, jax.numpy as jnp
 from highway_jax import MLP
+from highway_jax.native import library
 from highway_jax.stack import fused
 
 cache, path = os.environ.pop("XDG_CACHE_HOME", None), os.environ["PATH"]
@@ -169,7 +173,7 @@ try:
 except fused.NoCompiler:
     print("a CPU needs it")
 
-fused._loaded.cache_clear()
+library._loaded.cache_clear()
 jax.default_backend = lambda: "gpu"
 del os.environ["XDG_CACHE_HOME"]
 os.environ.update({"PATH": path, **({"XDG_CACHE_HOME": cache} if cache else {})})
@@ -231,8 +235,8 @@ def test_a_search_takes_what_is_meant_for_its_networks_and_keeps_to_it(two_devic
 
 def test_a_gpus_kernel_takes_narrow_layers_only(monkeypatch):
     monkeypatch.setattr(fused, "here", lambda: fused.GPU)
-    monkeypatch.setattr(fused, "load", lambda platform: None)
-    monkeypatch.setattr(fused, "needs_build", lambda platform: False)
+    there = types.SimpleNamespace(needs_build=lambda: False, load=lambda: None)
+    monkeypatch.setattr(fused, "library", lambda platform: there)
     config = loading.load("digits_depth10", {"width.plain": "81", "width.highway": "80"}).config
     networks = ("highway", "plain")
     expected = {"highway": "fused", "plain": "xla"}
@@ -246,7 +250,7 @@ def test_a_gpus_kernel_takes_narrow_layers_only(monkeypatch):
 @pytest.fixture
 def kept(tmp_path, monkeypatch):
     """`load` as in a new process: with a cache of the test's, and a compiler that does a line of shell to $made."""
-    whole, programs, cache = fused._library("cpu").path(), tmp_path / "bin", tmp_path / "cache"
+    whole, programs, cache = fused.library().path(), tmp_path / "bin", tmp_path / "cache"
     path = os.environ["PATH"]
     monkeypatch.setattr(jax.ffi, "register_ffi_target", lambda *_, **__: None)  # takes a second library for an error
 
@@ -256,14 +260,14 @@ def kept(tmp_path, monkeypatch):
         (programs / "c++").chmod(0o755)
         monkeypatch.setenv("PATH", str(programs))
         monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
-        fused._loaded.cache_clear()
+        building._loaded.cache_clear()
         fused.load()
         (library,) = (cache / "highway-jax").iterdir()
         assert library.read_bytes() == whole.read_bytes()
         return library
 
     yield load
-    fused._loaded.cache_clear()
+    building._loaded.cache_clear()
 
 
 def cut_short(library, elsewhere):
@@ -381,9 +385,9 @@ SMALL = [
 @pytest.fixture
 def unloaded():
     """`load` as in a new process."""
-    fused._loaded.cache_clear()
+    building._loaded.cache_clear()
     yield
-    fused._loaded.cache_clear()
+    building._loaded.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -404,7 +408,7 @@ def test_without_it_a_search_uses_xla_or_says_why(why, reason, unloaded, tmp_pat
     if why == "a compiler that hangs":  # in a process that it has started, as compilers do
         (programs / "g++").write_text("#!/bin/sh\n/bin/sleep 1000\n")
         (programs / "g++").chmod(0o755)
-        monkeypatch.setattr(native, "BUILD_SECONDS", 1)
+        monkeypatch.setattr(building, "BUILD_SECONDS", 1)
     if why == "nowhere to keep it":
         cache.write_text("a file")
     else:
@@ -417,7 +421,7 @@ def test_without_it_a_search_uses_xla_or_says_why(why, reason, unloaded, tmp_pat
         with pytest.raises(SystemExit) as stop:
             entry.run(program.main, program.__doc__)
         said = capsys.readouterr()
-        assert ("building the fused kernel" in said.out) == (why != "no compiler")
+        assert ("building kernels" in said.out) == (why != "no compiler")
         return stop.value.code, said.err
 
     status, errors = run("fused")

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from jax import lax
 
 from highway_jax.functional.activations import RELU, TANH
+from highway_jax.native import COMPILERS, Library, NoCompiler
 from highway_jax.stack import fused, stack
 from highway_jax.stack.kinds import HIGHWAY, PLAIN
-from highway_jax.stack.native import Library, NoCompiler
 
 EMULATOR = Path(__file__).parent / "emulated_cuda"
 
@@ -29,9 +29,9 @@ def emulated():
     """The kernel's functions, computed by the emulator."""
     source = Path(fused.__file__).with_suffix(".cu")
     headers = b"".join(path.read_bytes() for path in sorted(EMULATOR.iterdir()))
-    options = ["-x", "c++", "-std=c++17", "-O2", "-fPIC", "-w", f"-I{EMULATOR}"]
+    options = "-x", "c++", "-std=c++17", "-O2", "-fPIC", "-w", f"-I{EMULATOR}"
     try:
-        library = ctypes.CDLL(str(Library(source, fused.COMPILERS, options, headers).path()))
+        library = ctypes.CDLL(str(Library(source, fused.HANDLERS, "cpu", COMPILERS, options, headers).path()))
     except NoCompiler as error:
         pytest.skip(str(error))
     for name in fused.HANDLERS:

@@ -1,21 +1,26 @@
 """Shared libraries that are built from C++ or CUDA when they are first needed, and kept for this machine."""
 
 import contextlib
+import ctypes
 import dataclasses
+import functools
 import hashlib
 import os
+import platform as machine
 import shutil
 import signal
 import stat
 import subprocess
 import tempfile
-from collections.abc import Sequence
+import threading
 from pathlib import Path
 
 import jax
 import jaxlib.version
 
 BUILD_SECONDS = 60  # a compiler that takes longer is stopped; those here take 5 to 10
+COMPILERS = ("c++", "g++", "clang++")
+HEADERS = Path(__file__).parent
 
 
 class Unavailable(Exception):
@@ -31,16 +36,33 @@ class Library:
     """How a shared library is built.
 
     Attributes:
-      source: its only file.
+      source: its only file, but for the headers beside this module.
+      handlers: its functions, by the names under which XLA is to know them.
+      platform: of XLA, where they run: "cpu" or "CUDA".
       compilers: names or paths, the first that there is and that can build it is taken.
       options: for any of them, beside those that make it a library with XLA's headers.
       machine: what distinguishes machines that cannot run each other's code.
     """
 
     source: Path
-    compilers: Sequence[str]
-    options: Sequence[str]
+    handlers: tuple[str, ...]
+    platform: str
+    compilers: tuple[str, ...]
+    options: tuple[str, ...]
     machine: bytes
+
+    def load(self) -> None:
+        """Build it, unless it has been built before, and make its handlers known to XLA.
+
+        It is tried once in a process, whatever comes of it.
+
+        Raises:
+          Unavailable: without a compiler that can build it, or a folder to keep it in (`path`).
+        """
+        with _loading:
+            reason = _loaded(self)
+        if reason is not None:
+            raise type(reason)(*reason.args)
 
     def needs_build(self) -> bool:
         """Whether `path` is about to run a compiler, for some seconds, if it can at all."""
@@ -81,15 +103,51 @@ class Library:
     def _recipe(self) -> tuple[list[str], list[str], Path, str]:
         """The compilers there are, their options, and the folder and the beginning of the name of what they build."""
         compilers = [path for path in map(shutil.which, self.compilers) if path]
-        options = [*self.options, "-shared", "-isystem", jax.ffi.include_dir(), str(self.source)]
+        options = [*self.options, "-shared", "-isystem", jax.ffi.include_dir(), f"-I{HEADERS}", str(self.source)]
         said, version = " ".join(compilers + options), jaxlib.version.__version__
-        identity = self.source.read_bytes(), said.encode(), version.encode(), self.machine
+        headers = (header.read_bytes() for header in sorted(HEADERS.glob("*.h")))
+        identity = self.source.read_bytes(), *headers, said.encode(), version.encode(), self.machine
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").resolve() / "highway-jax"
         return compilers, options, folder, f"{self.source.stem}-{_digest(b''.join(identity))}"
 
     @property
     def _kind(self) -> str:
         return {".cc": "C++", ".cu": "CUDA"}[self.source.suffix]
+
+
+def for_cpu(source: Path, *handlers: str) -> Library:
+    """A library for the CPU of this machine, and no other."""
+    tuned = "-march=native" if machine.machine().lower() in ("x86_64", "amd64") else "-mcpu=native"
+    return Library(source, handlers, "cpu", COMPILERS, ("-std=c++17", "-O3", tuned, "-fPIC"), _cpu())
+
+
+@functools.cache
+def _cpu() -> bytes:
+    """What distinguishes machines that cannot run each other's code."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    return next((line for line in lines if line.startswith(("flags", "Features"))), machine.processor()).encode()
+
+
+_loading = threading.Lock()
+
+
+@functools.cache
+def _loaded(library: Library) -> Unavailable | None:
+    """What kept it from being loaded."""
+    try:
+        path = library.path()
+        loaded = ctypes.CDLL(str(path))
+    except Unavailable as reason:
+        return reason
+    except (OSError, RuntimeError) as error:  # names the file or folder; RuntimeError: there is no home
+        return Unavailable(f"it cannot be kept and loaded: {error}; XDG_CACHE_HOME may name another folder")
+    for name in library.handlers:
+        if not hasattr(loaded, name):
+            return Unavailable(f"{path} has no function {name}; remove the file")
+    for name in library.handlers:
+        jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(loaded, name)), platform=library.platform)
+    return None
 
 
 def _kept(folder: Path, name: str) -> Path | None:

@@ -1,0 +1,501 @@
+// Convolutions of images with channels last and convolutional highway layers, forward and backward, on a CPU, for
+// highway_jax/functional/direct.py.
+//
+// A direct convolution: in an image whose rows lie one after another, a row of a window, all its columns and channels,
+// is one run of floats. So a convolution is a matrix product with the kernel's rows, which reads the images where they
+// lie. A tile of pixels and vectors of features stays in registers for the whole sum. Images are copied only to have
+// zeros around them, and few at a time, which stay in the caches.
+
+#include <atomic>
+#include <initializer_list>
+#include <thread>
+
+#include "elementwise.h"
+#include "vectors.h"
+#include "xla/ffi/api/ffi.h"
+
+namespace {
+
+namespace ffi = xla::ffi;
+
+// A tile is `rows` x `vectors` accumulators, with registers left for a row's factor and the vectors it multiplies.
+constexpr int kMaxVectors = kRegisters == 32 ? 5 : 3;
+constexpr int tile_rows(int vectors) {
+  constexpr int wide[] = {14, 12, 9, 6, 5}, narrow[] = {12, 6, 4};
+  return kRegisters == 32 ? wide[vectors - 1] : narrow[vectors - 1];
+}
+constexpr int kMaxTile = 30;  // accumulators
+
+// Calls work(first, size) for about equal parts of at most `most` that make up `count`.
+template <typename Work>
+INLINE void in_parts(int64_t count, int64_t most, Work work) {
+  const int64_t parts = (count + most - 1) / most;
+  for (int64_t i = 0, at = 0, size; i < parts; i++, at += size) {
+    size = (count - at + parts - i - 1) / (parts - i);
+    work(at, size);
+  }
+}
+
+// Calls work(number) with a static number, from 1 to `kMost`.
+template <int kMost, typename Work>
+INLINE void with_static(int64_t number, Work work) {
+  if constexpr (kMost > 1)
+    if (number < kMost) return with_static<kMost - 1>(number, work);
+  work(std::integral_constant<int, kMost>{});
+}
+
+struct Shape {
+  int64_t batch, in_height, in_width, channels, height, width, features;
+  int64_t rows, columns;                           // of the window
+  int64_t down, right;                             // strides
+  int64_t dilation_down, dilation_right;           // of an image: from one of its pixels to the next
+  int64_t top, left, padded_height, padded_width;  // of an image with its zeros
+  int64_t run() const { return columns * channels; }
+  int64_t taps() const { return rows * run(); }
+  int64_t padded_row() const { return padded_width * channels; }
+  int64_t padded_size() const { return padded_height * padded_row(); }
+  int64_t in_size() const { return in_height * in_width * channels; }
+  int64_t out_size() const { return pixels() * features; }
+  int64_t pixels() const { return height * width; }
+  int64_t vectors() const { return whole_vectors(features) / kLanes; }
+  int64_t kernel_size() const { return taps() * features; }
+  int64_t packed_size() const { return taps() * vectors() * kLanes; }
+  bool is_padded() const { return padded_size() != in_size(); }
+};
+
+// Copies an image to where it has zeros around it and between its pixels.
+void pad(const Shape& s, const float* image, float* padded) {
+  for (int64_t row = 0; row < s.in_height; row++, image += s.in_width * s.channels) {
+    float* to = padded + (s.top + row * s.dilation_down) * s.padded_row() + s.left * s.channels;
+    if (s.dilation_right == 1)
+      std::memcpy(to, image, s.in_width * s.channels * sizeof(float));
+    else
+      for (int64_t column = 0; column < s.in_width; column++)
+        std::memcpy(to + column * s.dilation_right * s.channels, image + column * s.channels,
+                    s.channels * sizeof(float));
+  }
+}
+
+// A packed kernel is made of blocks of a few vectors of features, (block, taps, parts, vectors), with zeros in the lanes
+// too many. Its parts are kernels side by side: of a layer's H alone, or of H and T.
+
+// Calls work(first, lanes, at) for each block: its first feature, how many there is room for, and where it begins.
+template <typename Work>
+INLINE void in_blocks(const Shape& s, int64_t parts, Work work) {
+  in_parts(s.vectors(), kMaxVectors / parts, [&](int64_t first, int64_t vectors) ALWAYS {
+    work(first * kLanes, vectors * kLanes, first * kLanes * s.taps() * parts);
+  });
+}
+
+// From kernels (rows, columns, channels, features).
+void pack(const Shape& s, std::initializer_list<const float*> kernels, float* packed) {
+  in_blocks(s, kernels.size(), [&](int64_t first, int64_t lanes, int64_t at) {
+    const int64_t count = std::min(lanes, s.features - first);
+    for (int64_t tap = 0; tap < s.taps(); tap++)
+      for (const float* kernel : kernels) {
+        std::memcpy(packed + at, kernel + tap * s.features + first, count * sizeof(float));
+        at += lanes;
+      }
+  });
+}
+
+// The transpose, from a kernel (rows, columns, features, channels): of `channels` channels, the first of which is
+// `offset`.
+void pack_flipped(const Shape& s, const float* kernel, int64_t offset, int64_t channels, float* packed) {
+  in_blocks(s, 1, [&](int64_t first, int64_t lanes, int64_t at) {
+    const int64_t count = std::min(lanes, s.features - first), windows = s.rows * s.columns;
+    for (int64_t window = 0; window < windows; window++) {
+      float* block = packed + at + ((windows - 1 - window) * s.channels + offset) * lanes;
+      const float* from = kernel + (window * s.features + first) * channels;
+      for (int64_t feature = 0; feature < count; feature++)
+        for (int64_t channel = 0; channel < channels; channel++)
+          block[channel * lanes + feature] = from[feature * channels + channel];
+    }
+  });
+}
+
+// To a kernel (rows, columns, channels, features), those features of the packed one that begin with `offset`.
+void unpack(const Shape& s, const float* packed, int64_t offset, int64_t features, float* kernel) {
+  in_blocks(s, 1, [&](int64_t first, int64_t lanes, int64_t at) {
+    const int64_t begin = std::max(first, offset), end = std::min(first + lanes, offset + features);
+    for (int64_t tap = 0; tap < s.taps() && begin < end; tap++)
+      std::memcpy(kernel + tap * features + begin - offset, packed + at + tap * lanes + begin - first,
+                  (end - begin) * sizeof(float));
+  });
+}
+
+// sums (pixels, vectors) = the convolution of a padded image, of those pixels that begin with `pixel`, with a block.
+void convolve_tile(const Shape& s, const float* image, int64_t pixel, int64_t pixels, const float* block,
+                   int64_t vectors, Vector* sums) {
+  with_static<kMaxVectors>(vectors, [&](auto wide) ALWAYS {
+    constexpr int kVectors = wide;
+    with_static<tile_rows(kVectors)>(pixels, [&](auto high) ALWAYS {
+      constexpr int kPixels = high;
+      const float* windows[kPixels];
+      for (int64_t p = 0, row = pixel / s.width, column = pixel % s.width; p < kPixels; p++) {
+        windows[p] = image + row * s.down * s.padded_row() + column * s.right * s.channels;
+        if (++column == s.width) column = 0, row++;
+      }
+      Vector tile[kPixels][kVectors] = {};
+      const int64_t run = s.run(), next_row = s.padded_row();
+      for (int64_t row = 0; row < s.rows; row++) {
+        for (int64_t k = 0; k < run; k++, block += kVectors * kLanes) {
+          Vector line[kVectors];
+          for (int v = 0; v < kVectors; v++) line[v] = load(block + v * kLanes);
+          for (int p = 0; p < kPixels; p++) {
+            const Vector one = fill(windows[p][k]);
+            for (int v = 0; v < kVectors; v++) tile[p][v] += one * line[v];
+          }
+        }
+        for (int p = 0; p < kPixels; p++) windows[p] += next_row;
+      }
+      for (int p = 0; p < kPixels; p++)
+        for (int v = 0; v < kVectors; v++) sums[p * kVectors + v] = tile[p][v];
+    });
+  });
+}
+
+// Convolves a padded image, and calls emit(pixel, feature, z) for every pixel and vector of features, which begins at
+// `feature`; z[part * step] is the sum of a part. What is beyond the last feature is zero.
+template <typename Emit>
+void convolve(const Shape& s, int64_t parts, const float* image, const float* packed, Emit emit) {
+  in_blocks(s, parts, [&](int64_t first, int64_t lanes, int64_t at) ALWAYS {
+    const int64_t step = lanes / kLanes, vectors = parts * step;
+    in_parts(s.pixels(), tile_rows(vectors), [&](int64_t pixel, int64_t pixels) ALWAYS {
+      Vector sums[kMaxTile];
+      convolve_tile(s, image, pixel, pixels, packed + at, vectors, sums);
+      for (int64_t p = 0; p < pixels; p++)
+        for (int64_t v = 0; v < step; v++) emit(pixel + p, first + v * kLanes, sums + p * vectors + v, step);
+    });
+  });
+}
+
+// The cotangents of some images: whole vectors of features, an image's and a row's so far from each other.
+struct Lines {
+  const float* first;
+  int64_t image, row;
+};
+
+// Adds to a tile of a packed kernel, (taps, vectors), its gradient from padded images, which lie `image_size` apart.
+void correlate_tile(const Shape& s, int64_t count, const float* images, int64_t image_size, const Lines& dy,
+                    int64_t taps, int64_t vectors, float* packed) {
+  with_static<kMaxVectors>(vectors, [&](auto wide) ALWAYS {
+    constexpr int kVectors = wide;
+    with_static<tile_rows(kVectors)>(taps, [&](auto high) ALWAYS {
+      constexpr int kTaps = high;
+      Vector sums[kTaps][kVectors];
+      for (int t = 0; t < kTaps; t++)
+        for (int v = 0; v < kVectors; v++) sums[t][v] = load(packed + (t * kVectors + v) * kLanes);
+      const int64_t next_factors = s.right * s.channels, next_line = s.vectors() * kLanes;
+      for (int64_t image = 0; image < count; image++)
+        for (int64_t y = 0; y < s.height; y++) {
+          const float* factors = images + image * image_size + y * s.down * s.padded_row();
+          const float* lines = dy.first + image * dy.image + y * dy.row;
+          for (int64_t x = 0; x < s.width; x++, factors += next_factors, lines += next_line) {
+            Vector line[kVectors];
+            for (int v = 0; v < kVectors; v++) line[v] = load(lines + v * kLanes);
+            for (int t = 0; t < kTaps; t++) {
+              const Vector one = fill(factors[t]);
+              for (int v = 0; v < kVectors; v++) sums[t][v] += one * line[v];
+            }
+          }
+        }
+      for (int t = 0; t < kTaps; t++)
+        for (int v = 0; v < kVectors; v++) store(packed + (t * kVectors + v) * kLanes, sums[t][v]);
+    });
+  });
+}
+
+// Adds the gradient of the kernel from `count` padded images to a packed one.
+void correlate(const Shape& s, int64_t count, const float* images, int64_t image_size, const Lines& dy,
+               float* packed) {
+  in_blocks(s, 1, [&](int64_t first, int64_t lanes, int64_t at) {
+    for (int64_t row = 0; row < s.rows; row++)
+      in_parts(s.run(), tile_rows(lanes / kLanes), [&](int64_t tap, int64_t taps) {
+        correlate_tile(s, count, images + row * s.padded_row() + tap, image_size, {dy.first + first, dy.image, dy.row},
+                       taps, lanes / kLanes, packed + at + (row * s.run() + tap) * lanes);
+      });
+  });
+}
+
+// How a batch is divided for gradients of weights: the sums of a group's images are made one after another, those of
+// groups side by side, and some images are at hand together, so that their sums stay in registers for long. It depends
+// on the sizes alone, and not on the threads: so does how sums are rounded.
+struct Groups {
+  int64_t batch, count, together;
+  explicit Groups(const Shape& s)
+      : batch(s.batch),
+        count(std::max<int64_t>(1, std::min({s.batch, s.batch * s.pixels() / 1024, int64_t{16}}))),
+        together(std::max<int64_t>(1, 256 / s.pixels())) {}
+  int64_t first(int64_t group) const { return group * batch / count; }
+};
+
+// Adds the sums of later groups to those of the first.
+void add_groups(int64_t groups, int64_t size, float* sums) {
+  for (int64_t group = 1; group < groups; group++)
+    for (int64_t at = 0; at < size; at += kLanes) store(sums + at, load(sums + at) + load(sums + group * size + at));
+}
+
+using Array = ffi::Buffer<ffi::F32>;
+using Index = ffi::Buffer<ffi::S32>;
+using Result = ffi::Result<Array>;
+using Numbers = ffi::Span<const int64_t>;
+
+ffi::Error no_memory() { return ffi::Error(ffi::ErrorCode::kResourceExhausted, "no memory for a convolution"); }
+
+// What is the same in all calls. Arrays begin with dimensions of runs, each of which has weights of its own.
+struct Call {
+  ffi::ThreadPool pool;
+  int64_t threads, runs;
+
+  Call(ffi::ThreadPool pool, const Array& x, int64_t devices)
+      : pool(pool), threads(std::max<int64_t>(1, pool.num_threads() / devices)), runs(1) {
+    for (size_t axis = 0; axis + 4 < x.dimensions().size(); axis++) runs *= x.dimensions()[axis];
+  }
+
+  // Calls work(i) for each i < count, in this thread and those of the pool that are free; returns when all are done.
+  template <typename Work>
+  void in_threads(int64_t count, const Work& work) {
+    struct Progress {
+      std::atomic<int64_t> begun{0}, done{0};
+    };
+    const auto progress = std::make_shared<Progress>();
+    const auto take = [progress, count, &work] {  // `work` is gone when a late thread comes, which then finds none
+      for (int64_t i; (i = progress->begun++) < count; progress->done++) work(i);
+    };
+    for (int64_t i = 1; i < std::min(threads, count); i++) pool.Schedule([take] { take(); });
+    take();
+    while (progress->done < count) std::this_thread::yield();
+  }
+
+  // Calls work(begin, end) for parts of a batch of images.
+  template <typename Work>
+  void in_chunks(int64_t batch, const Work& work) {
+    const int64_t chunks = threads == 1 ? 1 : std::min(batch, 4 * threads);
+    in_threads(chunks, [&](int64_t chunk) { work(chunk * batch / chunks, (chunk + 1) * batch / chunks); });
+  }
+};
+
+struct Sizes {
+  Numbers window, strides, dilation, padding;
+};
+
+// Of a convolution from x (..., batch, height, width, channels) to y (..., batch, height', width', features).
+Shape shape_of(const Array& x, const Array& y, const Sizes& sizes) {
+  const auto in = x.dimensions().last(4), out = y.dimensions().last(4);
+  const auto padded = [&](int axis) {
+    return sizes.padding[2 * axis] + 1 + (in[1 + axis] - 1) * sizes.dilation[axis] + sizes.padding[2 * axis + 1];
+  };
+  return {in[0],
+          in[1],
+          in[2],
+          in[3],
+          out[1],
+          out[2],
+          out[3],
+          sizes.window[0],
+          sizes.window[1],
+          sizes.strides[0],
+          sizes.strides[1],
+          sizes.dilation[0],
+          sizes.dilation[1],
+          sizes.padding[0],
+          sizes.padding[2],
+          padded(0),
+          padded(1)};
+}
+
+constexpr int64_t kOnes[] = {1, 1};
+
+// Of (x, kernel), y; or of (kernel, y), x, which is a convolution of y with the flipped kernel.
+ffi::Error convolution(ffi::ThreadPool pool, Array first, Array second, Result y, Numbers window, Numbers strides,
+                       Numbers dilation, Numbers padding, bool flipped, int64_t devices) {
+  const Array &x = flipped ? second : first, &kernel = flipped ? first : second;
+  const Shape s = shape_of(x, *y, {window, strides, dilation, padding});
+  Call call(pool, x, devices);
+  const Memory packed = zeros(s.packed_size());
+  if (!packed) return no_memory();
+  std::atomic<bool> failed{false};
+  for (int64_t run = 0; run < call.runs; run++) {
+    const float* weights = kernel.typed_data() + run * s.kernel_size();
+    if (flipped)
+      pack_flipped(s, weights, 0, s.channels, packed.get());
+    else
+      pack(s, {weights}, packed.get());
+    call.in_chunks(s.batch, [&](int64_t begin, int64_t end) {
+      const Memory padded = zeros(s.is_padded() ? s.padded_size() : kLanes);
+      if (!padded) return void(failed = true);
+      for (int64_t i = run * s.batch + begin; i < run * s.batch + end; i++) {
+        const float* image = x.typed_data() + i * s.in_size();
+        if (s.is_padded()) pad(s, image, padded.get());
+        convolve(s, 1, s.is_padded() ? padded.get() : image, packed.get(),
+                    [&](int64_t pixel, int64_t feature, const Vector* z, int64_t) ALWAYS {
+                      float* to = y->typed_data() + i * s.out_size() + pixel * s.features + feature;
+                      store_some(to, z[0], s.features - feature);
+                    });
+      }
+    });
+  }
+  return failed ? no_memory() : ffi::Error::Success();
+}
+
+// Of (x, y), the kernel.
+ffi::Error kernel_gradient(ffi::ThreadPool pool, Array x, Array dy, Result dkernel, Numbers window, Numbers strides,
+                           Numbers padding, int64_t devices) {
+  const Shape s = shape_of(x, dy, {window, strides, Numbers(kOnes, 2), padding});
+  Call call(pool, x, devices);
+  const Groups groups(s);
+  const int64_t side = s.vectors() * kLanes, lines_size = side == s.features ? 0 : s.pixels() * side;
+  const int64_t padded_size = s.is_padded() ? s.padded_size() : 0;
+  const Memory sums = zeros(groups.count * s.packed_size());
+  if (!sums) return no_memory();
+  std::atomic<bool> failed{false};
+  for (int64_t run = 0; run < call.runs; run++) {
+    if (run) std::memset(sums.get(), 0, groups.count * s.packed_size() * sizeof(float));
+    call.in_threads(groups.count, [&](int64_t group) {
+      const Memory memory = zeros(groups.together * (padded_size + lines_size) + kLanes);
+      if (!memory) return void(failed = true);
+      float *padded = memory.get(), *copies = padded + groups.together * padded_size;
+      for (int64_t i = groups.first(group), end = groups.first(group + 1), count; i < end; i += count) {
+        count = std::min(groups.together, end - i);
+        const float* images = x.typed_data() + (run * s.batch + i) * s.in_size();
+        const float* lines = dy.typed_data() + (run * s.batch + i) * s.out_size();
+        for (int64_t image = 0; image < count && padded_size; image++)
+          pad(s, images + image * s.in_size(), padded + image * padded_size);
+        for (int64_t pixel = 0; pixel < count * s.pixels() && lines_size; pixel++)
+          std::memcpy(copies + pixel * side, lines + pixel * s.features, s.features * sizeof(float));
+        correlate(s, count, padded_size ? padded : images, s.padded_size(),
+                  {lines_size ? copies : lines, s.pixels() * side, s.width * side},
+                  sums.get() + group * s.packed_size());
+      }
+    });
+    add_groups(groups.count, s.packed_size(), sums.get());
+    unpack(s, sums.get(), 0, s.features, dkernel->typed_data() + run * s.kernel_size());
+  }
+  return failed ? no_memory() : ffi::Error::Success();
+}
+
+// A convolutional highway layer (Eq. 1 and 3): y, and h and t for the backward pass, all of x's shape.
+ffi::Error highway_forward(ffi::ThreadPool pool, Array x, Array h_kernel, Array h_bias, Array t_kernel, Array t_bias,
+                           Index index, Result y, Result h, Result t, Numbers window, Numbers padding,
+                           int64_t devices) {
+  const Shape s = shape_of(x, *y, {window, Numbers(kOnes, 2), Numbers(kOnes, 2), padding});
+  Call call(pool, x, devices);
+  const Memory packed = zeros(2 * s.packed_size());
+  if (!packed) return no_memory();
+  std::atomic<bool> failed{false};
+  for (int64_t run = 0; run < call.runs; run++) {
+    const int64_t weights = run * s.kernel_size(), biases = run * s.features;
+    pack(s, {h_kernel.typed_data() + weights, t_kernel.typed_data() + weights}, packed.get());
+    call.in_chunks(s.batch, [&](int64_t begin, int64_t end) {
+      const Memory padded = zeros(s.is_padded() ? s.padded_size() : kLanes);
+      if (!padded) return void(failed = true);
+      for (int64_t i = run * s.batch + begin; i < run * s.batch + end; i++) {
+        const float* image = x.typed_data() + i * s.in_size();
+        if (s.is_padded()) pad(s, image, padded.get());
+        convolve(s, 2, s.is_padded() ? padded.get() : image, packed.get(),
+                    [&](int64_t pixel, int64_t feature, const Vector* z, int64_t step) ALWAYS {
+                      const int64_t at = pixel * s.features + feature, count = s.features - feature;
+                      const auto bias = [&](const Array& array) ALWAYS {
+                        return load_some(array.typed_data() + biases + feature, count);
+                      };
+                      const Vector block = activation(z[0] + bias(h_bias), index.typed_data()[run]);
+                      const Vector gate = sigmoid(z[step] + bias(t_bias)), before = load_some(image + at, count);
+                      const int64_t to = i * s.out_size() + at;
+                      store_some(h->typed_data() + to, block, count);
+                      store_some(t->typed_data() + to, gate, count);
+                      store_some(y->typed_data() + to, block * gate + before * (1.0f - gate), count);
+                    });
+      }
+    });
+  }
+  return failed ? no_memory() : ffi::Error::Success();
+}
+
+// Eq. 9 and the chain rule, for the same. `transposed` is the padding of dz, of which the flipped kernels make dx.
+ffi::Error highway_backward(ffi::ThreadPool pool, Array dy, Array x, Array h, Array t, Array h_kernel, Array,
+                            Array t_kernel, Array, Index index, Result dx, Result dh_kernel, Result dh_bias, Result dt_kernel, Result dt_bias,
+                            Numbers window, Numbers padding, Numbers transposed, int64_t devices) {
+  const Numbers ones(kOnes, 2);
+  // The kernels' gradients have dz of H and of T beside each other for features, rounded up to whole vectors.
+  Shape s = shape_of(x, dy, {window, ones, ones, padding}), back = shape_of(dy, x, {window, ones, ones, transposed});
+  const int64_t width = s.features, side = whole_vectors(2 * width), pixels = s.pixels(), size = s.out_size();
+  const int64_t kernel_size = s.kernel_size();
+  s.features = back.channels = side;
+  Call call(pool, x, devices);
+  const Groups groups(s);
+  const int64_t padded_size = s.is_padded() ? s.padded_size() : 0, sums_size = s.packed_size() + side;
+  const Memory packed = zeros(back.packed_size()), sums = zeros(groups.count * sums_size);
+  if (!packed || !sums) return no_memory();
+  std::atomic<bool> failed{false};
+  for (int64_t run = 0; run < call.runs; run++) {
+    if (run) std::memset(sums.get(), 0, groups.count * sums_size * sizeof(float));
+    pack_flipped(back, h_kernel.typed_data() + run * kernel_size, 0, width, packed.get());
+    pack_flipped(back, t_kernel.typed_data() + run * kernel_size, width, width, packed.get());
+    const int32_t which = index.typed_data()[run];
+    call.in_threads(groups.count, [&](int64_t group) {
+      const Memory memory = zeros(groups.together * (padded_size + back.padded_size()) + kLanes);
+      if (!memory) return void(failed = true);
+      float *padded = memory.get(), *dz = padded + groups.together * padded_size;
+      float *kernel_sums = sums.get() + group * sums_size, *bias_sums = kernel_sums + s.packed_size();
+      const int64_t first_line = back.top * back.padded_row() + back.left * side;
+      for (int64_t i = groups.first(group), end = groups.first(group + 1), count; i < end; i += count) {
+        count = std::min(groups.together, end - i);
+        const float* images = x.typed_data() + (run * s.batch + i) * size;
+        for (int64_t image = 0; image < count; image++) {
+          const int64_t begin = (run * s.batch + i + image) * size;
+          float* lines = dz + image * back.padded_size();
+          if (padded_size) pad(s, images + image * size, padded + image * padded_size);
+          for (int64_t pixel = 0; pixel < pixels; pixel++)
+            for (int64_t feature = 0; feature < width; feature += kLanes) {
+              const int64_t at = begin + pixel * width + feature, rest = width - feature;
+              const Vector block = load_some(h.typed_data() + at, rest), gate = load_some(t.typed_data() + at, rest);
+              const Vector before = load_some(x.typed_data() + at, rest), dy_at = load_some(dy.typed_data() + at, rest);
+              const Vector dh = dy_at * gate;
+              float* line = lines + first_line + pixel / s.width * back.padded_row() + pixel % s.width * side;
+              store_some(line + feature, dh * derivative(block, which), rest);
+              store_some(line + width + feature, dh * (1.0f - gate) * (block - before), rest);
+            }
+          convolve(back, 1, lines, packed.get(), [&](int64_t pixel, int64_t feature, const Vector* z, int64_t) ALWAYS {
+            const int64_t at = begin + pixel * width + feature, rest = width - feature;
+            const Vector gate = load_some(t.typed_data() + at, rest), dy_at = load_some(dy.typed_data() + at, rest);
+            store_some(dx->typed_data() + at, z[0] + (1.0f - gate) * dy_at, rest);
+          });
+          for (int64_t pixel = 0; pixel < pixels; pixel++) {
+            const float* line = lines + first_line + pixel / s.width * back.padded_row() + pixel % s.width * side;
+            for (int64_t at = 0; at < side; at += kLanes) store(bias_sums + at, load(bias_sums + at) + load(line + at));
+          }
+        }
+        correlate(s, count, padded_size ? padded : images, s.padded_size(),
+                  {dz + first_line, back.padded_size(), back.padded_row()}, kernel_sums);
+      }
+    });
+    add_groups(groups.count, sums_size, sums.get());
+    const float* bias_sums = sums.get() + s.packed_size();
+    unpack(s, sums.get(), 0, width, dh_kernel->typed_data() + run * kernel_size);
+    unpack(s, sums.get(), width, width, dt_kernel->typed_data() + run * kernel_size);
+    std::memcpy(dh_bias->typed_data() + run * width, bias_sums, width * sizeof(float));
+    std::memcpy(dt_bias->typed_data() + run * width, bias_sums + width, width * sizeof(float));
+  }
+  return failed ? no_memory() : ffi::Error::Success();
+}
+
+}  // namespace
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(highway_convolution, convolution,
+                              ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Array>().Arg<Array>().Ret<Array>()
+                                  .Attr<Numbers>("window").Attr<Numbers>("strides").Attr<Numbers>("dilation")
+                                  .Attr<Numbers>("padding").Attr<bool>("flipped").Attr<int64_t>("devices"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(highway_convolution_kernel, kernel_gradient,
+                              ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Array>().Arg<Array>().Ret<Array>()
+                                  .Attr<Numbers>("window").Attr<Numbers>("strides").Attr<Numbers>("padding")
+                                  .Attr<int64_t>("devices"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(highway_convolution_forward, highway_forward,
+                              ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Array>().Arg<Array>().Arg<Array>()
+                                  .Arg<Array>().Arg<Array>().Arg<Index>().Ret<Array>().Ret<Array>().Ret<Array>()
+                                  .Attr<Numbers>("window").Attr<Numbers>("padding").Attr<int64_t>("devices"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(highway_convolution_backward, highway_backward,
+                              ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Array>().Arg<Array>().Arg<Array>()
+                                  .Arg<Array>().Arg<Array>().Arg<Array>().Arg<Array>().Arg<Array>().Arg<Index>()
+                                  .Ret<Array>().Ret<Array>().Ret<Array>().Ret<Array>().Ret<Array>().Attr<Numbers>("window")
+                                  .Attr<Numbers>("padding").Attr<Numbers>("transposed").Attr<int64_t>("devices"));

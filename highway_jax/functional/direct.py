@@ -1,0 +1,319 @@
+"""Convolutions of images and convolutional highway layers by kernels of our own on a CPU (direct.cc).
+
+The machine's compiler builds them when they are first needed, in seconds (`highway_jax.native`).
+"""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.custom_derivatives import SymbolicZero
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+from highway_jax.native import Library, for_cpu
+
+__all__ = ["Geometry", "computes", "convolve", "highway", "library"]
+
+Convolution = Callable[[jax.Array, jax.Array], jax.Array]
+Affine = tuple[jax.Array, jax.Array]  # kernel and bias
+Layer = Callable[[jax.Array, Affine, Affine, jax.Array], tuple[jax.Array, jax.Array, jax.Array]]
+Pair = tuple[int, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Geometry:
+    """The sizes of a convolution of images: pairs, the first along columns of pixels, the second along rows.
+
+    Attributes:
+      image: pixels of x.
+      window: pixels of the kernel.
+      strides: from a window to the next.
+      padding: zeros before and after the pixels.
+    """
+
+    image: Pair
+    window: Pair
+    strides: Pair
+    padding: tuple[Pair, Pair]
+
+    @property
+    def output(self) -> Pair:
+        """Pixels of y; below 1 where the window does not fit."""
+        sizes = zip(self.image, self.padding, self.window, self.strides, strict=True)
+        rows, columns = ((n + sum(pads) - window) // stride + 1 for n, pads, window, stride in sizes)
+        return rows, columns
+
+    @property
+    def is_product(self) -> bool:
+        """Whether y is a product of all pixels with the kernel."""
+        return (self.window, self.strides, self.padding) == ((1, 1), (1, 1), ((0, 0), (0, 0)))
+
+    @property
+    def transposed_padding(self) -> tuple[Pair, Pair]:
+        """That of y's pixels, `strides` apart, such that windows of the flipped kernel make x."""
+        sizes = zip(self.image, self.padding, self.window, self.strides, self.output, strict=True)
+        rows, columns = ((window - 1 - low, n + low - 1 - (m - 1) * stride) for n, (low, _), window, stride, m in sizes)
+        return rows, columns
+
+
+def convolve(x: jax.Array, kernel: jax.Array, geometry: Geometry, otherwise: Convolution) -> jax.Array:
+    """Convolve images: with direct.cc on a CPU, with another function elsewhere and in exported programs.
+
+    It has derivatives of both modes and any order.
+
+    Args:
+      x: (batch, *image, channels), float32.
+      kernel: (*window, channels, features), float32.
+      geometry: the sizes, for which `computes` must hold.
+      otherwise: a hashable function of x and kernel that computes the same.
+
+    Returns:
+      (batch, *output, features), float32.
+
+    Raises:
+      Unavailable: when it is lowered for a CPU that cannot build the kernel.
+    """
+    return _part("y", {"x": x, "kernel": kernel}, geometry=geometry, otherwise=otherwise)
+
+
+def highway(
+    x: jax.Array, h: Affine, t: Affine, activation: jax.Array, geometry: Geometry, otherwise: Layer
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """A convolutional highway layer (Eq. 1 and 3): with direct.cc on a CPU, otherwise as `convolve` does.
+
+    Forward and backward are one call each. There is no forward mode and no derivative of a gradient.
+
+    Args:
+      x: (batch, *image, channels), float32.
+      h, t: kernels (*window, channels, channels) and biases (channels,) of H and T, float32.
+      activation: an index into `highway_jax.functional.activations.ACTIVATIONS`, int32.
+      geometry: the sizes, for which `computes` must hold, with an output of the image's size.
+      otherwise: a hashable function of x, h, t and activation that computes the same.
+
+    Returns:
+      The output, H(x) and T(x), each of x's shape. Gradients of the latter two are computed by the other function.
+
+    Raises:
+      Unavailable: when it is lowered for a CPU that cannot build the kernel.
+    """
+    return _highway(geometry, otherwise, x, h, t, activation)
+
+
+def computes(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> bool:
+    """Whether `convolve` can: in float32, with nothing empty, and no padding that is negative or beyond a window."""
+    pads = (*sum(geometry.padding, ()), *sum(geometry.transposed_padding, ()))
+    sizes = (*x.shape, *kernel.shape, *geometry.output)
+    return {x.dtype, kernel.dtype} == {jnp.dtype(jnp.float32)} and min(pads) >= 0 and min(sizes) > 0
+
+
+def library() -> Library:
+    """The kernels for this machine's CPU; loading it builds them, unless they have been built before."""
+    names = "", "_kernel", "_forward", "_backward"
+    return for_cpu(Path(__file__).with_suffix(".cc"), *(f"highway_convolution{name}" for name in names))
+
+
+# A convolution and its two gradients are linear in x, in the kernel, and in the cotangents of y: they are the parts of
+# one trilinear form, each of which leaves one of the three out. So the derivatives of every part are the two others.
+
+ARGUMENTS = ("x", "kernel", "y")
+
+_primitive = Primitive("convolution_part")
+_primitive.def_impl(jax.jit(_primitive.bind, static_argnames=("out", "geometry", "otherwise")))
+
+
+def _part(out: str, operands: dict[str, jax.Array], **params: Any) -> jax.Array:
+    """The part without the argument `out`, which has its shape; all may have more dimensions in front, of runs."""
+    return _primitive.bind(*(operands[name] for name in _operands(out)), out=out, **params)
+
+
+def _operands(out: str) -> list[str]:
+    return [name for name in ARGUMENTS if name != out]
+
+
+def _named(out: str, operands: Any) -> dict[str, Any]:
+    return dict(zip(_operands(out), operands, strict=True))
+
+
+@_primitive.def_abstract_eval
+def _shape(*operands, out, geometry, **_):
+    shapes = {name: operand.shape for name, operand in _named(out, operands).items()}
+    match out:
+        case "x":
+            shape = (*shapes["y"][:-3], *geometry.image, shapes["kernel"][-2])
+        case "kernel":
+            shape = (*shapes["x"][:-4], *geometry.window, shapes["x"][-1], shapes["y"][-1])
+        case _:
+            shape = (*shapes["x"][:-3], *geometry.output, shapes["kernel"][-1])
+    return jax.core.ShapedArray(shape, operands[0].dtype)
+
+
+def _transpose(index, cotangent, *operands, out, **params):
+    known = _named(out, operands)
+    target = _operands(out)[index]
+    return _part(target, {out: cotangent, **known}, **params)
+
+
+ad.defbilinear(_primitive, partial(_transpose, 0), partial(_transpose, 1))
+
+
+def _batch(operands, axes, *, out, **params):
+    mapped = _named(out, axes)
+    runs = next(operand.shape[axis] for operand, axis in zip(operands, axes, strict=True) if axis is not None)
+    if mapped.get("kernel", 0) is None:  # one for all: they are one larger batch
+        known = _named(out, operands)
+        name = next(name for name in known if name != "kernel")
+        images = jnp.moveaxis(known[name], mapped[name], -5)
+        known[name] = images.reshape(*images.shape[:-5], -1, *images.shape[-3:])
+        result = _part(out, known, **params)
+        return result.reshape(*result.shape[:-4], runs, -1, *result.shape[-3:]), result.ndim - 4
+    return _primitive.bind(*_in_front(operands, axes), out=out, **params), 0
+
+
+def _in_front(operands, axes):
+    """The mapped axes in front, in all operands."""
+    runs = next(operand.shape[axis] for operand, axis in zip(operands, axes, strict=True) if axis is not None)
+    return [
+        jnp.broadcast_to(operand, (runs, *operand.shape)) if axis is None else jnp.moveaxis(operand, axis, 0)
+        for operand, axis in zip(operands, axes, strict=True)
+    ]
+
+
+batching.primitive_batchers[_primitive] = _batch
+
+
+def _elsewhere(*operands, out, geometry, otherwise):
+    """By the other function alone."""
+    if operands[0].ndim > 4:
+        return jax.vmap(partial(_elsewhere, out=out, geometry=geometry, otherwise=otherwise))(*operands)
+    known = _named(out, operands)
+    if out == "y":
+        return otherwise(**known)
+    others = {name: value for name, value in known.items() if name != "y"}
+    zeros = jnp.zeros(_shape(*operands, out=out, geometry=geometry).shape, operands[0].dtype)
+    return jax.vjp(lambda value: otherwise(**others, **{out: value}), zeros)[1](known["y"])[0]
+
+
+_lower_elsewhere = mlir.lower_fun(_elsewhere, multiple_results=False)
+
+
+def _lower(context, *operands, out, geometry, otherwise):
+    sizes = {"window": geometry.window, "strides": geometry.strides, "padding": geometry.padding}
+    if out == "kernel":
+        return _call("highway_convolution_kernel", context, operands, sizes)
+    if out == "x":
+        sizes |= {"strides": (1, 1), "dilation": geometry.strides, "padding": geometry.transposed_padding}
+    else:
+        sizes |= {"dilation": (1, 1)}
+    return _call("highway_convolution", context, operands, sizes, flipped=np.bool_(out == "x"))
+
+
+def _call(name: str, context: Any, operands: Any, sizes: dict[str, Any], **attributes: Any) -> Any:
+    library().load()
+    arrays = {name: np.array(size, np.int64).ravel() for name, size in sizes.items()}
+    devices = np.int64(jax.local_device_count("cpu"))  # they share the threads
+    return jax.ffi.ffi_lowering(name)(context, *operands, devices=devices, **arrays, **attributes)
+
+
+def _register(primitive: Primitive, elsewhere: Callable[..., Any], on_cpu: Callable[..., Any]) -> None:
+    """Have a primitive computed by a kernel on a CPU and by JAX's functions elsewhere."""
+    by_jax = mlir.lower_fun(elsewhere, primitive.multiple_results)
+
+    def lower(context, *operands, **params):
+        exported = context.module_context.lowering_parameters.for_export  # without what a program calls
+        return (by_jax if exported else on_cpu)(context, *operands, **params)
+
+    mlir.register_lowering(primitive, by_jax)
+    mlir.register_lowering(primitive, lower, platform="cpu")
+
+
+_register(_primitive, _elsewhere, _lower)
+
+
+# A highway layer, forward and backward.
+
+
+def _layer_primitive(name, shapes, elsewhere, on_cpu):
+    """One of a layer's calls; all operands and results may have more dimensions in front, of runs."""
+    primitive = Primitive(name)
+    primitive.multiple_results = True
+    primitive.def_impl(jax.jit(primitive.bind, static_argnames=("geometry", "otherwise")))
+    primitive.def_abstract_eval(
+        lambda *operands, **_: [jax.core.ShapedArray(shape, jnp.float32) for shape in shapes(*operands)]
+    )
+
+    def by_jax(*operands, **params):
+        function = partial(elsewhere, **params)
+        for _ in operands[0].shape[:-4]:
+            function = jax.vmap(function)
+        return function(*operands)
+
+    def batch(operands, axes, **params):
+        found = primitive.bind(*_in_front(operands, axes), **params)
+        return found, [0] * len(found)
+
+    batching.primitive_batchers[primitive] = batch
+    _register(primitive, by_jax, on_cpu)
+    return primitive
+
+
+def _forward_elsewhere(x, h_kernel, h_bias, t_kernel, t_bias, activation, *, otherwise, **_):
+    return otherwise(x, (h_kernel, h_bias), (t_kernel, t_bias), activation)
+
+
+def _backward_elsewhere(dy, x, h, t, h_kernel, h_bias, t_kernel, t_bias, activation, *, otherwise, **_):
+    def output(*args):
+        return otherwise(*args, activation)[0]
+
+    dx, dh, dt = jax.vjp(output, x, (h_kernel, h_bias), (t_kernel, t_bias))[1](dy)
+    return dx, *dh, *dt
+
+
+def _forward_on_cpu(context, *operands, geometry, **_):
+    sizes = {"window": geometry.window, "padding": geometry.padding}
+    return _call("highway_convolution_forward", context, operands, sizes)
+
+
+def _backward_on_cpu(context, *operands, geometry, **_):
+    sizes = {"window": geometry.window, "padding": geometry.padding, "transposed": geometry.transposed_padding}
+    return _call("highway_convolution_backward", context, operands, sizes)
+
+
+_forward = _layer_primitive(
+    "highway_convolution_forward", lambda x, *_: [x.shape] * 3, _forward_elsewhere, _forward_on_cpu
+)
+_backward = _layer_primitive(
+    "highway_convolution_backward",
+    lambda dy, x, h, t, *weights: [x.shape, *(weight.shape for weight in weights[:4])],
+    _backward_elsewhere,
+    _backward_on_cpu,
+)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _highway(geometry, otherwise, x, h, t, activation):
+    return tuple(_forward.bind(x, *h, *t, activation, geometry=geometry, otherwise=otherwise))
+
+
+def _highway_fwd(geometry, otherwise, *args):
+    args = jax.tree.map(lambda arg: arg.value, args)
+    states = _highway(geometry, otherwise, *args)
+    return states, (*args, states[1:])
+
+
+def _highway_bwd(geometry, otherwise, kept, cotangents):
+    x, h, t, activation, states = kept
+    if all(isinstance(cotangent, SymbolicZero) for cotangent in cotangents[1:]):
+        operands = cotangents[0], x, *states, *h, *t, activation
+        dx, *weights = _backward.bind(*operands, geometry=geometry, otherwise=otherwise)
+        return dx, tuple(weights[:2]), tuple(weights[2:]), None
+    given = [jnp.zeros(c.shape) if isinstance(c, SymbolicZero) else c for c in cotangents]
+    return *jax.vjp(lambda *args: otherwise(*args, activation), x, h, t)[1](tuple(given)), None
+
+
+_highway.defvjp(_highway_fwd, _highway_bwd, symbolic_zeros=True)

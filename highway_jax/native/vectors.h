@@ -1,0 +1,57 @@
+// Vectors of floats in registers, as large as the CPU has them, for kernels that GCC or Clang compiles.
+
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <type_traits>
+
+#if defined(__AVX512F__)
+constexpr int kBytes = 64, kRegisters = 32;
+#elif defined(__AVX__)
+constexpr int kBytes = 32, kRegisters = 16;
+#elif defined(__aarch64__)
+constexpr int kBytes = 16, kRegisters = 32;
+#else
+constexpr int kBytes = 16, kRegisters = 16;
+#endif
+constexpr int kLanes = kBytes / 4;
+
+typedef float Vector __attribute__((vector_size(kBytes)));
+typedef int32_t Ints __attribute__((vector_size(kBytes)));
+typedef float Unaligned __attribute__((vector_size(kBytes), aligned(4), may_alias));
+
+#define ALWAYS __attribute__((always_inline))
+#define INLINE inline ALWAYS
+
+INLINE Vector fill(float value) { return value - Vector{}; }
+INLINE Vector load(const float* from) { return *reinterpret_cast<const Unaligned*>(from); }
+INLINE void store(float* to, Vector value) { *reinterpret_cast<Unaligned*>(to) = value; }
+
+// Of `count` floats, the first lanes; zeros in the others.
+INLINE Vector load_some(const float* from, int64_t count) {
+  if (count >= kLanes) return load(from);
+  Vector value = {};
+  if (count > 0) std::memcpy(&value, from, count * sizeof(float));
+  return value;
+}
+
+INLINE void store_some(float* to, Vector value, int64_t count) {
+  if (count >= kLanes) return store(to, value);
+  if (count > 0) std::memcpy(to, &value, count * sizeof(float));
+}
+
+inline int64_t whole_vectors(int64_t size) { return (size + kLanes - 1) / kLanes * kLanes; }
+
+using Memory = std::unique_ptr<float, decltype(&std::free)>;
+
+// Aligned memory that holds zeros, or null.
+inline Memory zeros(int64_t count) {
+  const int64_t bytes = (count * sizeof(float) + 63) / 64 * 64;
+  float* memory = static_cast<float*>(std::aligned_alloc(64, bytes));
+  if (memory) std::memset(memory, 0, bytes);
+  return {memory, &std::free};
+}
