@@ -216,8 +216,10 @@ def _lower(context, *operands, out, geometry, otherwise):
 def _call(name: str, context: Any, operands: Any, sizes: dict[str, Any], **attributes: Any) -> Any:
     library().load()
     arrays = {name: np.array(size, np.int64).ravel() for name, size in sizes.items()}
-    devices = np.int64(jax.local_device_count("cpu"))  # they share the threads
-    return jax.ffi.ffi_lowering(name)(context, *operands, devices=devices, **arrays, **attributes)
+    axes = context.module_context.axis_context
+    devices = axes.mesh.size if hasattr(axes, "mesh") else axes.num_devices
+    sharing = np.int64(-(-devices // jax.process_count()))  # the threads
+    return jax.ffi.ffi_lowering(name)(context, *operands, devices=sharing, **arrays, **attributes)
 
 
 def _register(primitive: Primitive, elsewhere: Callable[..., Any], on_cpu: Callable[..., Any]) -> None:
