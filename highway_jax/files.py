@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and never through a link; what is no file."""
+"""Files that are written whole or not at all, and never through a link; what is no file; folders of this user alone."""
 
 import contextlib
 import os
@@ -102,3 +102,58 @@ def first_line(error: BaseException) -> str:
     with contextlib.suppress(Exception):  # it may be a stranger's, and its text may fail too
         said = str(error).strip()
     return f"{type(error).__name__}: {(said.splitlines() or ['no details'])[0]}"
+
+
+def user_cache() -> Path:
+    """`highway-jax` in the user's cache folder (`XDG_CACHE_HOME`, or ~/.cache).
+
+    Raises:
+      RuntimeError: where there is no home.
+    """
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").resolve() / "highway-jax"
+
+
+# A cache's files are run. So they and their folder must belong to this user, and nobody else may write to them. A
+# folder above may also belong to root, and be one where others may only add files of their own, such as /tmp.
+
+OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
+
+
+def is_private(path: Path) -> bool:
+    """Whether it is a file of this user that nobody else may write to."""
+    status = path.lstat()
+    return stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & OTHERS_WRITE
+
+
+def make_private(folder: Path) -> None:
+    """Make a folder for this user alone where it is missing, and refuse one that others can change or replace.
+
+    Raises:
+      OSError: naming that folder, or the one above it that lets them.
+    """
+    if not hasattr(os, "geteuid"):
+        raise PermissionError(f"this system does not say who can write to {folder}")
+    for place in (*reversed(folder.parents), folder):
+        if not place.exists():
+            place.mkdir(mode=0o700, exist_ok=True)
+        status, above = place.lstat(), place != folder
+        if not stat.S_ISDIR(status.st_mode):
+            raise NotADirectoryError(f"{place} must be a folder, not a file or link")
+        if status.st_uid != os.geteuid() and not (above and status.st_uid == 0):
+            raise PermissionError(f"{place} belongs to another user")
+        writers = status.st_mode & OTHERS_WRITE
+        harmless = status.st_mode & stat.S_ISVTX or (writers == stat.S_IWGRP and _is_own_group(status.st_gid))
+        if writers and not (above and harmless):
+            raise PermissionError(f"others can write to {place}")
+
+
+def _is_own_group(group: int) -> bool:
+    """Whether it is the group of this user and nobody else. Systems that make one for each user let it write."""
+    import grp
+    import pwd
+
+    try:
+        user, entry = pwd.getpwuid(os.geteuid()), grp.getgrgid(group)
+    except KeyError:
+        return False
+    return (user.pw_gid, user.pw_name) == (group, entry.gr_name) and set(entry.gr_mem) <= {user.pw_name}

@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from experiments.app import errors, settings, stops
+from experiments.app import compiled, errors, settings, stops
 from experiments.app.errors import UserError
 from experiments.app.output import Output
 from experiments.configs.loading import is_data_function
@@ -37,6 +37,7 @@ def run(config: ConfigDict, directory: Path, console: Output, prepare: Callable[
       errors.Interrupted: when a signal stopped it; a checkpoint and the results so far are written.
     """
     settings.pin()
+    compiled.keep()
     if opening.is_finished(directory, config):
         given = config.data_dir is not None or is_data_function(config.dataset)
         if parallel.at_first(lambda: given):  # it may be another data set than the results'
@@ -179,7 +180,7 @@ def _warnings_in_a_line() -> Iterator[None]:
 
         def show(message: Any, category: type[Warning], *rest: Any, **options: Any) -> None:
             if issubclass(category, UserWarning):
-                errors.warn(str(message))
+                errors.warn(compiled.explained(str(message)))
             else:
                 usual(message, category, *rest, **options)
 

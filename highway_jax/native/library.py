@@ -9,7 +9,6 @@ import os
 import platform as machine
 import shutil
 import signal
-import stat
 import subprocess
 import tempfile
 import threading
@@ -17,6 +16,8 @@ from pathlib import Path
 
 import jax
 import jaxlib.version
+
+from highway_jax.files import is_private, make_private, user_cache
 
 BUILD_SECONDS = 60  # a compiler that takes longer is stopped; those here take 5 to 10
 COMPILERS = ("c++", "g++", "clang++")
@@ -84,7 +85,7 @@ class Library:
         """
         compilers, options, folder, name = self._recipe()
         if compilers or folder.exists():
-            _make_private(folder)
+            make_private(folder)
         if library := _kept(folder, name):
             return library
         if not compilers:
@@ -107,7 +108,7 @@ class Library:
         said, version = " ".join(compilers + options), jaxlib.version.__version__
         headers = (header.read_bytes() for header in sorted(HEADERS.glob("*.h")))
         identity = self.source.read_bytes(), *headers, said.encode(), version.encode(), self.machine
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").resolve() / "highway-jax"
+        folder = user_cache()
         return compilers, options, folder, f"{self.source.stem}-{_digest(b''.join(identity))}"
 
     @property
@@ -153,7 +154,7 @@ def _loaded(library: Library) -> Unavailable | None:
 def _kept(folder: Path, name: str) -> Path | None:
     """What was built before and is as it was; its name ends in its checksum."""
     for library in folder.glob(f"{name}-*.so"):
-        if _is_private(library) and library.stem == f"{name}-{_digest(library.read_bytes())}":
+        if is_private(library) and library.stem == f"{name}-{_digest(library.read_bytes())}":
             return library
     return None
 
@@ -179,51 +180,6 @@ def _run(command: list[str]) -> tuple[int, str]:
             raise Unavailable(f"{command[0]} has not built it within {BUILD_SECONDS} seconds") from None
         raise
     return process.returncode, said
-
-
-# The cache's files are run. So they and their folder must belong to this user, and nobody else may write to them. A
-# folder above may also belong to root, and be one where others may only add files of their own, such as /tmp.
-
-OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
-
-
-def _is_private(path: Path) -> bool:
-    status = path.lstat()
-    return stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & OTHERS_WRITE
-
-
-def _make_private(folder: Path) -> None:
-    """Make a folder for this user alone where it is missing, and refuse one that others can change or replace.
-
-    Raises:
-      OSError: naming that folder, or the one above it that lets them.
-    """
-    if not hasattr(os, "geteuid"):
-        raise PermissionError(f"this system does not say who can write to {folder}")
-    for place in (*reversed(folder.parents), folder):
-        if not place.exists():
-            place.mkdir(mode=0o700, exist_ok=True)
-        status, above = place.lstat(), place != folder
-        if not stat.S_ISDIR(status.st_mode):
-            raise NotADirectoryError(f"{place} must be a folder, not a file or link")
-        if status.st_uid != os.geteuid() and not (above and status.st_uid == 0):
-            raise PermissionError(f"{place} belongs to another user")
-        writers = status.st_mode & OTHERS_WRITE
-        harmless = status.st_mode & stat.S_ISVTX or (writers == stat.S_IWGRP and _is_own_group(status.st_gid))
-        if writers and not (above and harmless):
-            raise PermissionError(f"others can write to {place}")
-
-
-def _is_own_group(group: int) -> bool:
-    """Whether it is the group of this user and nobody else. Systems that make one for each user let it write."""
-    import grp
-    import pwd
-
-    try:
-        user, entry = pwd.getpwuid(os.geteuid()), grp.getgrgid(group)
-    except KeyError:
-        return False
-    return (user.pw_gid, user.pw_name) == (group, entry.gr_name) and set(entry.gr_mem) <= {user.pw_name}
 
 
 def _basename(compiler: str) -> str:
