@@ -4,9 +4,9 @@
     python -m benchmarks.waiting --config=digits_depth50 --config.epochs=3 --repetitions=3
 
 Takes a search's --config flags. Each search runs in a process and a workdir of its own, three to a repetition, in
-turns: a first one with an empty cache folder, where nothing is compiled; a second one; and one without JAX's
-compilation cache. Parts are seconds of the main thread, none counted twice; "waiting" is all but training and
-evaluation. Writes benchmarks/results/waiting_PLATFORM_NAME.json, with the medians.
+turns: a first one with an empty cache folder, where neither Python nor XLA has compiled anything; a second one; and
+one without JAX's compilation cache. Parts are seconds of the main thread, none counted twice; "waiting" is all but
+training and evaluation. Writes benchmarks/results/waiting_PLATFORM_NAME.json, with the medians.
 """
 
 import collections
@@ -136,18 +136,19 @@ def main(argv: list[str]) -> None:
 
     values = flags.FlagValues()
     flags.DEFINE_integer("repetitions", 1, "searches of each kind", lower_bound=1, flag_values=values)
-    name, overrides, rest = command_line.split_config_flags(argv)
+    config, overrides, rest = command_line.split_config_flags(argv)
     command_line.parse_flags(rest, values)
-    label = loading.load(name, {}).label
-    given = [f"--config={name}", *(f"--config.{key}={value}" for key, value in overrides.items())]
+    label = loading.load(config, {}).label
+    given = [f"--config={config}", *(f"--config.{key}={value}" for key, value in overrides.items())]
     found: dict[str, list[dict[str, Any]]] = {kind: [] for kind in SEARCHES}
     for _ in range(values.repetitions):
         with tempfile.TemporaryDirectory() as folder:
             for kind, changes in SEARCHES.items():
                 output = Path(folder, kind + ".json")
                 command = [sys.executable, "-m", "benchmarks.waiting", f"--started={time.time()}", str(output)]
-                environment = {**os.environ, "XDG_CACHE_HOME": folder, **changes}
-                environment.pop("JAX_COMPILATION_CACHE_DIR", None)
+                environment = {**os.environ, "XDG_CACHE_HOME": folder, "PYTHONPYCACHEPREFIX": folder, **changes}
+                for name in "JAX_COMPILATION_CACHE_DIR", "PYTHONDONTWRITEBYTECODE":
+                    environment.pop(name, None)
                 subprocess.run(
                     [*command, *given, f"--workdir={folder}/{kind}"],
                     check=True,
@@ -161,7 +162,7 @@ def main(argv: list[str]) -> None:
         print(f"{kind}: {row['seconds']:.1f} s, waiting {waiting:.1f} s; {row['cache_hits']:g} cache hits")
         parts = sorted(row["parts"].items(), key=lambda item: -item[1])
         print("  " + ", ".join(f"{part} {seconds:.2f}" for part, seconds in parts))
-    settings = {"config": name, "overrides": overrides, "repetitions": values.repetitions}
+    settings = {"config": config, "overrides": overrides, "repetitions": values.repetitions}
     path = Path(__file__).parent / "results" / f"waiting_{found['first'][0]['platform']}_{label}.json"
     path.write_text(json.dumps({**settings, "searches": medians, "hardware": hardware()}, indent=2) + "\n")
 

@@ -210,9 +210,11 @@ def _compiled(traced: TracedTask, mesh: Mesh, evaluate_batch_size: int | None) -
         one = functools.partial(run.evaluate, task, batch_size=size)
         return parallel.map_runs(one, mesh, runs_per_batch)(population, split, used=used)
 
+    # It runs once. LLVM's first level takes half the time, and what it makes draws the same to the last bit.
+    quickly = {"xla_backend_optimization_level": 1} if mesh.devices.flat[0].platform == "cpu" else None
     return Programs(
         # One after another: all at once would need the memory of every initializer's alternatives.
-        jax.jit(parallel.map_runs(start, mesh, runs_per_batch=1)),
+        jax.jit(parallel.map_runs(start, mesh, runs_per_batch=1), compiler_options=quickly),
         jax.jit(train, static_argnums=2, donate_argnums=0),
         jax.jit(evaluate, static_argnums=2),
     )

@@ -62,11 +62,17 @@ def folder(tmp_path, monkeypatch):
     """Where it would be kept; JAX's settings are as in a new process."""
     before = {name: getattr(jax.config, name) for name in SETTINGS}
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    jax.config.update("jax_compilation_cache_dir", None)
-    compilation_cache.reset_cache()
+    begin_anew()
     yield tmp_path / "cache/highway-jax/compiled"
     for name, value in before.items():
         jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+def begin_anew():
+    """As a new process does."""
+    jax.config.update("jax_enable_compilation_cache", True)
+    jax.config.update("jax_compilation_cache_dir", None)
     compilation_cache.reset_cache()
 
 
@@ -135,6 +141,22 @@ def test_what_is_damaged_is_compiled_again_and_removed(harm, folder, recwarn):
     assert not kept(folder)
     compile_anew(4)
     assert not kept(folder) and len(recwarn) == 1  # the next process begins again
+
+
+def test_what_a_killed_process_leaves_does_not_end_all_writing(folder, recwarn):
+    compiled.keep()
+    compile_anew(6)
+    (entry,) = kept(folder)
+    entry.with_name(entry.name.replace("-cache", "-atime")).unlink()  # it is written after the entry
+    compile_anew(7)
+    for warning in recwarn:
+        compiled.explained(str(warning.message))
+    recwarn.clear()
+    begin_anew()
+    compiled.keep()
+    before = kept(folder)
+    compile_anew(8)
+    assert set(kept(folder)) > set(before) and not recwarn
 
 
 def test_other_warnings_and_other_folders_are_left_alone(folder, tmp_path):
