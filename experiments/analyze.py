@@ -24,11 +24,12 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments.app import command_line, entry, output, settings
+from experiments.app import command_line, compiled, entry, output, settings
 from experiments.app.errors import UserError
 from experiments.configs import loading
 from experiments.configs.validation import check_values
 from experiments.jobs import datasets, networks, trained
+from experiments.jobs.running import warnings_in_a_line
 from experiments.pages import inside, page
 from experiments.workdir import reading
 from experiments.workdir.identity import check_data
@@ -47,6 +48,7 @@ def main(argv: list[str]) -> None:
     flags.DEFINE_string("title", None, "what the figures call the network", flag_values=values)
     given = command_line.parse_flags(argv, values, positional=True) + [values.workdir] * (values.workdir is not None)
     settings.pin()
+    compiled.keep()
     if len(given) != 1:
         raise UserError(
             f"{len(given)} workdirs are given; it must be one, of a search or of a run trained again"
@@ -70,7 +72,7 @@ def main(argv: list[str]) -> None:
         f"{dataset.name}, depth {found.depth}, {network.kind} run {network.run} (rank {network.rank}) "
         f"after epoch {network.epoch}: {len(dataset.train['y'])} training examples"
     )
-    with jax.default_matmul_precision(config.matmul_precision):
+    with jax.default_matmul_precision(config.matmul_precision), warnings_in_a_line():
         analyzed = analyze(model, params, dataset.train, preprocess)
     title = (values.title or dataset.name).encode(errors="replace").decode()  # a command line's bytes may be no text
     inside.write(found.directory, dataset, network, analyzed, title)

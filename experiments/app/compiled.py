@@ -10,7 +10,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from experiments.app import errors
 from highway_jax.files import make_private, user_cache
 
-MOST_BYTES = 64 * 2**20  # a search's programs take 0.8 MiB on a CPU
+MOST_BYTES = 32 * 2**20  # forty searches on a CPU; to write to it takes the longer, the more it holds
 FAILURES = ("Error reading persistent compilation cache", "Error writing persistent compilation cache")
 
 
@@ -30,7 +30,7 @@ def keep() -> None:
         if not os.access(folder, os.W_OK):
             raise PermissionError(f"{folder} cannot be written")
     except (OSError, RuntimeError) as error:  # RuntimeError: there is no home
-        errors.warn(f"what is compiled is not kept: {error}; JAX_ENABLE_COMPILATION_CACHE=0 does without")
+        errors.warn(f"what is compiled is not kept: {error}; XDG_CACHE_HOME may name another folder")
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_compilation_cache_max_size", MOST_BYTES)

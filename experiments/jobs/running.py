@@ -112,7 +112,7 @@ def _devices(mesh: Mesh) -> str:
 def _train(job: Job, directory: Path, mesh: Mesh) -> dict[str, Result]:
     """The results of every kind of network."""
     results: dict[str, Result] = {}
-    with stops.stop_requests() as stop, _warnings_in_a_line():
+    with stops.stop_requests() as stop, warnings_in_a_line():
         for network in job.networks:
             if results and (stopped := int(parallel.agree(stop.signal).max())):
                 raise errors.Interrupted(stopped, f"before {network}; the same command goes on from there")
@@ -173,7 +173,7 @@ def train_network(
 
 
 @contextlib.contextmanager
-def _warnings_in_a_line() -> Iterator[None]:
+def warnings_in_a_line() -> Iterator[None]:
     """What the library warns of is said as the programs say it."""
     with warnings.catch_warnings():
         usual = warnings.showwarning
