@@ -9,6 +9,7 @@ Writes benchmarks/results/halving_PLATFORM_NAME.json.
 """
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -22,6 +23,8 @@ from absl import flags
 from experiments.app import command_line, entry
 from experiments.app.machine import hardware
 from experiments.configs import loading
+
+UNCACHED = {**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "0"}  # every search compiles
 
 
 def main(argv: list[str]) -> None:
@@ -41,7 +44,7 @@ def main(argv: list[str]) -> None:
             for kind, more in ("whole", []), ("halved", halving):
                 workdir = Path(folder, f"{kind}{seed}")
                 command = [sys.executable, "-m", "experiments.search", *common, *more, f"--config.seed={seed}"]
-                subprocess.run([*command, f"--workdir={workdir}"], check=True, stdout=subprocess.DEVNULL)
+                subprocess.run([*command, f"--workdir={workdir}"], check=True, stdout=subprocess.DEVNULL, env=UNCACHED)
                 searches += outcome(workdir, kind, seed)
     for row in searches:
         print("{kind:6} seed {seed}  {network:8}  best loss {best_loss:.2e}  {seconds:6.1f} s".format(**row))

@@ -13,7 +13,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from benchmarks import accelerator, frameworks, jax_contenders, limit, population, profile, roofline, steps
+from benchmarks import accelerator, frameworks, jax_contenders, limit, population, profile, roofline, steps, waiting
 from benchmarks.work import INPUTS, Work
 from experiments.app import entry
 from experiments.jobs.rates import measured_rate
@@ -270,3 +270,33 @@ def test_a_gpus_slices_and_library_calls_are_counted_by_what_they_move():
     sliced, product = 4 * (8 * 2) * 2, 4 * (4 * 8 + 8 * 2 + 4 * 2)  # read and written; without working memory
     assert counted["library_calls"] == 1
     assert sliced + product <= counted["bytes"] <= sliced + product + 8  # and the index
+
+
+def test_what_one_waits_for_is_counted_once(monkeypatch):
+    now = 100.0
+    monkeypatch.setattr(waiting, "time", types.SimpleNamespace(time=lambda: now))
+    parts = waiting.Parts()
+
+    class Search:
+        def train(self):
+            nonlocal now
+            now += 1
+            self.compile()
+            now += 2
+            self.compile()
+            return "trained"
+
+        def compile(self):
+            nonlocal now
+            now += 5
+            parts.heard("/jax/core/compile/jaxpr_trace_duration", 2.0)  # it traced for the last two seconds
+            now += 4
+            parts.heard("/jax/core/compile/backend_compile_duration", 3.0, fun_name="f")
+            parts.heard("/jax/another", 1.0)
+
+    parts.within("training", Search, "train")
+    assert Search().train() == "trained"
+    assert parts.seconds == {"training": 11.0, "tracing": 4.0, "compiling": 6.0} and now == 121.0
+    assert parts.programs == {"f": 6.0}
+    threading.Thread(target=parts.add, args=("training", 0.0)).start()
+    assert parts.seconds["training"] == 11.0

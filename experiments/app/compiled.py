@@ -10,16 +10,20 @@ from jax.experimental.compilation_cache import compilation_cache
 from experiments.app import errors
 from highway_jax.files import make_private, user_cache
 
-MOST_BYTES = 32 * 2**20  # forty searches on a CPU; to write to it takes the longer, the more it holds
+SETTINGS = {
+    # Bytes: of forty searches on a CPU. To write to it takes the longer, the more it holds.
+    "jax_compilation_cache_max_size": 32 * 2**20,
+    "jax_persistent_cache_min_compile_time_secs": 0.0,  # a search has small programs too
+}
 FAILURES = ("Error reading persistent compilation cache", "Error writing persistent compilation cache")
 
 
 def keep() -> None:
     """Have JAX keep what it compiles from here on: in `highway-jax/compiled` of the user's cache folder.
 
-    JAX's own settings go first: with JAX_ENABLE_COMPILATION_CACHE=0 nothing is kept, and a folder that
-    JAX_COMPILATION_CACHE_DIR names is used as JAX would. Where what is kept would not be the user's alone, or cannot be
-    written, the programs say so and go on without.
+    JAX's own settings go first: with JAX_ENABLE_COMPILATION_CACHE=0 nothing is kept, a folder that
+    JAX_COMPILATION_CACHE_DIR names is used as JAX would, and a bound or threshold of the environment's holds. Where
+    what is kept would not be the user's alone, or cannot be written, the programs say so and go on without.
     """
     if not _set("jax_enable_compilation_cache") or _set("jax_compilation_cache_dir"):
         return
@@ -33,15 +37,16 @@ def keep() -> None:
         errors.warn(f"what is compiled is not kept: {error}; XDG_CACHE_HOME may name another folder")
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_compilation_cache_max_size", MOST_BYTES)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # a search has a dozen small programs
+    for name, value in SETTINGS.items():
+        if name.upper() not in os.environ:
+            jax.config.update(name, value)
 
 
 def explained(warning: str) -> str:
     """A warning of JAX's in words of ours, if it is of what cannot be read or written there.
 
-    What is kept is then removed, and nothing more is kept in this process: JAX leaves a damaged entry as it is, and
-    (until 0.11) one that a killed process has left unfinished ends all writing.
+    What is kept is then removed, and nothing more is kept in this process: JAX leaves a damaged entry as it is, and in
+    0.10 one that a killed process has left unfinished ends all writing.
     """
     if not warning.startswith(FAILURES) or _set("jax_compilation_cache_dir") != str(folder := _folder()):
         return warning

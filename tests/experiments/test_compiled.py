@@ -17,10 +17,7 @@ from experiments.app import compiled
 from highway_jax.stack import fused
 
 ROOT = Path(__file__).parents[2]
-SETTINGS = (
-    *("jax_enable_compilation_cache", "jax_compilation_cache_dir", "jax_compilation_cache_max_size"),
-    "jax_persistent_cache_min_compile_time_secs",
-)
+SETTINGS = "jax_enable_compilation_cache", "jax_compilation_cache_dir", *compiled.SETTINGS
 SEARCH = """
 import collections, json, sys
 import jax
@@ -108,7 +105,7 @@ def test_nothing_is_kept_where_others_may_write_or_nobody_can(arrange, reason, f
     assert line.startswith("warning: what is compiled is not kept: " + reason.format(folder))
 
 
-def test_jaxs_own_settings_go_first(folder, tmp_path):
+def test_jaxs_own_settings_go_first(folder, tmp_path, monkeypatch):
     jax.config.update("jax_enable_compilation_cache", False)
     compiled.keep()
     compile_anew(2)
@@ -117,6 +114,12 @@ def test_jaxs_own_settings_go_first(folder, tmp_path):
     jax.config.update("jax_compilation_cache_dir", str(tmp_path / "mine"))
     compiled.keep()
     assert jax.config.jax_compilation_cache_dir == str(tmp_path / "mine") and not folder.parent.exists()
+    begin_anew()
+    bound = jax.config.jax_compilation_cache_max_size
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_MAX_SIZE", str(bound))
+    compiled.keep()
+    assert jax.config.jax_compilation_cache_dir == str(folder)
+    assert jax.config.jax_compilation_cache_max_size == bound != compiled.SETTINGS["jax_compilation_cache_max_size"]
 
 
 def cut(entry):
@@ -170,7 +173,7 @@ def test_other_warnings_and_other_folders_are_left_alone(folder, tmp_path):
 
 
 def test_the_folder_has_a_bound(folder, monkeypatch):
-    monkeypatch.setattr(compiled, "MOST_BYTES", 12_000)
+    monkeypatch.setitem(compiled.SETTINGS, "jax_compilation_cache_max_size", 12_000)
     compiled.keep()
     sizes = []
     for number in range(8):
