@@ -22,6 +22,8 @@ SEARCH = """
 import collections, json, sys
 import jax
 from experiments import search
+from highway_jax import parallel
+parallel.split_cpu(2)
 events = collections.Counter()
 jax.monitoring.register_event_listener(lambda event, **_: events.update([event.rpartition("/")[2]]))
 search.main(sys.argv[1:])
