@@ -20,6 +20,7 @@ from highway_jax.functional.activations import Activation, activate
 from highway_jax.functional.convolution import centered, fused_highway, implemented, window
 from highway_jax.functional.initializers import constant, normalized
 from highway_jax.functional.ops import highway, resize
+from highway_jax.functional.random import bernoulli
 from highway_jax.linen.adoption import adopt
 
 CARRIES = ("coupled", "independent")
@@ -302,7 +303,7 @@ def drop(key: jax.Array, x: jax.Array, rate: float | jax.Array) -> jax.Array:
         raise ValueError(f"rate is {rate}; it must be from 0 to 1")
     keep = jnp.asarray(1 - rate, x.dtype)
     scaled = x / jnp.where(keep > 0, keep, 1)  # no gradient of infinity times zero
-    return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), scaled, 0)
+    return jnp.where(bernoulli(key, jnp.asarray(1 - rate, jnp.float32), x.shape), scaled, 0)
 
 
 def bias_of(params: Any, name: str) -> jax.Array | None:
