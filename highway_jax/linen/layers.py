@@ -39,6 +39,7 @@ class PlainDense(nn.Module):
       kernel_init: initializer of the kernel; the normalized one of the activation by default.
       dtype: of the computation; the inputs' and parameters' promoted dtype by default.
       param_dtype: of the parameters.
+      dot_general: as `flax.linen.Dense` has it.
 
     Raises:
       ValueError: for an unknown activation.
@@ -49,10 +50,12 @@ class PlainDense(nn.Module):
     kernel_init: Initializer | None = None
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
+    dot_general: Callable[..., jax.Array] | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        return _plain(self, _dense(self, self.features, "h")(x))
+        options = _affine_options(self, 0.0)
+        return _plain(self, nn.Dense(self.features, name="h", dot_general=self.dot_general, **options)(x))
 
 
 class PlainConv(nn.Module):

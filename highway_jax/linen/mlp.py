@@ -12,6 +12,7 @@ from highway_jax.functional.activations import Activation
 from highway_jax.functional.initializers import normalized
 from highway_jax.linen.layers import PlainDense
 from highway_jax.linen.stack import HighwayStack
+from highway_jax.stack import fused
 from highway_jax.stack.kinds import Kind
 
 
@@ -74,8 +75,9 @@ class MLP(nn.Module):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
         dtypes: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        product = fused.dot_general if self.implementation == "fused" else None
         x = x.reshape(x.shape[0], -1)
-        x = PlainDense(self.width, self.activation, name="input", **dtypes)(x)
+        x = PlainDense(self.width, self.activation, dot_general=product, name="input", **dtypes)(x)
         layers = HighwayStack(
             self.depth - 1,
             self.kind,

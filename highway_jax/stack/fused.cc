@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <iterator>
 #include <memory>
 #include <type_traits>
 #include <utility>
@@ -121,6 +122,18 @@ INLINE void in_rows(int64_t count, Work work) {
   for (; at < count; at++) work(std::integral_constant<int, 1>{}, at);
 }
 
+// Calls work(sums, row, column) for tiles that make up `rows` x the whole vectors of `columns`; sums start at zero.
+template <typename Work>
+INLINE void in_tiles(int64_t rows, int64_t columns, Work work) {
+  in_vectors(columns, [&](auto vectors, int64_t column) ALWAYS {
+    constexpr int kVectors = vectors;
+    in_rows<tile_rows(kVectors)>(rows, [&](auto block, int64_t row) ALWAYS {
+      Vector sums[block][kVectors] = {};
+      work(sums, row, column);
+    });
+  });
+}
+
 // sums[row] += sum over k < count of factor(row, k) * lines[k * stride ...].
 template <int kRows, int kVectors, typename Factor>
 INLINE void multiply(Vector (&sums)[kRows][kVectors], Factor factor, const float* lines, int64_t stride,
@@ -133,6 +146,12 @@ INLINE void multiply(Vector (&sums)[kRows][kVectors], Factor factor, const float
       for (int v = 0; v < kVectors; v++) sums[row][v] += one * line[v];
     }
   }
+}
+
+template <int kRows, int kVectors>
+INLINE void store_tile(const Vector (&sums)[kRows][kVectors], float* to, int64_t stride) {
+  for (int row = 0; row < kRows; row++)
+    for (int v = 0; v < kVectors; v++) store(to + row * stride + v * kLanes, sums[row][v]);
 }
 
 // Exchange the off-diagonal blocks of `kStep` lanes between two rows, as a transposition by halves needs it.
@@ -171,7 +190,70 @@ void transpose(const float* from, int64_t rows, int64_t columns, int64_t from_ro
     for (int64_t j = i < whole_rows ? whole_columns : 0; j < columns; j++) to[j * to_row + i] = from[i * from_row + j];
 }
 
+template <int kStep = kLanes / 2>
+INLINE float sum_of_lanes(Vector a) {
+  Vector b = a;
+  exchange<kStep>(a, b, std::make_index_sequence<kLanes>{});
+  if constexpr (kStep > 1) return sum_of_lanes<kStep / 2>(a + b);
+  return (a + b)[0];
+}
+
 int64_t whole_vectors(int64_t size) { return (size + kLanes - 1) / kLanes * kLanes; }
+
+// A product's columns that make up no whole vector are gathered beside each other, padded to a vector, and put back. Both
+// copy whole vectors where they can, in order: what follows a place is overwritten up to a vector's length.
+void copy_columns(int64_t rows, int64_t count, const float* from, int64_t from_row, float* to, int64_t to_row) {
+  for (int64_t row = 0; row < rows; row++, from += from_row, to += to_row) {
+    if (row + kLanes < rows)
+      store(to, load(from));
+    else  // less may be left of either array
+      std::memcpy(to, from, count * sizeof(float));
+  }
+}
+
+// to (rows, columns) = the sums over k < count of factor(row, k) * lines (count, columns). `scratch` has room for
+// rows + count vectors.
+template <typename Factor>
+void product(int64_t rows, int64_t columns, int64_t count, Factor factor, const float* lines, float* to, bool rest,
+             float* scratch) {
+  const auto tiles = [&](const float* lines, int64_t columns, float* to) {
+    in_tiles(rows, columns, [&](auto& sums, int64_t row, int64_t column) ALWAYS {
+      multiply(sums, [&](int i, int64_t k) ALWAYS { return factor(row + i, k); }, lines + column, columns, count);
+      store_tile(sums, to + row * columns + column, columns);
+    });
+  };
+  const int64_t whole = columns / kLanes * kLanes;
+  if (rest && whole < columns) {
+    float* sums = scratch + count * kLanes;
+    copy_columns(count, columns - whole, lines + whole, columns, scratch, kLanes);
+    tiles(scratch, kLanes, sums);
+    copy_columns(rows, columns - whole, sums, kLanes, to + whole, columns);
+  }
+  tiles(lines, columns, to);
+}
+
+// to[row * to_row + column] = the scalar product of x's row and y's, both of `count` columns.
+void dot_products(int64_t rows, int64_t columns, int64_t count, const float* x, const float* y, float* to,
+                  int64_t to_row) {
+  const int64_t whole = count / kLanes * kLanes;
+  in_rows<2>(columns, [&](auto wide, int64_t column) ALWAYS {
+    in_rows<4>(rows, [&](auto high, int64_t row) ALWAYS {
+      constexpr int kRows = high, kColumns = wide;
+      Vector sums[kRows][kColumns] = {};
+      for (int64_t k = 0; k < whole; k += kLanes)
+        for (int i = 0; i < kRows; i++) {
+          const Vector line = load(x + (row + i) * count + k);
+          for (int j = 0; j < kColumns; j++) sums[i][j] += line * load(y + (column + j) * count + k);
+        }
+      for (int i = 0; i < kRows; i++)
+        for (int j = 0; j < kColumns; j++) {
+          float sum = sum_of_lanes(sums[i][j]);
+          for (int64_t k = whole; k < count; k++) sum += x[(row + i) * count + k] * y[(column + j) * count + k];
+          to[(row + i) * to_row + column + j] = sum;
+        }
+    });
+  });
+}
 
 struct Shape {
   int64_t layers, width, batch, columns, parts;  // parts: affine maps of a layer, H's and perhaps T's
@@ -185,31 +267,24 @@ template <int kParts>
 void layer_forward(const Shape s, const float* kernel, const float* bias, float* kept, float* next, int32_t index) {
   const float* x = kept;
   float *h = kept + s.state(), *t = h + s.state();
-  in_vectors(s.columns, [&](auto vectors, int64_t column) ALWAYS {
-    constexpr int kVectors = vectors;
-    in_rows<std::max(1, tile_rows(kVectors) / kParts)>(s.width, [&](auto rows, int64_t unit) ALWAYS {
-      constexpr int kRows = rows;
-      // The tile's rows: units of H, then the same ones of T.
-      const auto side = [&](int row) ALWAYS { return row / kRows * s.width + unit + row % kRows; };
-      Vector z[kParts * kRows][kVectors];
-      for (int row = 0; row < kParts * kRows; row++)
-        for (int v = 0; v < kVectors; v++) z[row][v] = fill(bias[side(row)]);
-      const auto factor = [&](int row, int64_t k) ALWAYS { return kernel[k * s.side() + side(row)]; };
-      multiply(z, factor, x + column, s.columns, s.width);
-      for (int row = 0; row < kRows; row++)
-        for (int v = 0; v < kVectors; v++) {
-          const int64_t at = (unit + row) * s.columns + column + v * kLanes;
-          Vector y = activation(z[row][v], index);
-          if constexpr (kParts == 2) {
-            const Vector before = load(x + at), gate = sigmoid(z[kRows + row][v]);
-            store(h + at, y);
-            store(t + at, gate);
-            y = y * gate + before * (1.0f - gate);
-          }
-          store(next + at, y);
-        }
-    });
+  float* z = kParts == 2 ? h : next;  // (side, columns)
+  in_tiles(s.side(), s.columns, [&](auto& sums, int64_t unit, int64_t column) ALWAYS {
+    for (int row = 0; row < int(std::size(sums)); row++)
+      for (auto& sum : sums[row]) sum = fill(bias[unit + row]);
+    const auto factor = [&](int row, int64_t k) ALWAYS { return kernel[k * s.side() + unit + row]; };
+    multiply(sums, factor, x + column, s.columns, s.width);
+    store_tile(sums, z + unit * s.columns + column, s.columns);
   });
+  for (int64_t at = 0; at < s.state(); at += kLanes) {
+    Vector y = activation(load(z + at), index);
+    if constexpr (kParts == 2) {
+      const Vector before = load(x + at), gate = sigmoid(load(t + at));
+      store(h + at, y);
+      store(t + at, gate);
+      y = y * gate + before * (1.0f - gate);
+    }
+    store(next + at, y);
+  }
 }
 
 struct Scratch {
@@ -232,39 +307,31 @@ void layer_backward(const Shape s, const float* kernel, const float* kept, const
       store(dz + at, dy_at * derivative(h_at, index));
     }
   }
-  in_vectors(s.columns, [&](auto vectors, int64_t column) ALWAYS {
-    constexpr int kVectors = vectors;
-    in_rows<tile_rows(kVectors)>(s.width, [&](auto rows, int64_t unit) ALWAYS {
-      Vector sums[rows][kVectors];
-      for (int row = 0; row < rows; row++)
-        for (int v = 0; v < kVectors; v++) {
+  in_tiles(s.width, s.columns, [&](auto& sums, int64_t unit, int64_t column) ALWAYS {
+    if constexpr (kParts == 2)
+      for (int row = 0; row < int(std::size(sums)); row++)
+        for (int v = 0; v < int(std::size(sums[row])); v++) {
           const int64_t at = (unit + row) * s.columns + column + v * kLanes;
-          if constexpr (kParts == 2)
-            sums[row][v] = (1.0f - load(t + at)) * load(dy + at);
-          else
-            sums[row][v] = Vector{};
+          sums[row][v] = (1.0f - load(t + at)) * load(dy + at);
         }
-      const auto factor = [&](int row, int64_t k) ALWAYS { return kernel[(unit + row) * s.side() + k]; };
-      multiply(sums, factor, dz + column, s.columns, s.side());
-      for (int row = 0; row < rows; row++)
-        for (int v = 0; v < kVectors; v++) store(dx + (unit + row) * s.columns + column + v * kLanes, sums[row][v]);
-    });
+    const auto factor = [&](int row, int64_t k) ALWAYS { return kernel[(unit + row) * s.side() + k]; };
+    multiply(sums, factor, dz + column, s.columns, s.side());
+    store_tile(sums, dx + unit * s.columns + column, s.columns);
   });
   const int64_t side = whole_vectors(s.side());
   float* lines = scratch.dz_by_example;
   transpose(dz, side, s.columns, s.columns, lines, side);
+  in_tiles(s.width, side, [&](auto& sums, int64_t unit, int64_t column) ALWAYS {
+    const auto factor = [&](int row, int64_t k) ALWAYS { return x[(unit + row) * s.columns + k]; };
+    multiply(sums, factor, lines + column, side, s.batch);
+    for (int row = 0; row < int(std::size(sums)); row++)
+      for (int v = 0; v < int(std::size(sums[row])); v++) {
+        const int64_t at = column + v * kLanes;
+        store_some(dkernel + (unit + row) * s.side() + at, sums[row][v], s.side() - at);
+      }
+  });
   in_vectors(side, [&](auto vectors, int64_t column) ALWAYS {
     constexpr int kVectors = vectors;
-    in_rows<tile_rows(kVectors)>(s.width, [&](auto rows, int64_t unit) ALWAYS {
-      Vector sums[rows][kVectors] = {};
-      const auto factor = [&](int row, int64_t k) ALWAYS { return x[(unit + row) * s.columns + k]; };
-      multiply(sums, factor, lines + column, side, s.batch);
-      for (int row = 0; row < rows; row++)
-        for (int v = 0; v < kVectors; v++) {
-          const int64_t at = column + v * kLanes;
-          store_some(dkernel + (unit + row) * s.side() + at, sums[row][v], s.side() - at);
-        }
-    });
     Vector sums[kVectors] = {};
     for (int64_t example = 0; example < s.batch; example++)
       for (int v = 0; v < kVectors; v++) sums[v] += load(lines + example * side + column + v * kLanes);
@@ -329,6 +396,42 @@ ffi::Error backward(Array dy, Array kernel, Index activation, Array records, Res
   return ffi::Error::Success();
 }
 
+// y (batch, outputs) = x (batch, inputs) @ kernel (inputs, outputs).
+ffi::Error multiplied(Array x, Array kernel, Result y) {
+  const int64_t batch = x.dimensions()[0], inputs = x.dimensions()[1], outputs = kernel.dimensions()[1];
+  const float *from = x.typed_data(), *weights = kernel.typed_data();
+  const int64_t whole = outputs / kLanes * kLanes, rest = outputs - whole;
+  const auto memory = zeros(std::max((batch + inputs) * kLanes, rest * inputs));
+  if (!memory) return ffi::Error(ffi::ErrorCode::kResourceExhausted, "no memory for a product");
+  // Along the inputs there are whole vectors of a few outputs too; each ends in a sum of its lanes.
+  const bool few = rest * (inputs + 10 * kLanes) < kLanes * inputs;
+  const auto factor = [&](int64_t row, int64_t k) ALWAYS { return from[row * inputs + k]; };
+  product(batch, outputs, inputs, factor, weights, y->typed_data(), !few, memory.get());
+  if (few) {
+    transpose(weights + whole, inputs, rest, outputs, memory.get(), inputs);
+    dot_products(batch, rest, inputs, from, memory.get(), y->typed_data() + whole, outputs);
+  }
+  return ffi::Error::Success();
+}
+
+// The kernel's cotangent, x transposed @ dy.
+ffi::Error gradient(Array x, Array dy, Result dkernel) {
+  const int64_t batch = x.dimensions()[0], inputs = x.dimensions()[1], outputs = dy.dimensions()[1];
+  const float *from = x.typed_data(), *dz = dy.typed_data();
+  const int64_t whole = outputs / kLanes * kLanes, rest = outputs - whole;
+  const auto memory = zeros(std::max((batch + inputs) * kLanes, rest * inputs));
+  if (!memory) return ffi::Error(ffi::ErrorCode::kResourceExhausted, "no memory for a gradient");
+  const bool along_inputs = inputs % kLanes == 0;  // these then make up whole vectors
+  const auto factor = [&](int64_t row, int64_t k) ALWAYS { return from[k * inputs + row]; };
+  product(inputs, outputs, batch, factor, dz, dkernel->typed_data(), !along_inputs, memory.get());
+  if (along_inputs) {
+    const auto transposed = [&](int64_t row, int64_t k) ALWAYS { return dz[k * outputs + whole + row]; };
+    product(rest, inputs, batch, transposed, from, memory.get(), false, nullptr);
+    transpose(memory.get(), rest, inputs, inputs, dkernel->typed_data() + whole, outputs);
+  }
+  return ffi::Error::Success();
+}
+
 }  // namespace
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(highway_forward, forward,
@@ -337,3 +440,5 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(highway_forward, forward,
 XLA_FFI_DEFINE_HANDLER_SYMBOL(highway_backward, backward,
                               ffi::Ffi::Bind().Arg<Array>().Arg<Array>().Arg<Index>().Arg<Array>()
                                   .Ret<Array>().Ret<Array>().Ret<Array>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(highway_product, multiplied, ffi::Ffi::Bind().Arg<Array>().Arg<Array>().Ret<Array>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(highway_gradient, gradient, ffi::Ffi::Bind().Arg<Array>().Arg<Array>().Ret<Array>());

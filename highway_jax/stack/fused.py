@@ -10,12 +10,14 @@ import contextlib
 import importlib.util
 import re
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
 
@@ -24,8 +26,8 @@ from highway_jax.stack import kinds as blocks
 from highway_jax.stack.kinds import Kind
 
 __all__ = [
-    "NoCompiler", "Unavailable", "backward", "check", "choose", "forward", "here", "library", "load", "supports",
-    "usable",
+    "NoCompiler", "Unavailable", "backward", "check", "choose", "dot_general", "forward", "here", "library", "load",
+    "supports", "usable",
 ]  # fmt: skip
 
 CPU, GPU = "cpu", "cuda"
@@ -36,7 +38,8 @@ On a CPU, XLA's products, made for all caches and cores, are mostly as fast or f
 fit into a multiprocessor's shared memory.
 """
 
-HANDLERS = ("highway_forward", "highway_backward")
+HANDLERS = ("highway_forward", "highway_backward")  # of both platforms' kernels
+PRODUCTS = ("highway_product", "highway_gradient")  # of a CPU's
 
 # Of a block on a GPU, as in fused.cu.
 THREADS = 256
@@ -95,7 +98,7 @@ def library(platform: str = CPU) -> Library:
     """
     source = Path(__file__)
     if platform == CPU:
-        return for_cpu(source.with_suffix(".cc"), *HANDLERS)
+        return for_cpu(source.with_suffix(".cc"), *HANDLERS, *PRODUCTS)
     capability = _capability()
     if not capability:
         raise Unavailable(f"JAX's default device is no NVIDIA GPU: {jax.devices()[0].device_kind}")
@@ -180,6 +183,38 @@ def backward(
     return dx, dkernel, dbias
 
 
+def dot_general(x: jax.Array, kernel: jax.Array, dimension_numbers: Any, precision: Any = None) -> jax.Array:
+    """`jax.lax.dot_general` for a dense layer of a network with the kernel in it: as Flax's layers take it.
+
+    On a CPU, where it is differentiated, x @ kernel and the kernel's gradient are the kernel's, in float32 whatever the
+    precision. Everything else is XLA's: x's gradient, which a first layer never computes, other platforms, other
+    dtypes, and products of other shapes than (batch, inputs) and (inputs, outputs).
+    """
+    xla = partial(lax.dot_general, dimension_numbers=dimension_numbers, precision=precision)
+    floats = {x.dtype, kernel.dtype} == {jnp.dtype(jnp.float32)}
+    if not floats or (x.ndim, kernel.ndim) != (2, 2) or dimension_numbers != (((1,), (0,)), ((), ())):
+        return xla(x, kernel)
+    return lax.platform_dependent(x, kernel, **{CPU: _product}, default=xla)
+
+
+@jax.custom_vjp
+def _product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return x @ kernel
+
+
+def _product_fwd(x, kernel):
+    shape = x.shape[0], kernel.shape[1]
+    return _call("highway_product", CPU, 0, [shape], _needed.bind(x), kernel)[0], (x, kernel)
+
+
+def _product_bwd(kept, dy):
+    x, kernel = kept
+    return dy @ kernel.T, _call("highway_gradient", CPU, 0, [kernel.shape], x, dy)[0]
+
+
+_product.defvjp(_product_fwd, _product_bwd)
+
+
 def _tiles(platform: str, batch: int, width: int, side: int) -> tuple[int, int]:
     """(rows, tiles): how many examples are computed together, padding included, and how often for a whole batch.
 
@@ -194,9 +229,9 @@ def _tiles(platform: str, batch: int, width: int, side: int) -> tuple[int, int]:
     return THREAD_ROWS * -(-batch // (THREAD_ROWS * tiles)), tiles
 
 
-# The identity, for a call's index. It loads the kernel when it is lowered; tracing knows no platform.
+# The identity, for one of a call's arguments. It loads the kernel when it is lowered; tracing knows no platform.
 _needed = Primitive("highway_kernel")
-_needed.def_abstract_eval(lambda index: index)
+_needed.def_abstract_eval(lambda operand: operand)
 _needed.def_impl(jax.jit(_needed.bind))
 batching.defvectorized(_needed)
 
