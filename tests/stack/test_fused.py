@@ -78,6 +78,59 @@ def test_it_is_what_xla_computes(seed, layers, batch, width, block, index, remat
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * np.abs(b).max())
 
 
+ROWS_BY_COLUMNS = (((1,), (0,)), ((), ()))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def product_and_gradients(product, x, kernel, dy):
+    y, pullback = jax.vjp(lambda *args: product(*args, ROWS_BY_COLUMNS), x, kernel)
+    return y, *pullback(dy)
+
+
+@settings(max_examples=12)
+@example(0, 33, 784, 50)  # a few outputs beyond whole vectors, as dot products; whole vectors of inputs
+@example(0, 33, 64, 71)  # more of them, as a vector
+@example(0, 20, 50, 50)  # no whole vectors of inputs
+@example(0, 7, 5, 3)  # no whole vectors
+@given(st.integers(0, 2**32 - 1), *3 * [st.integers(1, 90)])
+def test_a_dense_layers_product_and_gradients_are_those_of_float64(seed, batch, inputs, outputs):
+    random = np.random.default_rng(seed)
+    shapes = (batch, inputs), (inputs, outputs), (batch, outputs)
+    x, kernel, dy = (random.normal(size=shape).astype(np.float32) for shape in shapes)
+    found = product_and_gradients(fused.dot_general, x, kernel, dy)
+    x, kernel, dy = (array.astype(np.float64) for array in (x, kernel, dy))
+    for ours, exact in zip(found, (x @ kernel, dy @ kernel.T, x.T @ dy), strict=True):
+        np.testing.assert_allclose(ours, exact, rtol=0, atol=3e-6 * np.abs(exact).max())
+
+
+@pytest.mark.parametrize("shape", [(33, 96, 50), (20, 50, 50), (33, 64, 71), (7, 5, 3)], ids=str)
+def test_nan_and_infinities_come_out_of_a_product_where_they_come_out_of_xlas(shape):
+    batch, inputs, outputs = shape
+    random = np.random.default_rng(0)
+    arrays = [
+        random.normal(size=size).astype(np.float32) for size in ((batch, inputs), (inputs, outputs), (batch, outputs))
+    ]
+    for array in arrays:
+        array.flat[random.choice(array.size, 3, replace=False)] = np.nan, np.inf, -np.inf
+        array[-1, -1] = np.inf
+    ours, xla = (product_and_gradients(product, *arrays) for product in (fused.dot_general, jax.lax.dot_general))
+    for a, b in zip(ours, xla, strict=True):
+        np.testing.assert_array_equal(np.where(np.isfinite(a), 0, a), np.where(np.isfinite(b), 0, b))
+
+
+def test_a_network_multiplies_by_the_kernel_in_training_and_by_xla_otherwise():
+    model, x = MLP(3, 4, implementation="fused"), jnp.ones((2, 5))
+    params = model.init(jax.random.key(0), x)
+    apply = jax.jit(lambda params, x: model.apply(params, x).sum())
+    assert "highway_product" not in apply.lower(params, x).as_text()
+    trained = jax.jit(jax.grad(apply)).lower(params, x).as_text()
+    assert "highway_product" in trained and "highway_gradient" in trained
+    for arrays in (jnp.ones((2, 3, 4)), jnp.ones((4, 5))), (jnp.ones((3, 4), jnp.bfloat16), jnp.ones((4, 5))):
+        numbers = (((arrays[0].ndim - 1,), (0,)), ((), ()))
+        other = jax.jit(jax.grad(lambda *args, n=numbers: fused.dot_general(*args, n).sum(dtype=jnp.float32), (0, 1)))
+        assert "highway_product" not in other.lower(*arrays).as_text()
+
+
 @pytest.mark.parametrize("index", [RELU, TANH])
 def test_activations_and_gates_hold_from_the_smallest_to_the_largest(index):
     # Layers without an input: what they give is their bias's activation, through their bias's gate.
@@ -167,7 +220,8 @@ model = MLP(3, 4, implementation="fused")
 params = model.init(jax.random.key(0), jnp.ones((1, 4)))
 gradient = jax.jit(jax.grad(lambda params: model.apply(params, jnp.ones((2, 4))).sum()))
 for platform in "cuda", "rocm", "tpu":
-    assert "highway_forward" not in jax.export.export(gradient, platforms=[platform])(params).mlir_module()
+    module = jax.export.export(gradient, platforms=[platform])(params).mlir_module()
+    assert "highway_forward" not in module and "highway_product" not in module
 try:
     gradient.lower(params)
 except fused.NoCompiler:
