@@ -352,11 +352,9 @@ Shape shape_of(const Array& x, const Array& kernel, int64_t columns) {
   return {inner[0], outer[1], outer[0], columns, inner[2] / outer[1]};
 }
 
-std::unique_ptr<float, decltype(&std::free)> zeros(int64_t count) {
-  const int64_t bytes = (count * sizeof(float) + 63) / 64 * 64;
-  float* memory = static_cast<float*>(std::aligned_alloc(64, bytes));
-  if (memory) std::memset(memory, 0, bytes);
-  return {memory, &std::free};
+std::unique_ptr<float, decltype(&std::free)> room(int64_t count) {
+  const int64_t bytes = (count * sizeof(float) + 64) / 64 * 64;  // more than none, for which there may be no memory
+  return {static_cast<float*>(std::aligned_alloc(64, bytes)), &std::free};
 }
 
 // From (batch, width) to (width, columns), with zeros in the columns too many.
@@ -380,9 +378,10 @@ ffi::Error forward(Array x, Array kernel, Array bias, Index activation, Result y
 ffi::Error backward(Array dy, Array kernel, Index activation, Array records, Result dx, Result dkernel, Result dbias) {
   const Shape s = shape_of(dy, kernel, records.dimensions().back());
   const int64_t lines = whole_vectors(s.side()) * s.columns;
-  const auto memory = zeros(2 * lines + 2 * s.state());
+  const auto memory = room(2 * lines + 2 * s.state());
   if (!memory) return ffi::Error(ffi::ErrorCode::kResourceExhausted, "no memory for the backward pass");
   const Scratch scratch = {memory.get(), memory.get() + lines};
+  std::memset(scratch.dz + s.parts * s.state(), 0, (lines - s.parts * s.state()) * sizeof(float));  // rows too many
   float *above = memory.get() + 2 * lines, *below = above + s.state();
   enter(s, dy.typed_data(), above);
   for (int64_t layer = s.layers; layer--; std::swap(above, below)) {
@@ -401,7 +400,7 @@ ffi::Error multiplied(Array x, Array kernel, Result y) {
   const int64_t batch = x.dimensions()[0], inputs = x.dimensions()[1], outputs = kernel.dimensions()[1];
   const float *from = x.typed_data(), *weights = kernel.typed_data();
   const int64_t whole = outputs / kLanes * kLanes, rest = outputs - whole;
-  const auto memory = zeros(std::max((batch + inputs) * kLanes, rest * inputs));
+  const auto memory = room(std::max((batch + inputs) * kLanes, rest * inputs));
   if (!memory) return ffi::Error(ffi::ErrorCode::kResourceExhausted, "no memory for a product");
   // Along the inputs there are whole vectors of a few outputs too; each ends in a sum of its lanes.
   const bool few = rest * (inputs + 10 * kLanes) < kLanes * inputs;
@@ -419,7 +418,7 @@ ffi::Error gradient(Array x, Array dy, Result dkernel) {
   const int64_t batch = x.dimensions()[0], inputs = x.dimensions()[1], outputs = dy.dimensions()[1];
   const float *from = x.typed_data(), *dz = dy.typed_data();
   const int64_t whole = outputs / kLanes * kLanes, rest = outputs - whole;
-  const auto memory = zeros(std::max((batch + inputs) * kLanes, rest * inputs));
+  const auto memory = room(std::max((batch + inputs) * kLanes, rest * inputs));
   if (!memory) return ffi::Error(ffi::ErrorCode::kResourceExhausted, "no memory for a gradient");
   const bool along_inputs = inputs % kLanes == 0;  // these then make up whole vectors
   const auto factor = [&](int64_t row, int64_t k) ALWAYS { return from[k * inputs + row]; };
