@@ -264,11 +264,27 @@ struct Shape {
 
 // Eq. 1 and 3, for one layer. `kept` is the layer's record, `next` receives the block output.
 template <int kParts>
-void layer_forward(const Shape s, const float* kernel, const float* bias, float* kept, float* next, int32_t index) {
+void layer_forward(const Shape s, const float* kernel, const float* bias, float* kept, float* next, float* scratch, int32_t index) {
   const float* x = kept;
   float *h = kept + s.state(), *t = h + s.state();
   float* z = kParts == 2 ? h : next;  // (side, columns)
-  in_tiles(s.side(), s.columns, [&](auto& sums, int64_t unit, int64_t column) ALWAYS {
+  const int64_t rest = s.batch % kLanes;
+  const int64_t columns = s.columns - (rest && rest <= kLanes / 4 && s.side() >= kLanes ? kLanes : 0);
+  if (columns < s.columns) {  // the few examples beyond whole vectors leave fewer lanes empty along their units
+    const auto along_units = [&](int64_t first, int64_t units) {
+      in_tiles(rest, units, [&](auto& sums, int64_t example, int64_t unit) ALWAYS {
+        for (auto& line : sums)
+          for (int v = 0; v < int(std::size(line)); v++) line[v] = load(bias + first + unit + v * kLanes);
+        const auto factor = [&](int row, int64_t k) ALWAYS { return x[k * s.columns + columns + example + row]; };
+        multiply(sums, factor, kernel + first + unit, s.side(), s.width);
+        store_tile(sums, scratch + example * s.side() + first + unit, s.side());
+      });
+    };
+    along_units(0, s.side());
+    if (s.side() % kLanes) along_units(s.side() - kLanes, kLanes);
+    transpose(scratch, kLanes, s.side(), s.side(), z + columns, s.columns);
+  }
+  in_tiles(s.side(), columns, [&](auto& sums, int64_t unit, int64_t column) ALWAYS {
     for (int row = 0; row < int(std::size(sums)); row++)
       for (auto& sum : sums[row]) sum = fill(bias[unit + row]);
     const auto factor = [&](int row, int64_t k) ALWAYS { return kernel[k * s.side() + unit + row]; };
@@ -366,11 +382,14 @@ void enter(const Shape& s, const float* from, float* to) {
 ffi::Error forward(Array x, Array kernel, Array bias, Index activation, Result y, Result records) {
   const Shape s = shape_of(x, kernel, records->dimensions().back());
   float* kept = records->typed_data();
+  const auto scratch = room(kLanes * s.side());
+  if (!scratch) return ffi::Error(ffi::ErrorCode::kResourceExhausted, "no memory for the forward pass");
+  std::memset(scratch.get(), 0, kLanes * s.side() * sizeof(float));  // rows too many
   enter(s, x.typed_data(), kept);
   for (int64_t layer = 0; layer < s.layers; layer++, kept += s.record())
     (s.parts == 2 ? layer_forward<2> : layer_forward<1>)(s, kernel.typed_data() + layer * s.width * s.side(),
                                                          bias.typed_data() + layer * s.side(), kept, kept + s.record(),
-                                                         *activation.typed_data());
+                                                         scratch.get(), *activation.typed_data());
   transpose(kept, s.width, s.batch, s.columns, y->typed_data(), s.width);
   return ffi::Error::Success();
 }

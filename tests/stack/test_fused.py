@@ -59,6 +59,7 @@ def output_and_gradients(implementation, block, remat, x, kernel, bias, index, d
 
 @settings(max_examples=12)
 @example(0, 9, 33, 50, HIGHWAY, RELU, False)
+@example(0, 2, 50, 71, PLAIN, TANH, False)  # two examples beyond whole vectors
 @given(
     st.integers(0, 2**32 - 1),
     st.integers(1, 9),
