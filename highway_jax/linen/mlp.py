@@ -49,8 +49,8 @@ class MLP(nn.Module):
         sqrt(depth) instead of depth, and a step takes up to a third longer.
       implementation: "xla", or "fused", two to three times as fast to train on a CPU or NVIDIA GPU where layers are
         narrow: all of them as one kernel of our own, which the machine's compiler builds (`highway_jax.stack.fused`;
-        `stack` has its limits). It is for highway and plain networks of relu or tanh in float32; other accelerators,
-        and GPUs that cannot build it, use XLA all the same.
+        `stack` has its limits); on a CPU it also multiplies for the first layer. It is for highway and plain networks
+        of relu or tanh in float32; other accelerators, and GPUs that cannot build it, use XLA all the same.
 
     Raises:
       ValueError: for a depth below 2, a width or class count below 1, an unknown kind, activation or

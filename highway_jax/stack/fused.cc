@@ -2,9 +2,9 @@
 //
 // Inside, an array of a layer is (width, columns): an example a column, their number rounded up to whole vectors, so
 // that every product and every elementwise loop runs along examples whatever the width. The columns too many start as
-// zeros, and nothing is read from them in the end. At the paper's sizes a layer stays in the first two caches: a
-// product's tiles leave their registers through the elementwise operations, and the weights get their gradient while dz
-// is near.
+// zeros, and nothing is read from them in the end. At the paper's sizes a layer stays in the first two caches: its
+// elementwise operations follow its product, and the weights get their gradient while dz is near. A dense layer's
+// arrays are as XLA has them, an example a row.
 
 #include <algorithm>
 #include <cstdint>
