@@ -48,10 +48,15 @@ inline int64_t whole_vectors(int64_t size) { return (size + kLanes - 1) / kLanes
 
 using Memory = std::unique_ptr<float, decltype(&std::free)>;
 
-// Aligned memory that holds zeros, or null.
+// Aligned memory, whatever it holds, or null.
+inline Memory room(int64_t count) {
+  const int64_t bytes = (count * sizeof(float) + 64) / 64 * 64;  // more than none, for which there may be no memory
+  return {static_cast<float*>(std::aligned_alloc(64, bytes)), &std::free};
+}
+
+// The same, which holds zeros.
 inline Memory zeros(int64_t count) {
-  const int64_t bytes = (count * sizeof(float) + 63) / 64 * 64;
-  float* memory = static_cast<float*>(std::aligned_alloc(64, bytes));
-  if (memory) std::memset(memory, 0, bytes);
-  return {memory, &std::free};
+  Memory memory = room(count);
+  if (memory) std::memset(memory.get(), 0, count * sizeof(float));
+  return memory;
 }

@@ -1,4 +1,4 @@
-// Stacks of highway and plain layers on a CPU, forward and backward, for highway_jax/fused.py.
+// Stacks of highway and plain layers on a CPU, forward and backward, for highway_jax/stack/fused.py.
 //
 // Inside, an array of a layer is (width, columns): an example a column, their number rounded up to whole vectors, so
 // that every product and every elementwise loop runs along examples whatever the width. The columns too many start as
@@ -6,97 +6,21 @@
 // elementwise operations follow its product, and the weights get their gradient while dz is near. A dense layer's
 // arrays are as XLA has them, an example a row.
 
-#include <algorithm>
-#include <cstdint>
-#include <cstdlib>
-#include <cstring>
 #include <iterator>
-#include <memory>
-#include <type_traits>
 #include <utility>
 
+#include "elementwise.h"
+#include "vectors.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace {
 
 namespace ffi = xla::ffi;
 
-#if defined(__AVX512F__)
-constexpr int kBytes = 64, kRegisters = 32;
-#elif defined(__AVX__)
-constexpr int kBytes = 32, kRegisters = 16;
-#elif defined(__aarch64__)
-constexpr int kBytes = 16, kRegisters = 32;
-#else
-constexpr int kBytes = 16, kRegisters = 16;
-#endif
-constexpr int kLanes = kBytes / 4;
 constexpr int kMaxVectors = kRegisters == 32 ? 4 : 2;
-
-typedef float Vector __attribute__((vector_size(kBytes)));
-typedef float Unaligned __attribute__((vector_size(kBytes), aligned(4), may_alias));
-typedef int32_t Ints __attribute__((vector_size(kBytes)));
-
-#define ALWAYS __attribute__((always_inline))
-#define INLINE inline ALWAYS
 
 // A tile is `rows` x `vectors` accumulators, with registers left for a row's vectors and a factor.
 constexpr int tile_rows(int vectors) { return std::min(12, (kRegisters == 32 ? 24 : 8) / vectors); }
-
-INLINE Vector fill(float value) { return value - Vector{}; }
-INLINE Vector load(const float* from) { return *reinterpret_cast<const Unaligned*>(from); }
-INLINE void store(float* to, Vector value) { *reinterpret_cast<Unaligned*>(to) = value; }
-
-INLINE void store_some(float* to, Vector value, int64_t count) {
-  if (count >= kLanes) return store(to, value);
-  if (count > 0) std::memcpy(to, &value, count * sizeof(float));
-}
-
-// Elementary functions, to about two units in the last place; polynomials of the Cephes library (Moshier). All of them
-// hand NaN on, by which a run that has diverged is known.
-
-INLINE Vector exponential(Vector x) {
-  x = x > 88.0f ? fill(88.0f) : x;
-  x = x < -87.0f ? fill(-87.0f) : x;
-  const Vector shifted = x * 1.44269504088896341f + 12582912.0f;  // 1.5 * 2^23: rounds to a whole number
-  const Vector n = shifted - 12582912.0f;
-  const Vector r = x - n * 0.693359375f + n * 2.12194440e-4f;
-  Vector p = fill(1.9875691500e-4f);
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * (r * r) + r + 1.0f;
-  const Ints power = ((Ints)shifted << 23) + 0x3f800000;
-  return p * (Vector)power;
-}
-
-INLINE Vector sigmoid(Vector z) { return 1.0f / (1.0f + exponential(-z)); }
-
-INLINE Vector hyperbolic_tangent(Vector z) {
-  const Ints bits = (Ints)z, sign = bits & INT32_MIN, rest = bits & INT32_MAX;
-  const Vector size = (Vector)rest;
-  const Vector large = 1.0f - 2.0f / (exponential(2.0f * size) + 1.0f);
-  const Ints large_bits = (Ints)large | sign;
-  const Vector s = z * z;
-  Vector p = fill(-5.70498872745e-3f);
-  p = p * s + 2.06390887954e-2f;
-  p = p * s - 5.37397155531e-2f;
-  p = p * s + 1.33314422036e-1f;
-  p = p * s - 3.33332819422e-1f;
-  return size < 0.625f ? z + z * s * p : (Vector)large_bits;
-}
-
-// The activation by its index in highway_jax.activations, and its derivative in terms of its value.
-
-INLINE Vector activation(Vector z, int32_t index) {
-  return index == 0 ? (z < 0.0f ? Vector{} : z) : hyperbolic_tangent(z);
-}
-
-INLINE Vector derivative(Vector h, int32_t index) {
-  return index == 0 ? (h > 0.0f ? fill(1.0f) : Vector{}) : 1.0f - h * h;
-}
 
 // Calls work(vectors, first) for blocks of one to four vectors that make up `size` floats; the number is static.
 template <typename Work>
@@ -197,8 +121,6 @@ INLINE float sum_of_lanes(Vector a) {
   if constexpr (kStep > 1) return sum_of_lanes<kStep / 2>(a + b);
   return (a + b)[0];
 }
-
-int64_t whole_vectors(int64_t size) { return (size + kLanes - 1) / kLanes * kLanes; }
 
 // A product's columns that make up no whole vector are gathered beside each other, padded to a vector, and put back. Both
 // copy whole vectors where they can, in order: what follows a place is overwritten up to a vector's length.
@@ -366,11 +288,6 @@ using Result = ffi::Result<Array>;
 Shape shape_of(const Array& x, const Array& kernel, int64_t columns) {
   const auto outer = x.dimensions(), inner = kernel.dimensions();
   return {inner[0], outer[1], outer[0], columns, inner[2] / outer[1]};
-}
-
-std::unique_ptr<float, decltype(&std::free)> room(int64_t count) {
-  const int64_t bytes = (count * sizeof(float) + 64) / 64 * 64;  // more than none, for which there may be no memory
-  return {static_cast<float*>(std::aligned_alloc(64, bytes)), &std::free};
 }
 
 // From (batch, width) to (width, columns), with zeros in the columns too many.
