@@ -124,9 +124,15 @@ void unpack(const Shape& s, const float* packed, int64_t offset, int64_t feature
   });
 }
 
-// sums (pixels, vectors) = the convolution of a padded image, of those pixels that begin with `pixel`, with a block.
+// Where a tile goes: its pixels so far from each other, with room for so many floats of each.
+struct Place {
+  float* first;
+  int64_t pixel, room;
+};
+
+// The convolution of a padded image with a block, of those pixels that begin with `pixel`.
 void convolve_tile(const Shape& s, const float* image, int64_t pixel, int64_t pixels, const float* block,
-                   int64_t vectors, Vector* sums) {
+                   int64_t vectors, const Place& to) {
   with_static<kMaxVectors>(vectors, [&](auto wide) ALWAYS {
     constexpr int kVectors = wide;
     with_static<tile_rows(kVectors)>(pixels, [&](auto high) ALWAYS {
@@ -139,34 +145,63 @@ void convolve_tile(const Shape& s, const float* image, int64_t pixel, int64_t pi
       Vector tile[kPixels][kVectors] = {};
       const int64_t run = s.run(), next_row = s.padded_row();
       for (int64_t row = 0; row < s.rows; row++) {
-        for (int64_t k = 0; k < run; k++, block += kVectors * kLanes) {
-          Vector line[kVectors];
-          for (int v = 0; v < kVectors; v++) line[v] = load(block + v * kLanes);
-          for (int p = 0; p < kPixels; p++) {
-            const Vector one = fill(windows[p][k]);
-            for (int v = 0; v < kVectors; v++) tile[p][v] += one * line[v];
-          }
-        }
+        const auto add = [&](auto steps, int64_t k) ALWAYS {
+          Vector lines[steps][kVectors];
+          for (int i = 0; i < steps; i++)
+            for (int v = 0; v < kVectors; v++) lines[i][v] = load(block + (i * kVectors + v) * kLanes);
+          block += steps * kVectors * kLanes;
+          for (int p = 0; p < kPixels; p++)
+            for (int i = 0; i < steps; i++) {
+              const Vector one = fill(windows[p][k + i]);
+              for (int v = 0; v < kVectors; v++) tile[p][v] += one * lines[i][v];
+            }
+        };
+        // Several at once where a window's place, for which registers are short, is used for few products.
+        constexpr int kSteps = kVectors <= 2 ? (kRegisters == 32 ? 4 : 2) / kVectors : 1;
+        int64_t k = 0;
+        for (; k + kSteps <= run; k += kSteps) add(std::integral_constant<int, kSteps>{}, k);
+        if constexpr (kSteps > 1)
+          for (; k < run; k++) add(std::integral_constant<int, 1>{}, k);
         for (int p = 0; p < kPixels; p++) windows[p] += next_row;
       }
       for (int p = 0; p < kPixels; p++)
-        for (int v = 0; v < kVectors; v++) sums[p * kVectors + v] = tile[p][v];
+        for (int v = 0; v < kVectors; v++)
+          store_some(to.first + p * to.pixel + v * kLanes, tile[p][v], to.room - v * kLanes);
     });
   });
 }
 
-// Convolves a padded image, and calls emit(pixel, feature, z) for every pixel and vector of features, which begins at
-// `feature`; z[part * step] is the sum of a part. What is beyond the last feature is zero.
-template <typename Emit>
-void convolve(const Shape& s, int64_t parts, const float* image, const float* packed, Emit emit) {
+// Calls work(first, lanes, at, pixel, pixels) for each tile of an image's convolution with a packed kernel.
+template <typename Work>
+INLINE void in_tiles(const Shape& s, int64_t parts, Work work) {
   in_blocks(s, parts, [&](int64_t first, int64_t lanes, int64_t at) ALWAYS {
-    const int64_t step = lanes / kLanes, vectors = parts * step;
-    in_parts(s.pixels(), tile_rows(vectors), [&](int64_t pixel, int64_t pixels) ALWAYS {
-      Vector sums[kMaxTile];
-      convolve_tile(s, image, pixel, pixels, packed + at, vectors, sums);
-      for (int64_t p = 0; p < pixels; p++)
-        for (int64_t v = 0; v < step; v++) emit(pixel + p, first + v * kLanes, sums + p * vectors + v, step);
-    });
+    in_parts(s.pixels(), tile_rows(parts * lanes / kLanes),
+             [&](int64_t pixel, int64_t pixels) ALWAYS { work(first, lanes, at, pixel, pixels); });
+  });
+}
+
+// y = the convolution of a padded image.
+void convolve(const Shape& s, const float* image, const float* packed, float* y) {
+  in_tiles(s, 1, [&](int64_t first, int64_t lanes, int64_t at, int64_t pixel, int64_t pixels) ALWAYS {
+    convolve_tile(s, image, pixel, pixels, packed + at, lanes / kLanes,
+                  {y + pixel * s.features + first, s.features, s.features - first});
+  });
+}
+
+// Convolves a padded image, and calls emit(pixel, feature, z) for every pixel and vector of features, which begins at
+// `feature`; z[part] is the sum of a part. What is beyond the last feature is zero.
+template <int kParts, typename Emit>
+void convolve_and(const Shape& s, const float* image, const float* packed, Emit emit) {
+  in_tiles(s, kParts, [&](int64_t first, int64_t lanes, int64_t at, int64_t pixel, int64_t pixels) ALWAYS {
+    alignas(kBytes) float sums[kMaxTile * kLanes];
+    const int64_t row = kParts * lanes;
+    convolve_tile(s, image, pixel, pixels, packed + at, row / kLanes, {sums, row, row});
+    for (int64_t p = 0; p < pixels; p++)
+      for (int64_t lane = 0; lane < lanes; lane += kLanes) {
+        Vector z[kParts];
+        for (int part = 0; part < kParts; part++) z[part] = load(sums + p * row + part * lanes + lane);
+        emit(pixel + p, first + lane, z);
+      }
   });
 }
 
@@ -328,11 +363,7 @@ ffi::Error convolution(ffi::ThreadPool pool, Array first, Array second, Result y
       for (int64_t i = run * s.batch + begin; i < run * s.batch + end; i++) {
         const float* image = x.typed_data() + i * s.in_size();
         if (s.is_padded()) pad(s, image, padded.get());
-        convolve(s, 1, s.is_padded() ? padded.get() : image, packed.get(),
-                    [&](int64_t pixel, int64_t feature, const Vector* z, int64_t) ALWAYS {
-                      float* to = y->typed_data() + i * s.out_size() + pixel * s.features + feature;
-                      store_some(to, z[0], s.features - feature);
-                    });
+        convolve(s, s.is_padded() ? padded.get() : image, packed.get(), y->typed_data() + i * s.out_size());
       }
     });
   }
@@ -393,14 +424,14 @@ ffi::Error highway_forward(ffi::ThreadPool pool, Array x, Array h_kernel, Array 
       for (int64_t i = run * s.batch + begin; i < run * s.batch + end; i++) {
         const float* image = x.typed_data() + i * s.in_size();
         if (s.is_padded()) pad(s, image, padded.get());
-        convolve(s, 2, s.is_padded() ? padded.get() : image, packed.get(),
-                    [&](int64_t pixel, int64_t feature, const Vector* z, int64_t step) ALWAYS {
+        convolve_and<2>(s, s.is_padded() ? padded.get() : image, packed.get(),
+                    [&](int64_t pixel, int64_t feature, const Vector(&z)[2]) ALWAYS {
                       const int64_t at = pixel * s.features + feature, count = s.features - feature;
                       const auto bias = [&](const Array& array) ALWAYS {
                         return load_some(array.typed_data() + biases + feature, count);
                       };
                       const Vector block = activation(z[0] + bias(h_bias), index.typed_data()[run]);
-                      const Vector gate = sigmoid(z[step] + bias(t_bias)), before = load_some(image + at, count);
+                      const Vector gate = sigmoid(z[1] + bias(t_bias)), before = load_some(image + at, count);
                       const int64_t to = i * s.out_size() + at;
                       store_some(h->typed_data() + to, block, count);
                       store_some(t->typed_data() + to, gate, count);
@@ -456,7 +487,7 @@ ffi::Error highway_backward(ffi::ThreadPool pool, Array dy, Array x, Array h, Ar
               store_some(line + feature, dh * derivative(block, which), rest);
               store_some(line + width + feature, dh * (1.0f - gate) * (block - before), rest);
             }
-          convolve(back, 1, lines, packed.get(), [&](int64_t pixel, int64_t feature, const Vector* z, int64_t) ALWAYS {
+          convolve_and<1>(back, lines, packed.get(), [&](int64_t pixel, int64_t feature, const Vector(&z)[1]) ALWAYS {
             const int64_t at = begin + pixel * width + feature, rest = width - feature;
             const Vector gate = load_some(t.typed_data() + at, rest), dy_at = load_some(dy.typed_data() + at, rest);
             store_some(dx->typed_data() + at, z[0] + (1.0f - gate) * dy_at, rest);
