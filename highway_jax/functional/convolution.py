@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
@@ -44,7 +45,7 @@ def conv(
     """Convolve as `jax.lax.conv_general_dilated` does, by default with channels last, for a Flax `Conv` for example.
 
     It takes all of its options, and has derivatives of both modes and any order. Gradients are fast in a loop on a CPU
-    with channels last and without `out_sharding`. Forward mode and higher orders are as slow there as JAX's own
+    with channels last and without explicit shardings. Forward mode and higher orders are as slow there as JAX's own
     gradients.
 
     Args:
@@ -66,12 +67,12 @@ def conv(
     numbers = native = _numbers(lhs.ndim)
     if dimension_numbers is not None:
         numbers = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
-    if numbers != native or out_sharding is not None:
+    if numbers != native or out_sharding is not None or direct.is_sharded(lhs) or direct.is_sharded(rhs):
         return run(lhs, rhs, dimension_numbers=numbers, out_sharding=out_sharding)
     geometry = _geometry(lhs, rhs, window_strides, padding, options)
-    if implementation == "fused" and geometry and direct.computes(lhs, rhs, geometry):
+    if implementation == "fused" and geometry and direct.computes(geometry, lhs, rhs):
         return direct.convolve(lhs, rhs, geometry, _ByXla(geometry, options.get("precision")))
-    if geometry and geometry.is_product:
+    if geometry and geometry.is_product and lhs.dtype == rhs.dtype:
         return lax.dot_general(lhs, rhs[0, 0], (((3,), (0,)), ((), ())), options.get("precision"))
     return _conv(run, lhs, rhs)
 
@@ -86,8 +87,12 @@ def _geometry(lhs, rhs, strides, padding, options):
     if not all(isinstance(size, int) for size in (*lhs.shape, *rhs.shape)) or {*groups, *dilations} != {1}:
         return None
     image, window = lhs.shape[1:3], rhs.shape[:2]
+    if len(strides) != 2:
+        return None
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(image, window, strides, padding)
+    if np.shape(padding) != (2, 2):
+        return None
     (top, bottom), (left, right) = padding
     return direct.Geometry(image, window, tuple(strides), ((top, bottom), (left, right)))
 
@@ -155,14 +160,14 @@ def fused_highway(
 
     Returns:
       The output, H(x) and T(x), each of x's shape; None where the kernels cannot compute them: if JAX's default device
-      is no CPU, or for anything but images in float32 and an activation that is no function.
+      is no CPU, or for anything but images in float32, arrays of these shapes and an activation that is no function.
     """
-    choice, (kernel, bias) = canonical(activation), h
-    arrays = x, kernel, bias, *t
+    choice, kernel, weights = canonical(activation), h[0], (*h, *t)
     geometry = _geometry(x, kernel, (1, 1), centered(kernel.shape[:-2]), {}) if kernel.ndim == 4 else None
     if callable(choice) or geometry is None or jax.devices()[0].platform != "cpu":
         return None
-    if {array.dtype for array in arrays} != {jnp.dtype(jnp.float32)} or not direct.computes(x, kernel, geometry):
+    shape = (*kernel.shape[:2], x.shape[-1], x.shape[-1])
+    if [array.shape for array in weights] != [shape, shape[-1:]] * 2 or not direct.computes(geometry, x, *weights):
         return None
     return direct.highway(x, h, t, jnp.asarray(choice, jnp.int32), geometry, _highway_of_two)
 

@@ -14,11 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.custom_derivatives import SymbolicZero
 from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
+from jax.interpreters import ad, batching, mlir, xla
 
 from highway_jax.native import Library, for_cpu
 
-__all__ = ["Geometry", "computes", "convolve", "highway", "library"]
+__all__ = ["Geometry", "computes", "convolve", "highway", "is_sharded", "library"]
 
 Convolution = Callable[[jax.Array, jax.Array], jax.Array]
 Affine = tuple[jax.Array, jax.Array]  # kernel and bias
@@ -105,11 +105,28 @@ def highway(
     return _highway(geometry, otherwise, x, h, t, activation)
 
 
-def computes(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> bool:
-    """Whether `convolve` can: in float32, with nothing empty, and no padding that is negative or beyond a window."""
+def computes(geometry: Geometry, x: jax.Array, kernel: jax.Array, *others: jax.Array) -> bool:
+    """Whether `convolve` can: in float32, with nothing empty, and no padding that is negative or beyond a window.
+
+    The kernel must have x's channels. No array's type may say anything of devices, as with explicit shardings and in a
+    `jax.shard_map` that checks its results.
+    """
+    arrays = x, kernel, *others
     pads = (*sum(geometry.padding, ()), *sum(geometry.transposed_padding, ()))
-    sizes = (*x.shape, *kernel.shape, *geometry.output)
-    return {x.dtype, kernel.dtype} == {jnp.dtype(jnp.float32)} and min(pads) >= 0 and min(sizes) > 0
+    sizes = (*geometry.output, *(size for array in arrays for size in array.shape))
+    if x.shape[-1] != kernel.shape[-2] or any(is_sharded(array) or _is_varying(array) for array in arrays):
+        return False
+    return {array.dtype for array in arrays} == {jnp.dtype(jnp.float32)} and min(pads) >= 0 and min(sizes) > 0
+
+
+def is_sharded(array: jax.Array) -> bool:
+    """Whether its type says how devices divide it, as in a mesh of explicit axes."""
+    return any(axis is not None for axis in jax.typeof(array).sharding.spec)
+
+
+def _is_varying(array: jax.Array) -> bool:
+    """Whether its type says that devices differ in it, as in a `jax.shard_map` that checks this."""
+    return bool(jax.typeof(array).manual_axis_type.varying)
 
 
 def library() -> Library:
@@ -124,7 +141,7 @@ def library() -> Library:
 ARGUMENTS = ("x", "kernel", "y")
 
 _primitive = Primitive("convolution_part")
-_primitive.def_impl(jax.jit(_primitive.bind, static_argnames=("out", "geometry", "otherwise")))
+_primitive.def_impl(partial(xla.apply_primitive, _primitive))
 
 
 def _part(out: str, operands: dict[str, jax.Array], **params: Any) -> jax.Array:
@@ -164,14 +181,14 @@ ad.defbilinear(_primitive, partial(_transpose, 0), partial(_transpose, 1))
 
 def _batch(operands, axes, *, out, **params):
     mapped = _named(out, axes)
-    runs = next(operand.shape[axis] for operand, axis in zip(operands, axes, strict=True) if axis is not None)
     if mapped.get("kernel", 0) is None:  # one for all: they are one larger batch
         known = _named(out, operands)
         name = next(name for name in known if name != "kernel")
         images = jnp.moveaxis(known[name], mapped[name], -5)
-        known[name] = images.reshape(*images.shape[:-5], -1, *images.shape[-3:])
+        runs, batch = images.shape[-5:-3]
+        known[name] = images.reshape(*images.shape[:-5], runs * batch, *images.shape[-3:])
         result = _part(out, known, **params)
-        return result.reshape(*result.shape[:-4], runs, -1, *result.shape[-3:]), result.ndim - 4
+        return result.reshape(*result.shape[:-4], runs, batch, *result.shape[-3:]), result.ndim - 4
     return _primitive.bind(*_in_front(operands, axes), out=out, **params), 0
 
 
@@ -244,7 +261,7 @@ def _layer_primitive(name, shapes, elsewhere, on_cpu):
     """One of a layer's calls; all operands and results may have more dimensions in front, of runs."""
     primitive = Primitive(name)
     primitive.multiple_results = True
-    primitive.def_impl(jax.jit(primitive.bind, static_argnames=("geometry", "otherwise")))
+    primitive.def_impl(partial(xla.apply_primitive, primitive))
     primitive.def_abstract_eval(
         lambda *operands, **_: [jax.core.ShapedArray(shape, jnp.float32) for shape in shapes(*operands)]
     )
@@ -314,7 +331,7 @@ def _highway_bwd(geometry, otherwise, kept, cotangents):
         operands = cotangents[0], x, *states, *h, *t, activation
         dx, *weights = _backward.bind(*operands, geometry=geometry, otherwise=otherwise)
         return dx, tuple(weights[:2]), tuple(weights[2:]), None
-    given = [jnp.zeros(c.shape) if isinstance(c, SymbolicZero) else c for c in cotangents]
+    given = [jnp.zeros(c.shape, c.dtype) if isinstance(c, SymbolicZero) else c for c in cotangents]
     return *jax.vjp(lambda *args: otherwise(*args, activation), x, h, t)[1](tuple(given)), None
 
 

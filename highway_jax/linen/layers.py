@@ -377,9 +377,9 @@ def _known(layer: nn.Module, name: str) -> tuple[jax.Array, jax.Array] | None:
     """The kernel and bias of an affine map whose module need not run; None before it has any."""
     params: Mapping[str, Any] = layer.get_variable("params", name) or {}
     kernel, bias = params.get("kernel"), params.get("bias")
-    if layer.dtype is None and isinstance(kernel, jax.Array) and isinstance(bias, jax.Array):
-        return kernel, bias
-    return None
+    if layer.dtype is not None or not isinstance(kernel, jax.Array) or not isinstance(bias, jax.Array):
+        return None
+    return (kernel, bias) if kernel.shape[:-2] == window(layer.kernel_size) else None
 
 
 def _affine_options(layer: Any, bias: Any) -> dict[str, Any]:

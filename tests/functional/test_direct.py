@@ -8,8 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from flax.errors import ScopeParamShapeError
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from jax.sharding import AxisType, PartitionSpec
 from jax.test_util import check_grads
 
 from highway_jax import ConvNet, HighwayConv
@@ -75,11 +77,11 @@ def test_it_has_derivatives_of_both_modes_and_any_order():
     )
 
 
-@pytest.mark.parametrize("axes", [(0, None), (None, 0), (0, 0), (2, 1)])
-def test_it_can_be_mapped(axes):
+@pytest.mark.parametrize(("axes", "runs"), [((0, None), 2), ((None, 0), 2), ((0, 0), 2), ((2, 1), 2), ((0, None), 0)])
+def test_it_can_be_mapped(axes, runs):
     x, kernel = normal(0, (3, 4, 5, 6), (3, 3, 6, 2))
     args = [
-        array if axis is None else jnp.stack([array, -2 * array], axis)
+        array if axis is None else jnp.stack([array, -2 * array], axis).take(jnp.arange(runs), axis)
         for array, axis in zip((x, kernel), axes, strict=True)
     ]
 
@@ -139,11 +141,13 @@ def layer(seed=0, batch=3, image=(5, 4), channels=18, window=(3, 3)):
     return x, *((kernel / 8, bias) for kernel, bias in (affine[:2], affine[2:]))
 
 
+def as_params(h, t):
+    return {name: {"kernel": kernel, "bias": bias} for name, (kernel, bias) in {"h": h, "t": t}.items()}
+
+
 def highway_gradients(net, x, h, t):
     """Of its output, its gates and all."""
-    variables = {
-        "params": {name: {"kernel": kernel, "bias": bias} for name, (kernel, bias) in zip("ht", (h, t), strict=True)}
-    }
+    variables = {"params": as_params(h, t)}
 
     def states(variables, x):
         y, sown = net.apply(variables, x, mutable="intermediates")
@@ -191,6 +195,76 @@ def test_layers_of_both_libraries_are_fused_where_they_can_be(options, is_fused)
     )
     assert_close(ours(x), theirs(x), 1e-2 if "dtype" in options else 1e-5)
     assert ("highway_convolution_forward" in str(jax.make_jaxpr(ours)(x))) == is_fused
+
+
+@pytest.mark.parametrize("changed", [{"window": (5, 5)}, {"channels": 20}, {"channels": 2}])
+def test_arrays_that_do_not_fit_are_refused(changed):
+    x, h, t = layer(channels=6)
+    _, other, _ = layer(**{"channels": 6} | changed)
+    for pair in (other, t), (h, other), (other, other):
+        with pytest.raises(ScopeParamShapeError):
+            HighwayConv(implementation="fused").apply({"params": as_params(*pair)}, x)
+    assert fused_highway(x, h, (t[0], t[1][:1]), "relu") is None
+    if "channels" in changed:
+        with pytest.raises(ValueError, match="feature dimension"):
+            conv(x, other[0], (1, 1), "SAME", implementation="fused")
+
+
+@pytest.mark.parametrize("args", [((1, 1), [(1, 1)]), ((1, 1), 2), ((1,), "SAME")], ids=str)
+def test_what_xla_refuses_is_refused_likewise(args):
+    arrays = normal(0, (2, 6, 7, 4), (3, 3, 4, 4))
+    refusals = []
+    for run in (
+        functools.partial(conv, implementation="fused"),
+        functools.partial(jax.lax.conv_general_dilated, dimension_numbers=("NHWC", "HWIO", "NHWC")),
+    ):
+        with pytest.raises((TypeError, ValueError)) as refusal:
+            jax.eval_shape(lambda x, kernel, run=run: run(x, kernel, *args), *arrays)
+        refusals.append(str(refusal.value))
+    assert refusals[0] == refusals[1]
+
+
+def test_it_is_xlas_without_jit_and_where_float64_is_the_default():
+    x, h, t = layer(channels=6)
+
+    def loss(params, x, name):
+        y, sown = HighwayConv(implementation=name).apply({"params": params}, x, mutable="intermediates")
+        return jnp.sum(conv(y, h[0], (1, 1), "SAME", implementation=name) + sown["intermediates"]["transform_gate"][0])
+
+    gradients = jax.grad(loss, (0, 1))
+    for mode in jax.disable_jit, jax.enable_x64:
+        with mode(True):
+            assert_close(*(gradients(as_params(h, t), x, name) for name in ("fused", "xla")), 3e-5)
+
+
+@pytest.mark.parametrize("kind", ["checked", "unchecked", "explicit"])
+def test_it_is_xlas_where_devices_divide_a_batch(kind, two_devices):
+    x, h, t = layer(batch=4, channels=6)
+    mesh = jax.make_mesh((2,), ("data",), (AxisType.Explicit if kind == "explicit" else AxisType.Auto,))
+    whole, part = PartitionSpec(), PartitionSpec("data")
+
+    def gradients(params, x, name="fused"):
+        def loss(params, x):
+            y = HighwayConv(implementation=name).apply({"params": params}, x)
+            return jnp.sin(conv(y, h[0], (1, 1), "SAME", implementation=name)).sum()
+
+        return jax.grad(loss, (0, 1))(params, x)
+
+    def summed(*args):
+        dparams, dx = gradients(*args)
+        return (jax.lax.psum(dparams, "data") if kind == "unchecked" else dparams), dx
+
+    args = as_params(h, t), x
+    if kind == "explicit":
+        with jax.set_mesh(mesh):
+            found = jax.jit(gradients)(*map(jax.device_put, args, (whole, part)))
+        assert found[1].sharding.spec[0] == "data"
+    else:
+        specs = whole, part
+        found = jax.jit(jax.shard_map(summed, mesh=mesh, in_specs=specs, out_specs=specs, check_vma=kind == "checked"))(
+            *args
+        )
+    assert_close(found, gradients(*args, "xla"), 3e-5)
 
 
 def network_gradients(net, params, x):
