@@ -358,7 +358,7 @@ ffi::Error convolution(ffi::ThreadPool pool, Array first, Array second, Result y
     else
       pack(s, {weights}, packed.get());
     call.in_chunks(s.batch, [&](int64_t begin, int64_t end) {
-      const Memory padded = zeros(s.is_padded() ? s.padded_size() : kLanes);
+      const Memory padded = zeros(s.is_padded() ? s.padded_size() : 0);
       if (!padded) return void(failed = true);
       for (int64_t i = run * s.batch + begin; i < run * s.batch + end; i++) {
         const float* image = x.typed_data() + i * s.in_size();
@@ -384,7 +384,7 @@ ffi::Error kernel_gradient(ffi::ThreadPool pool, Array x, Array dy, Result dkern
   for (int64_t run = 0; run < call.runs; run++) {
     if (run) std::memset(sums.get(), 0, groups.count * s.packed_size() * sizeof(float));
     call.in_threads(groups.count, [&](int64_t group) {
-      const Memory memory = zeros(groups.together * (padded_size + lines_size) + kLanes);
+      const Memory memory = zeros(groups.together * (padded_size + lines_size));
       if (!memory) return void(failed = true);
       float *padded = memory.get(), *copies = padded + groups.together * padded_size;
       for (int64_t i = groups.first(group), end = groups.first(group + 1), count; i < end; i += count) {
@@ -419,7 +419,7 @@ ffi::Error highway_forward(ffi::ThreadPool pool, Array x, Array h_kernel, Array 
     const int64_t weights = run * s.kernel_size(), biases = run * s.features;
     pack(s, {h_kernel.typed_data() + weights, t_kernel.typed_data() + weights}, packed.get());
     call.in_chunks(s.batch, [&](int64_t begin, int64_t end) {
-      const Memory padded = zeros(s.is_padded() ? s.padded_size() : kLanes);
+      const Memory padded = zeros(s.is_padded() ? s.padded_size() : 0);
       if (!padded) return void(failed = true);
       for (int64_t i = run * s.batch + begin; i < run * s.batch + end; i++) {
         const float* image = x.typed_data() + i * s.in_size();
@@ -465,7 +465,7 @@ ffi::Error highway_backward(ffi::ThreadPool pool, Array dy, Array x, Array h, Ar
     pack_flipped(back, t_kernel.typed_data() + run * kernel_size, width, width, packed.get());
     const int32_t which = index.typed_data()[run];
     call.in_threads(groups.count, [&](int64_t group) {
-      const Memory memory = zeros(groups.together * (padded_size + back.padded_size()) + kLanes);
+      const Memory memory = zeros(groups.together * (padded_size + back.padded_size()));
       if (!memory) return void(failed = true);
       float *padded = memory.get(), *dz = padded + groups.together * padded_size;
       float *kernel_sums = sums.get() + group * sums_size, *bias_sums = kernel_sums + s.packed_size();

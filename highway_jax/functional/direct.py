@@ -216,9 +216,6 @@ def _elsewhere(*operands, out, geometry, otherwise):
     return jax.vjp(lambda value: otherwise(**others, **{out: value}), zeros)[1](known["y"])[0]
 
 
-_lower_elsewhere = mlir.lower_fun(_elsewhere, multiple_results=False)
-
-
 def _lower(context, *operands, out, geometry, otherwise):
     sizes = {"window": geometry.window, "strides": geometry.strides, "padding": geometry.padding}
     if out == "kernel":
