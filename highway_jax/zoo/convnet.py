@@ -13,6 +13,7 @@ from highway_jax.functional.activations import Activation
 from highway_jax.functional.convolution import centered
 from highway_jax.functional.ops import resize
 from highway_jax.functional.pooling import avg_pool, max_pool
+from highway_jax.linen.layers import Dropout as DropoutLayer
 from highway_jax.linen.layers import HighwayConv, PlainConv, PlainDense
 from highway_jax.linen.maxout import Maxout as MaxoutLayer
 from highway_jax.zoo.stages import KINDS, AvgPool, Conv, Dense, Dropout, Highway, Maxout, MaxPool, Stage, parse
@@ -83,7 +84,7 @@ class ConvNet(nn.Module):
             _check_input(stage, x)
             match stage:
                 case Dropout(rate):
-                    x = nn.Dropout(rate, deterministic=not train)(x)
+                    x = DropoutLayer(rate, deterministic=not train)(x)
                 case MaxPool(window, stride):
                     x = max_pool(x, window, stride or min(window))
                 case AvgPool(window, stride):
