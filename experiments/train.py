@@ -80,7 +80,11 @@ def train_convnet(values: flags.FlagValues, name: str | None, overrides: Mapping
     changes = f"_{config.block}" * (config.block != block) + "_taught" * (config.teacher is not None)
     directory = Path(values.workdir or f"runs/{label}{changes}")
     console = Output()
-    running.run(config, directory, console, lambda: job_of(config, function, directory))
+
+    def prepare() -> Job:
+        return job_of(config, function, directory, earlier=opening.earlier_implementations(directory))
+
+    running.run(config, directory, console, prepare)
     found = reading.load(directory)
     accuracy = found.results[config.block].last("test_accuracy")
     console.print(f"test accuracy after epoch {config.epochs}: {best_mean_std(accuracy)} %")

@@ -15,6 +15,7 @@ from experiments.app import entry
 from experiments.workdir import reading
 from highway_jax import ConvNet, checkpoint, data
 from highway_jax.native import COMPILERS
+from highway_jax.stack import fused
 from tests.tfds_files import CIFAR100, write_tfds
 
 STAGES = ("conv 4 3x3", "dropout 0.1", "highway 3x3", "maxpool 2x2")
@@ -54,6 +55,16 @@ def test_kernels_compute_what_xla_does(trained, tmp_path):
     assert theirs.provenance["implementations"] == {"highway": "xla"}
     for name, curves in theirs.results["highway"].curves.items():
         np.testing.assert_allclose(ours.results["highway"].curves[name], curves, rtol=1e-3, atol=0.01)
+
+
+def test_unfinished_work_goes_on_as_it_was_begun(tmp_path, monkeypatch):
+    args = [*SMALL, "--config.checkpoint_every=1", f"--workdir={tmp_path}/work"]
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(fused, "here", lambda: None)  # as on a machine without kernels
+        patch.setattr(checkpoint, "save_params", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+        train.main(args)
+    train.main(args)
+    assert reading.load(tmp_path / "work").provenance["implementations"] == {"highway": "xla"}
 
 
 def test_best_mean_and_deviation_are_said_as_in_the_tables(trained, capsys):
