@@ -76,8 +76,8 @@ void pad(const Shape& s, const float* image, float* padded) {
   }
 }
 
-// A packed kernel is made of blocks of a few vectors of features, (block, taps, parts, vectors), with zeros in the lanes
-// too many. Its parts are kernels side by side: of a layer's H alone, or of H and T.
+// A packed kernel is made of blocks of a few vectors of features, (block, taps, parts, vectors), with zeros beyond the
+// last feature. Its parts are kernels side by side: of a layer's H alone, or of H and T.
 
 // Calls work(first, lanes, at) for each block: its first feature, how many there is room for, and where it begins.
 template <typename Work>
@@ -205,7 +205,7 @@ void convolve_and(const Shape& s, const float* image, const float* packed, Emit 
   });
 }
 
-// The cotangents of some images: whole vectors of features, an image's and a row's so far from each other.
+// The cotangents of some images, in whole vectors of features: where they begin, and how far apart images and rows lie.
 struct Lines {
   const float* first;
   int64_t image, row;
@@ -370,7 +370,7 @@ ffi::Error convolution(ffi::ThreadPool pool, Array first, Array second, Result y
   return failed ? no_memory() : ffi::Error::Success();
 }
 
-// Of (x, y), the kernel.
+// Of x and y's cotangents, the kernel's gradient.
 ffi::Error kernel_gradient(ffi::ThreadPool pool, Array x, Array dy, Result dkernel, Numbers window, Numbers strides,
                            Numbers padding, int64_t devices) {
   const Shape s = shape_of(x, dy, {window, strides, Numbers(kOnes, 2), padding});
@@ -425,18 +425,18 @@ ffi::Error highway_forward(ffi::ThreadPool pool, Array x, Array h_kernel, Array 
         const float* image = x.typed_data() + i * s.in_size();
         if (s.is_padded()) pad(s, image, padded.get());
         convolve_and<2>(s, s.is_padded() ? padded.get() : image, packed.get(),
-                    [&](int64_t pixel, int64_t feature, const Vector(&z)[2]) ALWAYS {
-                      const int64_t at = pixel * s.features + feature, count = s.features - feature;
-                      const auto bias = [&](const Array& array) ALWAYS {
-                        return load_some(array.typed_data() + biases + feature, count);
-                      };
-                      const Vector block = activation(z[0] + bias(h_bias), index.typed_data()[run]);
-                      const Vector gate = sigmoid(z[1] + bias(t_bias)), before = load_some(image + at, count);
-                      const int64_t to = i * s.out_size() + at;
-                      store_some(h->typed_data() + to, block, count);
-                      store_some(t->typed_data() + to, gate, count);
-                      store_some(y->typed_data() + to, block * gate + before * (1.0f - gate), count);
-                    });
+                   [&](int64_t pixel, int64_t feature, const Vector(&z)[2]) ALWAYS {
+                     const int64_t at = pixel * s.features + feature, count = s.features - feature;
+                     const auto bias = [&](const Array& array) ALWAYS {
+                       return load_some(array.typed_data() + biases + feature, count);
+                     };
+                     const Vector block = activation(z[0] + bias(h_bias), index.typed_data()[run]);
+                     const Vector gate = sigmoid(z[1] + bias(t_bias)), before = load_some(image + at, count);
+                     const int64_t to = i * s.out_size() + at;
+                     store_some(h->typed_data() + to, block, count);
+                     store_some(t->typed_data() + to, gate, count);
+                     store_some(y->typed_data() + to, block * gate + before * (1.0f - gate), count);
+                   });
       }
     });
   }
@@ -445,8 +445,9 @@ ffi::Error highway_forward(ffi::ThreadPool pool, Array x, Array h_kernel, Array 
 
 // Eq. 9 and the chain rule, for the same. `transposed` is the padding of dz, of which the flipped kernels make dx.
 ffi::Error highway_backward(ffi::ThreadPool pool, Array dy, Array x, Array h, Array t, Array h_kernel, Array,
-                            Array t_kernel, Array, Index index, Result dx, Result dh_kernel, Result dh_bias, Result dt_kernel, Result dt_bias,
-                            Numbers window, Numbers padding, Numbers transposed, int64_t devices) {
+                            Array t_kernel, Array, Index index, Result dx, Result dh_kernel, Result dh_bias,
+                            Result dt_kernel, Result dt_bias, Numbers window, Numbers padding, Numbers transposed,
+                            int64_t devices) {
   const Numbers ones(kOnes, 2);
   // The kernels' gradients have dz of H and of T beside each other for features, rounded up to whole vectors.
   Shape s = shape_of(x, dy, {window, ones, ones, padding}), back = shape_of(dy, x, {window, ones, ones, transposed});
@@ -528,5 +529,6 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(highway_convolution_forward, highway_forward,
 XLA_FFI_DEFINE_HANDLER_SYMBOL(highway_convolution_backward, highway_backward,
                               ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Array>().Arg<Array>().Arg<Array>()
                                   .Arg<Array>().Arg<Array>().Arg<Array>().Arg<Array>().Arg<Array>().Arg<Index>()
-                                  .Ret<Array>().Ret<Array>().Ret<Array>().Ret<Array>().Ret<Array>().Attr<Numbers>("window")
-                                  .Attr<Numbers>("padding").Attr<Numbers>("transposed").Attr<int64_t>("devices"));
+                                  .Ret<Array>().Ret<Array>().Ret<Array>().Ret<Array>().Ret<Array>()
+                                  .Attr<Numbers>("window").Attr<Numbers>("padding").Attr<Numbers>("transposed")
+                                  .Attr<int64_t>("devices"));

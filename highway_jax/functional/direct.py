@@ -28,7 +28,7 @@ Pair = tuple[int, int]
 
 @dataclasses.dataclass(frozen=True)
 class Geometry:
-    """The sizes of a convolution of images: pairs, the first along columns of pixels, the second along rows.
+    """The sizes of a convolution of images, each a pair: of the height and the width.
 
     Attributes:
       image: pixels of x.
@@ -56,7 +56,7 @@ class Geometry:
 
     @property
     def transposed_padding(self) -> tuple[Pair, Pair]:
-        """That of y's pixels, `strides` apart, such that windows of the flipped kernel make x."""
+        """The zeros around y's pixels, `strides` apart, with which the flipped kernel's windows give x's size."""
         sizes = zip(self.image, self.padding, self.window, self.strides, self.output, strict=True)
         rows, columns = ((window - 1 - low, n + low - 1 - (m - 1) * stride) for n, (low, _), window, stride, m in sizes)
         return rows, columns

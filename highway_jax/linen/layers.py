@@ -164,7 +164,9 @@ class HighwayConv(Gated, nn.Module):
         by `strides` (`ops.resize`).
       strides: of the receptive fields, in every dimension; each is centred on what x is sub-sampled to.
       activation, transform_bias, carry, kernel_init, dtype, param_dtype: as in `HighwayDense`.
-      implementation: "xla", or "fused": this project's kernels where they can (`functional.direct`).
+      implementation: "xla", or "fused": this project's kernels where they can (`functional.direct`). These have no
+        forward mode and no second derivatives, and do not call H's and T's modules, so that neither
+        `capture_intermediates` nor `nn.intercept_methods` sees them.
 
     Raises:
       ValueError: for an unknown activation, carry or implementation, an invalid kernel size, or an input with another

@@ -191,7 +191,8 @@ class HighwayConv(_Highway):
       strides: of the receptive fields, in every dimension; each is centred on what x is sub-sampled to.
       activation, transform_bias, carry: as in `HighwayDense`.
       kernel_init, dtype, param_dtype, rngs: as in `PlainDense`.
-      implementation: as in `PlainConv`.
+      implementation: "xla", or "fused": this project's kernels where they can (`functional.direct`). These have no
+        forward mode and no second derivatives, and do not call `h` and `t`.
 
     Raises:
       ValueError: for an unknown activation, carry or implementation, or an invalid kernel size.

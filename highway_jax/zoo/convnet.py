@@ -46,7 +46,8 @@ class ConvNet(nn.Module):
       dtype: of the computation; the inputs' and parameters' promoted dtype by default.
       param_dtype: of the parameters and the logits.
       implementation: of the convolutions: "xla", or "fused" for this project's kernels where they can, one and a half
-        to two times as fast to train on a CPU (`functional.convolution.conv`).
+        to two times as fast to train on a CPU (`functional.convolution.conv`), but without forward mode and second
+        derivatives.
 
     Raises:
       ValueError: for an unknown kind, activation or implementation, a class count below 1, a stage that is none or does

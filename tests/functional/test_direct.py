@@ -295,7 +295,7 @@ def test_it_is_exported_as_xlas(two_devices):
     assert_close(exported.call(params, x), gradients(params, x), 3e-5)
 
 
-def test_a_functions_it_has_no_kernel_for_are_told():
+def test_what_there_is_no_kernel_for_is_told():
     x, h, t = layer()
     assert fused_highway(x, h, t, jnp.tanh) is None
     assert fused_highway(x.astype(jnp.float16), h, t, "tanh") is None
