@@ -425,18 +425,18 @@ ffi::Error highway_forward(ffi::ThreadPool pool, Array x, Array h_kernel, Array 
         const float* image = x.typed_data() + i * s.in_size();
         if (s.is_padded()) pad(s, image, padded.get());
         convolve_and<2>(s, s.is_padded() ? padded.get() : image, packed.get(),
-                   [&](int64_t pixel, int64_t feature, const Vector(&z)[2]) ALWAYS {
-                     const int64_t at = pixel * s.features + feature, count = s.features - feature;
-                     const auto bias = [&](const Array& array) ALWAYS {
-                       return load_some(array.typed_data() + biases + feature, count);
-                     };
-                     const Vector block = activation(z[0] + bias(h_bias), index.typed_data()[run]);
-                     const Vector gate = sigmoid(z[1] + bias(t_bias)), before = load_some(image + at, count);
-                     const int64_t to = i * s.out_size() + at;
-                     store_some(h->typed_data() + to, block, count);
-                     store_some(t->typed_data() + to, gate, count);
-                     store_some(y->typed_data() + to, block * gate + before * (1.0f - gate), count);
-                   });
+                        [&](int64_t pixel, int64_t feature, const Vector(&z)[2]) ALWAYS {
+                          const int64_t at = pixel * s.features + feature, count = s.features - feature;
+                          const auto bias = [&](const Array& array) ALWAYS {
+                            return load_some(array.typed_data() + biases + feature, count);
+                          };
+                          const Vector block = activation(z[0] + bias(h_bias), index.typed_data()[run]);
+                          const Vector gate = sigmoid(z[1] + bias(t_bias)), before = load_some(image + at, count);
+                          const int64_t to = i * s.out_size() + at;
+                          store_some(h->typed_data() + to, block, count);
+                          store_some(t->typed_data() + to, gate, count);
+                          store_some(y->typed_data() + to, block * gate + before * (1.0f - gate), count);
+                        });
       }
     });
   }

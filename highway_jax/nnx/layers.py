@@ -227,11 +227,12 @@ class HighwayConv(_Highway):
         self.strides, self.implementation, self.dtype = strides, implementation, dtype
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        affine: list[Any] = [self.h, self.t]
-        same = self.c is None and self.strides == 1 and affine[0].kernel.shape[-1] == x.shape[-1]
-        if self.implementation == "fused" and same and self.dtype is None:
-            h, t = ((module.kernel[...], module.bias[...]) for module in affine)
-            if states := fused_highway(x, h, t, self.activation):
+        h: Any = self.h
+        t: Any = self.t
+        plain = self.c is None and self.strides == 1 and self.dtype is None and type(h) is type(t) is nnx.Conv
+        if self.implementation == "fused" and plain and h.in_features == h.out_features:
+            states = fused_highway(x, (h.kernel[...], h.bias[...]), (t.kernel[...], t.bias[...]), self.activation)
+            if states:
                 return _sown(self, states_of(*states))
         return super().__call__(x)
 
