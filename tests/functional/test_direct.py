@@ -132,7 +132,7 @@ def test_what_the_kernels_do_not_compute_is_xlas(options):
     args = x, kernel, (1,) * (x.ndim - 2), options.get("padding", "SAME")
     run = functools.partial(conv, window_strides=args[2], padding=args[3], implementation="fused", **rest)
     ours, text = run(x, kernel), jax.jit(run).lower(x, kernel).as_text()
-    np.testing.assert_array_equal(ours, conv(*args, **rest))
+    assert_close(ours, conv(*args, **rest), 1e-2 if "dtype" in options else 1e-5)
     assert ours.dtype == x.dtype and "highway_convolution" not in text
 
 
