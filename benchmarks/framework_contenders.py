@@ -6,10 +6,12 @@ losses and hyperparameters, and every split is evaluated after every epoch. A co
 `tick(pairs)` after every unit of work, of so many pairs of run and epoch, once the numbers are there, so that
 `benchmarks.frameworks` can take the time.
 
-Contenders by hand share `Regression` or `Classifier`, which say what one run is as functions of arrays.
+Contenders by hand share `Regression` or `Classifier`, which say what one run is as functions of arrays. Their dropout
+is `jax.random.bernoulli` (`Net`), as users write it. Ours has `highway_jax.Dropout`, which draws its numbers faster.
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -132,6 +134,21 @@ def ours_classifier(job: Job, tick: Tick) -> Curves:
 # By hand: what one run is.
 
 
+class Net(nn.Module):
+    """The first job's network. Flax's own dropout refuses a rate that is traced."""
+
+    rate: Any
+
+    @nn.compact
+    def __call__(self, x, train):
+        for _ in range(2):
+            x = nn.relu(nn.Dense(64)(x))
+            if train:
+                kept = jax.random.bernoulli(self.make_rng("dropout"), 1 - self.rate, x.shape)
+                x = jnp.where(kept, x / (1 - self.rate), 0)
+        return nn.Dense(1)(x)[:, 0]
+
+
 class Regression:
     """A run of the first job: `init(hp, key)`, `epoch(hp, state, key, data)` and `evaluate(state, split)`."""
 
@@ -139,12 +156,12 @@ class Regression:
         self.job = job
 
     def init(self, hp, key):
-        params = tabular_regression.Net(hp["dropout"]).init(key, jnp.zeros((1, 10)), train=False)
+        params = Net(hp["dropout"]).init(key, jnp.zeros((1, 10)), train=False)
         return params, optax.adamw(hp["lr"], weight_decay=hp["wd"]).init(params)
 
     def epoch(self, hp, state, key, data):
         optimizer = optax.adamw(hp["lr"], weight_decay=hp["wd"])
-        net = tabular_regression.Net(hp["dropout"])
+        net = Net(hp["dropout"])
 
         def step(state, batch):
             params, opt_state = state
@@ -166,7 +183,7 @@ class Regression:
         return state, jax.tree.map(jnp.mean, found)
 
     def evaluate(self, state, split):
-        errors = tabular_regression.Net(0.0).apply(state[0], split["x"], train=False) - split["y"]
+        errors = Net(0.0).apply(state[0], split["x"], train=False) - split["y"]
         return {"loss": (errors**2).mean(), "mae": jnp.abs(errors).mean()}
 
 
@@ -291,6 +308,120 @@ def shard_map(job: Job, tick: Tick) -> Curves:
 
     data = jax.device_put(job.data, NamedSharding(mesh, whole))
     return loop(job, tick, jax.jit(program, donate_argnums=1), runs, data)
+
+
+# PyTorch.
+
+
+def torch_network(kind: str) -> Any:
+    """The class of the job's networks, called with examples and a run's hyperparameters."""
+    import torch
+    from torch import nn
+
+    class Regression(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.hidden = nn.ModuleList([nn.Linear(10, 64), nn.Linear(64, 64)])
+            self.output = nn.Linear(64, 1)
+
+        def forward(self, x, hp):
+            for layer in self.hidden:
+                x = torch.relu(layer(x))
+                if self.training:
+                    x = torch.where(torch.rand_like(x) >= hp["dropout"], x / (1 - hp["dropout"]), 0)
+            return self.output(x)[:, 0]
+
+    class Classifier(nn.Module):
+        def __init__(self):
+            super().__init__()
+            hidden = [nn.Linear(64, 100), nn.BatchNorm1d(100), nn.ReLU(), nn.Linear(100, 100), nn.BatchNorm1d(100)]
+            self.layers = nn.Sequential(*hidden, nn.ReLU(), nn.Linear(100, 10))
+
+        def forward(self, x, hp):
+            return self.layers(x)
+
+    return Regression if kind == "regression" else Classifier
+
+
+def torch_numbers(kind: str, outputs: Any, batch: Any) -> Any:
+    """The loss and another number of a batch."""
+    from torch.nn import functional
+
+    if kind == "regression":
+        errors = outputs - batch["y"]
+        return {"loss": errors.square().mean(), "mae": errors.abs().mean()}
+    loss = functional.cross_entropy(outputs, batch["y"], label_smoothing=0.1)
+    return {"loss": loss, "accuracy": (outputs.argmax(dim=-1) == batch["y"]).float().mean()}
+
+
+def torch_adamw(params: Any, gradients: Any, moments: Any, count: int, rate: Any, decay: Any) -> None:
+    """A step of AdamW in place, number `count` from 1. Rates and decays are (runs,); PyTorch's has one for all."""
+    for name, param in params.items():
+        gradient, (first, second) = gradients[name], moments[name]
+        wide = (-1, *(1 for _ in param.shape[1:]))
+        first.lerp_(gradient, 0.1)
+        second.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
+        root = second.sqrt().div_(math.sqrt(1 - 0.999**count)).add_(1e-8)
+        param.mul_((1 - rate * decay).view(wide))
+        param.sub_((first / root).mul_((rate / (1 - 0.9**count)).view(wide)))
+
+
+def torch_vmap(job: Job, tick: Tick) -> Curves:
+    """All runs in lockstep, `torch.func.vmap` of a run's gradient."""
+    import torch
+    from torch.func import functional_call, grad, stack_module_state, vmap
+
+    torch.manual_seed(0)
+    network = torch_network(job.kind)
+    net = network()
+    params, buffers = stack_module_state([network() for _ in range(job.runs)])
+    params = {name: param.detach() for name, param in params.items()}
+    moments = {name: (torch.zeros_like(param), torch.zeros_like(param)) for name, param in params.items()}
+    hp = {}
+    for name, (low, high, log) in job.ranges.items():
+        low, high = (math.log(low), math.log(high)) if log else (low, high)
+        value = low + (high - low) * torch.rand(job.runs)
+        hp[name] = value.exp() if log else value
+    kinds = {"x": torch.float32, "y": torch.float32 if job.kind == "regression" else torch.long}
+    data = {
+        split: {name: torch.tensor(leaf, dtype=kinds[name]) for name, leaf in of.items()}
+        for split, of in job.data.items()
+    }
+
+    def measured(params, buffers, hp, batch):
+        numbers = torch_numbers(job.kind, functional_call(net, (params, buffers), (batch["x"], hp)), batch)
+        return numbers["loss"], numbers
+
+    gradient = vmap(grad(measured, has_aux=True), in_dims=(0, 0, 0, None), randomness="different")
+    evaluate = vmap(measured, in_dims=(0, 0, 0, None))
+
+    def scale(count):
+        """Of the rates: of the classifier a warm-up and a cosine."""
+        if job.kind == "regression":
+            return 1.0
+        steps = job.epochs * job.steps
+        warm = steps // 10
+        return count / warm if count < warm else (1 + math.cos(math.pi * (count - warm) / (steps - warm))) / 2
+
+    count, history = 0, []
+    for _ in range(job.epochs):
+        net.train()
+        found = []
+        order = torch.randperm(len(data["train"]["x"]))[: job.steps * job.batch_size]
+        for rows in order.view(job.steps, job.batch_size):
+            batch = {name: leaf[rows] for name, leaf in data["train"].items()}
+            gradients, numbers = gradient(params, buffers, hp, batch)
+            torch_adamw(params, gradients, moments, count + 1, hp["lr"] * scale(count), hp["wd"])
+            count += 1
+            found.append(numbers)
+        numbers = {f"train_{name}": torch.stack([one[name] for one in found]).mean(dim=0) for name in found[0]}
+        net.eval()
+        for split in "valid", "test":
+            _, found = evaluate(params, buffers, hp, data[split])
+            numbers |= {f"{split}_{name}": value for name, value in found.items()}
+        history.append({name: value.numpy() for name, value in numbers.items()})
+        tick(job.runs)
+    return {name: np.stack([numbers[name] for numbers in history], axis=1) for name in history[0]}
 
 
 # Other libraries.

@@ -8,14 +8,16 @@
 --repetitions=N        timed epochs of every contender, interleaved; the median counts
 --out=DIR              where frameworks.json goes; by default benchmarks/results
 
-Contenders: ours, vmap, lax_map, shard_map, optuna, hyperoptax, turbanet. Each lives in a process of its own; ours and
-shard_map see a CPU device per core. All train the same networks on the same data and evaluate every split after every
-epoch, except TurbaNet: it trains one configuration in all runs, without dropout. Optuna trains one run after another;
-a few are timed, and its figure is scaled to all. hyperoptax trains whole runs in one call; its figure is the call's
-time divided by the epochs, and its first call is a whole job. Lines of code are those of a contender's own functions,
-without networks, data, blank lines, comments and docstrings.
+Contenders: ours, vmap, lax_map, shard_map, torch_vmap, optuna, hyperoptax, turbanet. Each lives in a process of its
+own; ours and shard_map see a CPU device per core. All train the same networks on the same data and evaluate every split
+after every epoch, except TurbaNet: it trains one configuration in all runs, without dropout. PyTorch's networks start
+from its own initial weights. Optuna trains one run after another; a few are timed, and its figures are scaled to all.
+hyperoptax trains whole runs in one call; its figures are the call's divided by the epochs, and its first call is a
+whole job. CPU seconds are those of all threads of a contender's process, user and system. Lines of code are those of a
+contender's own functions, without networks, data, blank lines, comments and docstrings.
 
-Two libraries are installed by hand, since they are needed for nothing else: `pip install hyperoptax turbanet`.
+PyTorch is in `pip install -e '.[bench]'`. Two libraries are installed by hand, since they are needed for nothing else:
+`pip install hyperoptax turbanet`.
 (TurbaNet 0.3.1 asks for Python 3.12, and runs on 3.11 with --ignore-requires-python.)
 """
 
@@ -43,7 +45,8 @@ from experiments.app.machine import hardware
 from highway_jax import parallel
 
 JOBS = {"regression": (200, 60), "classifier": (100, 20)}
-MAPPED = ("train_and_evaluate", "start", "loop")
+ONE = "one"  # in the place of what one run is: the class of the job
+MAPPED = (ONE, "train_and_evaluate", "start", "loop")
 
 
 class Contender(NamedTuple):
@@ -51,13 +54,13 @@ class Contender(NamedTuple):
 
     Attributes:
       label: what it is called.
-      functions: what its user writes besides the contender's own function and, by hand, what one run is.
+      functions: what its user writes besides the contender's own function.
       resume, replay, best, table: whether it continues after it was killed, trains a run again alone, keeps the best
         run's parameters, and gives a table of all runs.
     """
 
     label: str
-    functions: tuple[str, ...] | None
+    functions: tuple[str, ...] = ()
     resume: str = "no"
     replay: str = "no"
     best: str = "no"
@@ -65,13 +68,14 @@ class Contender(NamedTuple):
 
 
 CONTENDERS = {
-    "ours": Contender("highway-jax, fit", None, "exactly", "yes", "yes", "yes"),
+    "ours": Contender("highway-jax, fit", (), "exactly", "yes", "yes", "yes"),
     "vmap": Contender("JAX, vmap over runs", MAPPED),
     "lax_map": Contender("JAX, lax.map over runs", MAPPED),
     "shard_map": Contender("JAX, shard_map and lax.map", MAPPED),
-    "optuna": Contender("Optuna, one run after another", ("train_and_evaluate",), "by runs", "no", "no", "yes"),
-    "hyperoptax": Contender("hyperoptax, RandomSearch", ("train_and_evaluate",)),
-    "turbanet": Contender("TurbaNet, a smaller job", None),
+    "torch_vmap": Contender("PyTorch, torch.func.vmap over runs", ("torch_numbers", "torch_adamw")),
+    "optuna": Contender("Optuna, one run after another", (ONE, "train_and_evaluate"), "by runs", "no", "no", "yes"),
+    "hyperoptax": Contender("hyperoptax, RandomSearch", (ONE, "train_and_evaluate")),
+    "turbanet": Contender("TurbaNet, a smaller job"),
 }
 
 
@@ -84,9 +88,8 @@ def lines_of_code(name: str, job: str) -> int:
     """Lines that the contender's user writes."""
     from benchmarks import framework_contenders
 
-    names = [function_of(name, job)]
-    if CONTENDERS[name].functions is not None:
-        names += ["Regression" if job == "regression" else "Classifier", *CONTENDERS[name].functions]
+    names = [function_of(name, job), *CONTENDERS[name].functions]
+    names = [("Regression" if job == "regression" else "Classifier") if name == ONE else name for name in names]
     return sum(code_lines(inspect.getsource(getattr(framework_contenders, name))) for name in names)
 
 
@@ -118,14 +121,14 @@ def serve(connection: Connection, name: str, job: str, runs: int, epochs: int, r
         work = getattr(framework_contenders, job)(
             min(runs, repetitions + 1) if by_runs else runs, epochs if whole else repetitions + 1
         )
-        began = time.perf_counter()
+        began = time.perf_counter(), time.process_time()
 
         def tick(pairs: int) -> None:
             nonlocal began
-            took = time.perf_counter() - began
-            connection.send({"seconds": took * runs / pairs, "all": took})
+            took, worked = time.perf_counter() - began[0], time.process_time() - began[1]
+            connection.send({"seconds": took * runs / pairs, "cpu_seconds": worked * runs / pairs, "all": took})
             connection.recv()
-            began = time.perf_counter()
+            began = time.perf_counter(), time.process_time()
 
         curves = getattr(framework_contenders, function_of(name, job))(work, tick)
         losses = curves["valid_loss"]
@@ -151,7 +154,7 @@ class Process:
         self.process = context.Process(target=serve, args=(theirs, name, *arguments), daemon=True)
         self.process.start()
         theirs.close()
-        self.times: list[float] = []
+        self.times: dict[str, list[float]] = {"seconds": [], "cpu_seconds": []}
         self.figures: dict[str, Any] = {}
         self.first: float | None = None
         self._receive()
@@ -166,7 +169,8 @@ class Process:
         elif self.first is None:
             self.first = answer["all"]
         else:
-            self.times.append(answer["seconds"])
+            for name, times in self.times.items():
+                times.append(answer[name])
 
     def go_on(self) -> None:
         """One unit of work more, if there is any left."""
@@ -180,13 +184,10 @@ class Process:
         figures = {name: value for name, value in self.figures.items() if name != "end"}
         if "error" in figures:
             return figures
-        return {
-            "seconds": statistics.median(self.times),
-            "seconds_min": min(self.times),
-            "seconds_max": max(self.times),
-            "first_seconds": self.first,
-            **figures,
-        }
+        measured = {}
+        for name, times in self.times.items():
+            measured |= {name: statistics.median(times), f"{name}_min": min(times), f"{name}_max": max(times)}
+        return {**measured, "first_seconds": self.first, **figures}
 
 
 def compare(job: str, names: list[str], runs: int, epochs: int, repetitions: int) -> dict[str, Any]:
@@ -207,21 +208,24 @@ def compare(job: str, names: list[str], runs: int, epochs: int, repetitions: int
 def print_table(job: str, result: dict[str, Any], console: Console) -> None:
     """One job's figures."""
     table = Table(title=f"{job}: {result['runs']} runs; seconds per epoch of all runs", title_justify="left")
-    columns = ("", "median", "min to max", "ours is faster by", "first call", "peak memory", "lines")
+    columns = ("", "median", "min to max", "ours is faster by", "CPU seconds", "ours takes less by")
+    columns += ("first call", "peak memory", "lines")
     for column in (*columns, "resume", "replay", "best parameters", "table"):
         table.add_column(column, justify="left" if not column else "right")
-    reference = result["contenders"].get("ours", {}).get("seconds")
+    ours = result["contenders"].get("ours", {})
     for figures in result["contenders"].values():
         has = [figures[name] for name in ("resume", "replay", "best", "table")]
         if "error" in figures:
-            table.add_row(figures["label"], "cannot", "", "", "", "", "", *has)
+            table.add_row(figures["label"], "cannot", *[""] * (len(columns) - 2), *has)
             console.print(f"{figures['label']}: {figures['error']}")
             continue
         table.add_row(
             figures["label"],
             f"{figures['seconds']:.3g}",
             f"{figures['seconds_min']:.3g} to {figures['seconds_max']:.3g}",
-            f"{figures['seconds'] / reference:.1f}x" if reference else "",
+            f"{figures['seconds'] / ours['seconds']:.1f}x" if "seconds" in ours else "",
+            f"{figures['cpu_seconds']:.3g}",
+            f"{figures['cpu_seconds'] / ours['cpu_seconds']:.1f}x" if "seconds" in ours else "",
             f"{figures['first_seconds']:.1f} s",
             f"{figures['peak_mib']:.0f} MiB",
             str(figures["lines"]),
@@ -249,7 +253,7 @@ def main(argv: list[str]) -> None:
         runs, epochs = values.runs or JOBS[job][0], values.epochs or JOBS[job][1]
         contenders = compare(job, values.only, runs, epochs, values.repetitions)
         results["jobs"][job] = {"runs": runs, "epochs": epochs, "contenders": contenders}
-        print_table(job, results["jobs"][job], Console(width=170))
+        print_table(job, results["jobs"][job], Console(width=200))
         (out / "frameworks.json").write_text(json.dumps(results, indent=2) + "\n")
 
 

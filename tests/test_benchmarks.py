@@ -11,10 +11,24 @@ import types
 from pathlib import Path
 
 import jax
+import numpy as np
+import optax
 import pytest
 
-from benchmarks import accelerator, frameworks, jax_contenders, limit, population, profile, roofline, steps, waiting
+from benchmarks import (
+    accelerator,
+    framework_contenders,
+    frameworks,
+    jax_contenders,
+    limit,
+    population,
+    profile,
+    roofline,
+    steps,
+    waiting,
+)
 from benchmarks.work import INPUTS, Work
+from examples import tabular_regression
 from experiments.app import entry
 from experiments.jobs.rates import measured_rate
 from highway_jax import MLP
@@ -82,14 +96,52 @@ def test_frameworks_are_compared_on_the_examples_jobs(tmp_path, monkeypatch, cap
     """One that is not installed says so. Threads stand in for the processes: to start those takes as long."""
     monkeypatch.setattr(frameworks.multiprocessing, "get_context", lambda method: THREADS)
     monkeypatch.setattr(frameworks.parallel, "split_cpu", lambda: None)
-    work = ["--runs=2", "--epochs=2", "--repetitions=1", "--job=regression", "--only=ours,turbanet"]
+    work = ["--runs=2", "--epochs=2", "--repetitions=1", "--job=regression", "--only=ours,torch_vmap,turbanet"]
     frameworks.main([*work, f"--out={tmp_path}"])
     assert "seconds per epoch of all runs" in capsys.readouterr().out
     found = json.loads((tmp_path / "frameworks.json").read_text())["jobs"]["regression"]["contenders"]
     assert 0 < found["ours"]["seconds_min"] <= found["ours"]["seconds"] <= found["ours"]["first_seconds"]
+    assert 0 < found["ours"]["cpu_seconds_min"] <= found["ours"]["cpu_seconds"] <= found["ours"]["cpu_seconds_max"]
     assert found["ours"]["lines"] == frameworks.lines_of_code("ours", "regression")
     assert 0 < found["ours"]["lines"] < frameworks.lines_of_code("lax_map", "regression")
-    assert "seconds" in found["turbanet"] or "turbanet" in found["turbanet"]["error"]
+    for name, module in ("torch_vmap", "torch"), ("turbanet", "turbanet"):
+        assert "cpu_seconds" in found[name] or f"No module named '{module}'" in found[name]["error"]
+
+
+def test_contenders_by_hand_train_the_examples_network():
+    x = jax.random.normal(jax.random.key(0), (4, 10))
+    theirs, example = framework_contenders.Net(0.5), tabular_regression.Net(0.5)
+    params = theirs.init(jax.random.key(1), x, train=False)
+    assert (theirs.apply(params, x, train=False) == example.apply(params, x, train=False)).all()
+    # In training a unit is kept with probability 1 - rate: means of the second layer stay as they are.
+    ones = jax.numpy.ones((20_000, 10))
+    _, found = framework_contenders.Net(0.25).apply(
+        params, ones, train=True, rngs={"dropout": jax.random.key(2)}, capture_intermediates=True
+    )
+    layers = params["params"]
+    first = jax.nn.relu(ones[:1] @ layers["Dense_0"]["kernel"] + layers["Dense_0"]["bias"])
+    second = first @ layers["Dense_1"]["kernel"] + layers["Dense_1"]["bias"]
+    dropped = found["intermediates"]["Dense_1"]["__call__"][0]
+    np.testing.assert_allclose(dropped.mean(axis=0), second[0], atol=0.03)
+
+
+def test_adamw_with_a_rate_for_every_run_is_optax_s():
+    torch = pytest.importorskip("torch")
+    runs, rates, decays = 3, np.float32([0.1, 0.01, 0.3]), np.float32([0.0, 0.5, 1.0])
+    start, *steps_ = np.random.default_rng(0).normal(size=(4, runs, 2, 5)).astype(np.float32)
+    steps_ = [gradient * np.float32([1, 1e-8, 1])[:, None, None] for gradient in steps_]  # epsilon counts in one run
+    params = {"w": torch.tensor(start)}
+    moments = {"w": (torch.zeros(start.shape), torch.zeros(start.shape))}
+    for count, gradient in enumerate(steps_, start=1):
+        gradients = {"w": torch.tensor(gradient)}
+        framework_contenders.torch_adamw(params, gradients, moments, count, torch.tensor(rates), torch.tensor(decays))
+    for run in range(runs):
+        optimizer, alone = optax.adamw(rates[run], weight_decay=decays[run]), start[run]
+        state = optimizer.init(alone)
+        for gradient in steps_:
+            updates, state = optimizer.update(gradient[run], state, alone)
+            alone = optax.apply_updates(alone, updates)
+        np.testing.assert_allclose(params["w"][run].numpy(), alone, rtol=1e-5, atol=1e-5)
 
 
 def test_lines_are_counted_without_what_is_no_code():
