@@ -463,7 +463,7 @@ class Place:
     """A folder with what bad input refers to: FOUND, a search's workdir, and others that are damaged or no workdirs."""
 
     def __init__(self, folder: Path):
-        self.folder = folder.resolve()
+        self.folder, self.files = folder.resolve(), 0
         self.names = {
             name: str(self.folder / name.lower()) for name in ("FOUND", "OTHERS", "LINKS", "PIPES", "DAMAGED")
         }
@@ -497,6 +497,8 @@ class Place:
         """Run a program in this process, in a folder of its own."""
         file = Path(self.names["FILE"])
         file.write_bytes(bad.file.encode(errors="surrogatepass"))
+        self.files += 1
+        os.utime(file, (self.files, self.files))  # or Python may take the bytecode of one as long, a moment ago
         args = [self._filled(arg) for arg in bad.args]
         if bad.program in ("search", "train") and not any(arg.startswith("--workdir") for arg in args):
             args.append(f"--workdir={self.folder / 'work'}")
