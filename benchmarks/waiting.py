@@ -85,9 +85,8 @@ def search(started: str, output: str, *flags: str) -> None:
     from experiments.jobs import datasets, running
     from experiments.jobs.job import Job
     from experiments.workdir import opening, reading, writing
-    from highway_jax import parallel
+    from highway_jax import native, parallel
     from highway_jax.population import storage, trainer
-    from highway_jax.stack import native
 
     parts.add("imports", float(started))
     jax.monitoring.register_event_duration_secs_listener(parts.heard)
