@@ -303,11 +303,23 @@ struct Call {
     while (progress->done < count) std::this_thread::yield();
   }
 
-  // Calls work(begin, end) for parts of a batch of images.
+  // Calls work(i, image, padded) for every image of a run, in threads; `i` counts those of all runs. False if there is
+  // no memory.
   template <typename Work>
-  void in_chunks(int64_t batch, const Work& work) {
-    const int64_t chunks = threads == 1 ? 1 : std::min(batch, 4 * threads);
-    in_threads(chunks, [&](int64_t chunk) { work(chunk * batch / chunks, (chunk + 1) * batch / chunks); });
+  bool over_images(const Shape& s, const Array& x, int64_t run, const Work& work) {
+    const int64_t chunks = threads == 1 ? 1 : std::min(s.batch, 4 * threads);
+    std::atomic<bool> failed{false};
+    in_threads(chunks, [&](int64_t chunk) {
+      const Memory padded = zeros(s.is_padded() ? s.padded_size() : 0);
+      if (!padded) return void(failed = true);
+      for (int64_t i = chunk * s.batch / chunks; i < (chunk + 1) * s.batch / chunks; i++) {
+        const int64_t number = run * s.batch + i;
+        const float* image = x.typed_data() + number * s.in_size();
+        if (s.is_padded()) pad(s, image, padded.get());
+        work(number, image, s.is_padded() ? padded.get() : image);
+      }
+    });
+    return !failed;
   }
 };
 
@@ -350,24 +362,18 @@ ffi::Error convolution(ffi::ThreadPool pool, Array first, Array second, Result y
   Call call(pool, x, devices);
   const Memory packed = zeros(s.packed_size());
   if (!packed) return no_memory();
-  std::atomic<bool> failed{false};
   for (int64_t run = 0; run < call.runs; run++) {
     const float* weights = kernel.typed_data() + run * s.kernel_size();
     if (flipped)
       pack_flipped(s, weights, 0, s.channels, packed.get());
     else
       pack(s, {weights}, packed.get());
-    call.in_chunks(s.batch, [&](int64_t begin, int64_t end) {
-      const Memory padded = zeros(s.is_padded() ? s.padded_size() : 0);
-      if (!padded) return void(failed = true);
-      for (int64_t i = run * s.batch + begin; i < run * s.batch + end; i++) {
-        const float* image = x.typed_data() + i * s.in_size();
-        if (s.is_padded()) pad(s, image, padded.get());
-        convolve(s, s.is_padded() ? padded.get() : image, packed.get(), y->typed_data() + i * s.out_size());
-      }
+    const bool done = call.over_images(s, x, run, [&](int64_t i, const float*, const float* padded) {
+      convolve(s, padded, packed.get(), y->typed_data() + i * s.out_size());
     });
+    if (!done) return no_memory();
   }
-  return failed ? no_memory() : ffi::Error::Success();
+  return ffi::Error::Success();
 }
 
 // Of x and y's cotangents, the kernel's gradient.
@@ -414,33 +420,26 @@ ffi::Error highway_forward(ffi::ThreadPool pool, Array x, Array h_kernel, Array 
   Call call(pool, x, devices);
   const Memory packed = zeros(2 * s.packed_size());
   if (!packed) return no_memory();
-  std::atomic<bool> failed{false};
   for (int64_t run = 0; run < call.runs; run++) {
     const int64_t weights = run * s.kernel_size(), biases = run * s.features;
     pack(s, {h_kernel.typed_data() + weights, t_kernel.typed_data() + weights}, packed.get());
-    call.in_chunks(s.batch, [&](int64_t begin, int64_t end) {
-      const Memory padded = zeros(s.is_padded() ? s.padded_size() : 0);
-      if (!padded) return void(failed = true);
-      for (int64_t i = run * s.batch + begin; i < run * s.batch + end; i++) {
-        const float* image = x.typed_data() + i * s.in_size();
-        if (s.is_padded()) pad(s, image, padded.get());
-        convolve_and<2>(s, s.is_padded() ? padded.get() : image, packed.get(),
-                        [&](int64_t pixel, int64_t feature, const Vector(&z)[2]) ALWAYS {
-                          const int64_t at = pixel * s.features + feature, count = s.features - feature;
-                          const auto bias = [&](const Array& array) ALWAYS {
-                            return load_some(array.typed_data() + biases + feature, count);
-                          };
-                          const Vector block = activation(z[0] + bias(h_bias), index.typed_data()[run]);
-                          const Vector gate = sigmoid(z[1] + bias(t_bias)), before = load_some(image + at, count);
-                          const int64_t to = i * s.out_size() + at;
-                          store_some(h->typed_data() + to, block, count);
-                          store_some(t->typed_data() + to, gate, count);
-                          store_some(y->typed_data() + to, block * gate + before * (1.0f - gate), count);
-                        });
-      }
+    const bool done = call.over_images(s, x, run, [&](int64_t i, const float* image, const float* padded) {
+      convolve_and<2>(s, padded, packed.get(), [&](int64_t pixel, int64_t feature, const Vector(&z)[2]) ALWAYS {
+        const int64_t at = pixel * s.features + feature, count = s.features - feature;
+        const auto bias = [&](const Array& array) ALWAYS {
+          return load_some(array.typed_data() + biases + feature, count);
+        };
+        const Vector block = activation(z[0] + bias(h_bias), index.typed_data()[run]);
+        const Vector gate = sigmoid(z[1] + bias(t_bias)), before = load_some(image + at, count);
+        const int64_t to = i * s.out_size() + at;
+        store_some(h->typed_data() + to, block, count);
+        store_some(t->typed_data() + to, gate, count);
+        store_some(y->typed_data() + to, block * gate + before * (1.0f - gate), count);
+      });
     });
+    if (!done) return no_memory();
   }
-  return failed ? no_memory() : ffi::Error::Success();
+  return ffi::Error::Success();
 }
 
 // Eq. 9 and the chain rule, for the same. `transposed` is the padding of dz, of which the flipped kernels make dx.
