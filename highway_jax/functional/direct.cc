@@ -321,6 +321,30 @@ struct Call {
     });
     return !failed;
   }
+
+  // Calls work(group, i, count, images, scratch) for a few images of each group at a time, in threads. `images` have
+  // their zeros, and the first of them is number `i`; `scratch` has so many floats for each, zeros at first. False if
+  // there is no memory.
+  template <typename Work>
+  bool over_groups(const Shape& s, const Groups& groups, const Array& x, int64_t run, int64_t scratch,
+                   const Work& work) {
+    const int64_t padded_size = s.is_padded() ? s.padded_size() : 0;
+    std::atomic<bool> failed{false};
+    in_threads(groups.count, [&](int64_t group) {
+      const Memory memory = zeros(groups.together * (padded_size + scratch));
+      if (!memory) return void(failed = true);
+      float* padded = memory.get();
+      for (int64_t i = groups.first(group), end = groups.first(group + 1), count; i < end; i += count) {
+        count = std::min(groups.together, end - i);
+        const int64_t number = run * s.batch + i;
+        const float* images = x.typed_data() + number * s.in_size();
+        for (int64_t image = 0; image < count && padded_size; image++)
+          pad(s, images + image * s.in_size(), padded + image * padded_size);
+        work(group, number, count, padded_size ? padded : images, padded + groups.together * padded_size);
+      }
+    });
+    return !failed;
+  }
 };
 
 struct Sizes {
@@ -383,33 +407,23 @@ ffi::Error kernel_gradient(ffi::ThreadPool pool, Array x, Array dy, Result dkern
   Call call(pool, x, devices);
   const Groups groups(s);
   const int64_t side = s.vectors() * kLanes, lines_size = side == s.features ? 0 : s.pixels() * side;
-  const int64_t padded_size = s.is_padded() ? s.padded_size() : 0;
   const Memory sums = zeros(groups.count * s.packed_size());
   if (!sums) return no_memory();
-  std::atomic<bool> failed{false};
   for (int64_t run = 0; run < call.runs; run++) {
     if (run) std::memset(sums.get(), 0, groups.count * s.packed_size() * sizeof(float));
-    call.in_threads(groups.count, [&](int64_t group) {
-      const Memory memory = zeros(groups.together * (padded_size + lines_size));
-      if (!memory) return void(failed = true);
-      float *padded = memory.get(), *copies = padded + groups.together * padded_size;
-      for (int64_t i = groups.first(group), end = groups.first(group + 1), count; i < end; i += count) {
-        count = std::min(groups.together, end - i);
-        const float* images = x.typed_data() + (run * s.batch + i) * s.in_size();
-        const float* lines = dy.typed_data() + (run * s.batch + i) * s.out_size();
-        for (int64_t image = 0; image < count && padded_size; image++)
-          pad(s, images + image * s.in_size(), padded + image * padded_size);
-        for (int64_t pixel = 0; pixel < count * s.pixels() && lines_size; pixel++)
-          std::memcpy(copies + pixel * side, lines + pixel * s.features, s.features * sizeof(float));
-        correlate(s, count, padded_size ? padded : images, s.padded_size(),
-                  {lines_size ? copies : lines, s.pixels() * side, s.width * side},
-                  sums.get() + group * s.packed_size());
-      }
-    });
+    const auto add = [&](int64_t group, int64_t i, int64_t count, const float* images, float* copies) {
+      const float* lines = dy.typed_data() + i * s.out_size();
+      for (int64_t pixel = 0; pixel < count * s.pixels() && lines_size; pixel++)
+        std::memcpy(copies + pixel * side, lines + pixel * s.features, s.features * sizeof(float));
+      correlate(s, count, images, s.padded_size(),
+                {lines_size ? copies : lines, s.pixels() * side, s.width * side},
+                sums.get() + group * s.packed_size());
+    };
+    if (!call.over_groups(s, groups, x, run, lines_size, add)) return no_memory();
     add_groups(groups.count, s.packed_size(), sums.get());
     unpack(s, sums.get(), 0, s.features, dkernel->typed_data() + run * s.kernel_size());
   }
-  return failed ? no_memory() : ffi::Error::Success();
+  return ffi::Error::Success();
 }
 
 // A convolutional highway layer (Eq. 1 and 3): y, and h and t for the backward pass, all of x's shape.
@@ -455,52 +469,41 @@ ffi::Error highway_backward(ffi::ThreadPool pool, Array dy, Array x, Array h, Ar
   s.features = back.channels = side;
   Call call(pool, x, devices);
   const Groups groups(s);
-  const int64_t padded_size = s.is_padded() ? s.padded_size() : 0, sums_size = s.packed_size() + side;
+  const int64_t sums_size = s.packed_size() + side, first_line = back.top * back.padded_row() + back.left * side;
   const Memory packed = zeros(back.packed_size()), sums = zeros(groups.count * sums_size);
   if (!packed || !sums) return no_memory();
-  std::atomic<bool> failed{false};
   for (int64_t run = 0; run < call.runs; run++) {
     if (run) std::memset(sums.get(), 0, groups.count * sums_size * sizeof(float));
     pack_flipped(back, h_kernel.typed_data() + run * kernel_size, 0, width, packed.get());
     pack_flipped(back, t_kernel.typed_data() + run * kernel_size, width, width, packed.get());
     const int32_t which = index.typed_data()[run];
-    call.in_threads(groups.count, [&](int64_t group) {
-      const Memory memory = zeros(groups.together * (padded_size + back.padded_size()));
-      if (!memory) return void(failed = true);
-      float *padded = memory.get(), *dz = padded + groups.together * padded_size;
+    const auto add = [&](int64_t group, int64_t i, int64_t count, const float* images, float* dz) {
       float *kernel_sums = sums.get() + group * sums_size, *bias_sums = kernel_sums + s.packed_size();
-      const int64_t first_line = back.top * back.padded_row() + back.left * side;
-      for (int64_t i = groups.first(group), end = groups.first(group + 1), count; i < end; i += count) {
-        count = std::min(groups.together, end - i);
-        const float* images = x.typed_data() + (run * s.batch + i) * size;
-        for (int64_t image = 0; image < count; image++) {
-          const int64_t begin = (run * s.batch + i + image) * size;
-          float* lines = dz + image * back.padded_size();
-          if (padded_size) pad(s, images + image * size, padded + image * padded_size);
-          for (int64_t pixel = 0; pixel < pixels; pixel++)
-            for (int64_t feature = 0; feature < width; feature += kLanes) {
-              const int64_t at = begin + pixel * width + feature, rest = width - feature;
-              const Vector block = load_some(h.typed_data() + at, rest), gate = load_some(t.typed_data() + at, rest);
-              const Vector before = load_some(x.typed_data() + at, rest), dy_at = load_some(dy.typed_data() + at, rest);
-              const Vector dh = dy_at * gate;
-              float* line = lines + first_line + pixel / s.width * back.padded_row() + pixel % s.width * side;
-              store_some(line + feature, dh * derivative(block, which), rest);
-              store_some(line + width + feature, dh * (1.0f - gate) * (block - before), rest);
-            }
-          convolve_and<1>(back, lines, packed.get(), [&](int64_t pixel, int64_t feature, const Vector(&z)[1]) ALWAYS {
+      for (int64_t image = 0; image < count; image++) {
+        const int64_t begin = (i + image) * size;
+        float* lines = dz + image * back.padded_size();
+        for (int64_t pixel = 0; pixel < pixels; pixel++) {
+          float* line = lines + first_line + pixel / s.width * back.padded_row() + pixel % s.width * side;
+          for (int64_t feature = 0; feature < width; feature += kLanes) {
             const int64_t at = begin + pixel * width + feature, rest = width - feature;
-            const Vector gate = load_some(t.typed_data() + at, rest), dy_at = load_some(dy.typed_data() + at, rest);
-            store_some(dx->typed_data() + at, z[0] + (1.0f - gate) * dy_at, rest);
-          });
-          for (int64_t pixel = 0; pixel < pixels; pixel++) {
-            const float* line = lines + first_line + pixel / s.width * back.padded_row() + pixel % s.width * side;
-            for (int64_t at = 0; at < side; at += kLanes) store(bias_sums + at, load(bias_sums + at) + load(line + at));
+            const Vector block = load_some(h.typed_data() + at, rest), gate = load_some(t.typed_data() + at, rest);
+            const Vector before = load_some(x.typed_data() + at, rest), dy_at = load_some(dy.typed_data() + at, rest);
+            const Vector dh = dy_at * gate;
+            store_some(line + feature, dh * derivative(block, which), rest);
+            store_some(line + width + feature, dh * (1.0f - gate) * (block - before), rest);
           }
+          for (int64_t at = 0; at < side; at += kLanes) store(bias_sums + at, load(bias_sums + at) + load(line + at));
         }
-        correlate(s, count, padded_size ? padded : images, s.padded_size(),
-                  {dz + first_line, back.padded_size(), back.padded_row()}, kernel_sums);
+        convolve_and<1>(back, lines, packed.get(), [&](int64_t pixel, int64_t feature, const Vector(&z)[1]) ALWAYS {
+          const int64_t at = begin + pixel * width + feature, rest = width - feature;
+          const Vector gate = load_some(t.typed_data() + at, rest), dy_at = load_some(dy.typed_data() + at, rest);
+          store_some(dx->typed_data() + at, z[0] + (1.0f - gate) * dy_at, rest);
+        });
       }
-    });
+      correlate(s, count, images, s.padded_size(), {dz + first_line, back.padded_size(), back.padded_row()},
+                kernel_sums);
+    };
+    if (!call.over_groups(s, groups, x, run, back.padded_size(), add)) return no_memory();
     add_groups(groups.count, sums_size, sums.get());
     const float* bias_sums = sums.get() + s.packed_size();
     unpack(s, sums.get(), 0, width, dh_kernel->typed_data() + run * kernel_size);
@@ -508,7 +511,7 @@ ffi::Error highway_backward(ffi::ThreadPool pool, Array dy, Array x, Array h, Ar
     std::memcpy(dh_bias->typed_data() + run * width, bias_sums, width * sizeof(float));
     std::memcpy(dt_bias->typed_data() + run * width, bias_sums + width, width * sizeof(float));
   }
-  return failed ? no_memory() : ffi::Error::Success();
+  return ffi::Error::Success();
 }
 
 }  // namespace
