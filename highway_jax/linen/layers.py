@@ -308,7 +308,7 @@ def drop(key: jax.Array, x: jax.Array, rate: float | jax.Array) -> jax.Array:
         raise ValueError(f"rate is {rate}; it must be from 0 to 1")
     keep = jnp.asarray(1 - rate, x.dtype)
     scaled = x / jnp.where(keep > 0, keep, 1)  # no gradient of infinity times zero
-    return jnp.where(bernoulli(key, jnp.asarray(1 - rate, jnp.float32), x.shape), scaled, 0)
+    return jnp.where(bernoulli(key, jnp.asarray(1 - rate, jnp.result_type(rate, float)), x.shape), scaled, 0)
 
 
 def bias_of(params: Any, name: str) -> jax.Array | None:

@@ -1,5 +1,6 @@
 """Random numbers are JAX's."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from highway_jax import Dropout
 from highway_jax.functional.random import bernoulli
 
 
@@ -40,3 +42,12 @@ def test_a_mask_is_drawn_once_whatever_it_is_used_for():
 
     text = jax.jit(jax.value_and_grad(loss)).lower(jnp.ones((8, 9)), jax.random.key(0)).compile().as_text()
     assert text.count(" while(") == 1 or jax.default_backend() != "cpu"
+
+
+@pytest.mark.parametrize("x64", [False, True])
+@pytest.mark.parametrize("rate", [0.3, np.float32(0.3), 0])
+def test_dropout_drops_the_units_that_flaxs_does_whatever_floats_are_by_default(rate, x64):
+    with jax.enable_x64(x64):
+        x, rngs = jnp.ones((7, 50), jnp.float32), {"dropout": jax.random.key(3)}
+        ours, theirs = (net(rate, deterministic=False).apply({}, x, rngs=rngs) for net in (Dropout, nn.Dropout))
+        np.testing.assert_array_equal(ours == 0, theirs == 0)
