@@ -200,10 +200,12 @@ def measure(name: str, batch: int, steps: int, repetitions: int, runs: int) -> I
 def main(argv: list[str]) -> None:
     """Time all, print, and write the JSON."""
     values = flags.FlagValues()
-    flags.DEFINE_multi_enum("networks", NETWORKS, NETWORKS, "which", flag_values=values)
+    flags.DEFINE_list("networks", list(NETWORKS), "which", flag_values=values)
     for flag, default in {"batch": 100, "steps": 5, "repetitions": 5, "runs": 4}.items():
         flags.DEFINE_integer(flag, default, flag, lower_bound=1, flag_values=values)
     command_line.parse_flags(argv, values)
+    if unknown := set(values.networks) - set(NETWORKS):
+        raise UserError(f"--networks has {min(unknown)!r}; it must be some of {', '.join(NETWORKS)}")
     import jax
 
     for name in values.networks:
