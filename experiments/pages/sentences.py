@@ -9,7 +9,26 @@ from experiments.pages.words import listed
 from experiments.workdir.contents import Workdir
 from highway_jax.plotting import number
 
+DATA = {  # by the MD5 of the training set, as `data.md5` has it
+    "a54d59b5fad9aa93751c3618b95cad3d": "MNIST (TFDS 3.0.1, lossless)",
+    "817c1b100417923c4895341820bc578c": "a JPEG copy of CIFAR-10 (TFDS 3.0.2)",
+}
+LOSSY = ("817c1b100417923c4895341820bc578c",)  # whose images are not quite those of the dataset
 LOSS = "loss"  # what a page of the programs' workdirs calls their train_loss
+
+
+def data_of(found: Workdir) -> str:
+    """The data that a workdir's networks were trained on: known by their MD5, or else by the config's name for them."""
+    return DATA.get(_md5(found), found.config.dataset)
+
+
+def is_lossy(found: Workdir) -> bool:
+    """Whether a workdir's data are a copy of the dataset whose images are not quite the same."""
+    return _md5(found) in LOSSY
+
+
+def _md5(found: Workdir) -> str:
+    return found.provenance.get("data_md5", {}).get("train", "")
 
 
 def measured(searches: Sequence[Workdir]) -> str:

@@ -5,23 +5,23 @@ from pathlib import Path
 
 from experiments.app.errors import UserError
 
-# Of a depth's search on a CPU: the worse half of the runs stops every five epochs, until ten are left.
-HALVED = ("search.halving.every=5", "search.halving.at_least=10")
-SMALL_SEARCH = {
-    10: ("epochs=100", *HALVED),
-    20: ("epochs=100", *HALVED),
-    50: ("epochs=60", *HALVED),
-    100: ("epochs=60", *HALVED),
+DEPTHS = (10, 20, 50, 100)
+# On a CPU, the worse half of a search's runs stops after every 20 of the 400 epochs until ten are left. Runs that start
+# late, with a slowly decaying learning rate, have 20 epochs to catch up; stopping after five favoured fast decays.
+SMALL_SEARCH = ("search.halving.every=20", "search.halving.at_least=10")
+SMALL_CONVOLUTIONAL = {
+    "mnist_conv16": ("num_runs=1",),
+    "mnist_conv32": ("num_runs=1", "epochs=60", "boundaries=(20, 40)"),
+    "cifar10_highway_a": ("num_runs=1", "epochs=60", "boundaries=(30, 45, 52.5)"),
 }
-SMALL_MNIST = ("epochs=12", "learning_rate=0.05", "boundaries=(8, 11)")
 
 # The network that the paper looks into is a tanh network whose gates began at -2; ours need not be.
 TANH = ("networks=highway", "search.activation=tanh", "search.transform_bias=(-2.0, -2.0)")
 SMALL_TANH = ("num_runs=8", "epochs=40", "search.learning_rate=(0.03, 0.3)", "search.momentum=(0.8, 0.9)")
-# Networks whose learning rates stay high for longer: do they get lower in the end? Each kind at rates that suit it.
-SLOW = {
-    "plain": ("networks=plain", "search.decay=(0.98, 0.995)", "search.learning_rate=(0.005, 0.05)"),
-    "highway": ("networks=highway", "search.decay=(0.98, 0.995)", "search.learning_rate=(0.03, 0.3)"),
+# Controls: all of a few runs are trained, with learning rates that suit the network and decay slowly.
+SLOW_RATES = {
+    "highway": dict.fromkeys(DEPTHS, "(0.03, 0.3)"),
+    "plain": {10: "(0.005, 0.05)", 20: "(0.005, 0.05)", 50: "(1e-4, 1e-2)", 100: "(1e-4, 1e-2)"},
 }
 SMALL_SLOW = ("num_runs=8", "epochs=200")
 
@@ -47,12 +47,23 @@ class Experiment:
     title: str = ""
 
 
+def _slow(network: str, rates: str) -> tuple[str, ...]:
+    return f"networks={network}", "search.decay=(0.98, 0.995)", f"search.learning_rate={rates}"
+
+
+TABLES = {
+    1: ("mnist_conv16", "mnist_conv32"),
+    2: ("cifar10_highway_a", "cifar10_highway_b", "cifar10_highway_c"),
+    3: ("cifar10_gap", "cifar100_gap"),
+}
 EXPERIMENTS = (
-    *(Experiment(f"figure1_depth{d}", "figure1", f"mnist_depth{d}", small=small) for d, small in SMALL_SEARCH.items()),
-    *(Experiment(f"mnist_conv{w}", "table1", f"mnist_conv{w}", ("num_runs=5",), SMALL_MNIST) for w in (16, 32)),
-    *(Experiment(f"cifar10_highway_{x}", "table2", f"cifar10_highway_{x}", ("num_runs=5",)) for x in "bac"),
-    *(Experiment(f"{name}_gap", "table3", f"{name}_gap", ("num_runs=5",)) for name in ("cifar10", "cifar100")),
-    Experiment("figure1_depth50", "gates", "mnist_depth50", small=SMALL_SEARCH[50], title="MNIST"),
+    *(Experiment(f"figure1_depth{d}", "figure1", f"mnist_depth{d}", small=SMALL_SEARCH) for d in DEPTHS),
+    *(
+        Experiment(name, f"table{table}", name, ("num_runs=5",), SMALL_CONVOLUTIONAL.get(name))
+        for table, names in TABLES.items()
+        for name in names
+    ),
+    Experiment("figure1_depth50", "gates", "mnist_depth50", small=SMALL_SEARCH, title="MNIST"),
     Experiment("cifar100_depth50", "gates", "cifar100_depth50", ("networks=highway",), title="CIFAR-100"),
     Experiment("gates_tanh", "gates_tanh", "mnist_depth50", TANH, SMALL_TANH, title="MNIST, tanh, gates from -2"),
     Experiment(
@@ -63,9 +74,9 @@ EXPERIMENTS = (
         ("num_runs=4", "epochs=5", "search.learning_rate=(0.01, 0.3)"),
     ),
     *(
-        Experiment(f"slow_decay_{network}_depth{d}", "slow_decay", f"mnist_depth{d}", changes, SMALL_SLOW)
-        for d in (10, 20)
-        for network, changes in SLOW.items()
+        Experiment(f"slow_decay_{network}_depth{d}", "slow_decay", f"mnist_depth{d}", _slow(network, rates), SMALL_SLOW)
+        for network, by_depth in SLOW_RATES.items()
+        for d, rates in by_depth.items()
     ),
 )
 PARTS = tuple(dict.fromkeys(experiment.what for experiment in EXPERIMENTS))

@@ -12,7 +12,9 @@ from matplotlib.figure import Figure
 
 from experiments.pages import figures, sentences, tables
 from experiments.pages.templates import template
-from experiments.reproduction import claims
+from experiments.reproduction import accuracy, criteria, inside, optimization
+from experiments.reproduction.criteria import Claim
+from experiments.reproduction.optimization import DEPTHS, NETWORKS
 from experiments.workdir import reading
 from experiments.workdir.contents import Workdir
 from experiments.workdir.files import read_json
@@ -20,12 +22,7 @@ from highway_jax import plotting
 from highway_jax.analysis.summary import TOLERATED
 from highway_jax.files import write_whole
 
-DEPTHS = (10, 20, 50, 100)
 BETWEEN = re.compile(r"(?<=<!-- claims -->\n).*(?=<!-- /claims -->)", re.DOTALL)  # of the README
-DATA = {  # MD5 of the training set, as `data.md5` has it
-    "a54d59b5fad9aa93751c3618b95cad3d": "MNIST (TFDS 3.0.1, lossless)",
-    "817c1b100417923c4895341820bc578c": "CIFAR-10 (TFDS 3.0.2, a copy re-encoded as JPEG: slightly off)",
-}
 
 
 def write(root: Path) -> list[Path]:
@@ -63,26 +60,30 @@ def _finished(searches: Mapping[int, Workdir]) -> dict[int, Workdir]:
     return {depth: search for depth, search in searches.items() if search.finished}
 
 
-def judge(directory: Path, found: Mapping[str, Workdir]) -> list[claims.Claim]:
-    """Every claim of the paper."""
-    return [
-        claims.very_deep(found.get("very_deep")),
-        *claims.figure1(_finished(by_depth(found, "figure1")), _finished(by_depth(found, "slow_decay_plain"))),
-        *claims.accuracies(list(found.values())),
+def judge(directory: Path, found: Mapping[str, Workdir]) -> list[Claim]:
+    """Every claim of the paper, by section."""
+    judged = [
+        optimization.very_deep(found.get("very_deep")),
+        *optimization.figure1(
+            _finished(by_depth(found, "figure1")),
+            {network: _finished(by_depth(found, f"slow_decay_{network}")) for network in NETWORKS},
+        ),
+        *accuracy.accuracies(list(found.values())),
         *itertools.starmap(_with_other, _gates(directory)),
-        *claims.gates_of_cifar100(analysis(directory / "cifar100_depth50")),
+        *inside.gates_of_cifar100(analysis(directory / "cifar100_depth50")),
     ]
+    return sorted(judged, key=lambda claim: claim.section)
 
 
-def _gates(directory: Path) -> list[tuple[claims.Claim, claims.Claim]]:
+def _gates(directory: Path) -> list[tuple[Claim, Claim]]:
     """Section 4's claims of the best network, and beside each that of one more like the paper's."""
-    best, tanh = (claims.gates(analysis(directory / name)) for name in ("figure1_depth50", "gates_tanh"))
+    best, tanh = (inside.gates(analysis(directory / name)) for name in ("figure1_depth50", "gates_tanh"))
     return list(zip(best, tanh, strict=True))
 
 
-def _with_other(best: claims.Claim, tanh: claims.Claim) -> claims.Claim:
+def _with_other(best: Claim, tanh: Claim) -> Claim:
     """A claim of the best network, and what the one more like the paper's says where it says otherwise."""
-    if tanh.verdict in (best.verdict, claims.NOT_RUN):
+    if tanh.verdict in (best.verdict, criteria.NOT_RUN):
         return best
     otherwise = f"**{tanh.verdict}** for a tanh network from -2, like the paper's: {tanh.evidence}"
     return dataclasses.replace(best, evidence=f"{best.evidence} ({otherwise})")
@@ -94,29 +95,31 @@ def analysis(directory: Path) -> dict[str, Any] | None:
     return read_json(path) if path.exists() else None
 
 
-def page(directory: Path, found: Mapping[str, Workdir], judged: list[claims.Claim]) -> str:
+def page(directory: Path, found: Mapping[str, Workdir], judged: list[Claim]) -> str:
     """The text of docs/reproduction.md, from `reproduction.md.jinja`."""
     return _template("reproduction.md.jinja").render(
-        claims=claims,
+        criteria=criteria,
+        optimization=optimization,
         judged=judged,
         found=found,
         depths=DEPTHS,
         searches=by_depth(found, "figure1"),
-        slower={network: by_depth(found, f"slow_decay_{network}") for network in ("highway", "plain")},
+        controls={network: by_depth(found, f"slow_decay_{network}") for network in NETWORKS},
         tables=tables.tables(list(found.values())),
         gates=_gates(directory),
         analysis=analysis(directory / "figure1_depth50"),
         tanh=found.get("gates_tanh"),
         tanh_analysis=analysis(directory / "gates_tanh"),
-        datasets=DATA,
+        data_of=sentences.data_of,
         state=sentences.state,
     )
 
 
-def first_screen(root: Path, found: Mapping[str, Workdir], judged: list[claims.Claim]) -> str:
+def first_screen(root: Path, found: Mapping[str, Workdir], judged: list[Claim]) -> str:
     """The README's: Figure 1, what stands out in a line each, and how many of the paper's claims hold."""
     screen = _template("readme.md.jinja").render(
-        claims=claims,
+        criteria=criteria,
+        optimization=optimization,
         judged=judged,
         searches=_finished(by_depth(found, "figure1")),
         timings=_timings(root / "benchmarks" / "results"),

@@ -31,6 +31,10 @@ Preprocess = Callable[[Array], Any]
 Score = Callable[[Any, Any], jax.Array]  # of outputs and a batch, a number for every example
 
 
+OPEN = 0.5  # a gate above this transforms more than it carries
+MEASURABLE = 1e-3  # a carry gate below this leaves too few digits of the layer's input
+
+
 class InnerStates(NamedTuple):
     """What every block of every highway layer does with one sample; each of shape (layers, blocks)."""
 
@@ -39,6 +43,17 @@ class InnerStates(NamedTuple):
     carry_gate: np.ndarray
     block_output: np.ndarray
 
+    @property
+    def change(self) -> np.ndarray:
+        """(layers, blocks): by how much each layer changes its input, y - x.
+
+        The input is the output of the layer before. The first layer's follows from Eq. 2, x = (y - H·T) / C; where its
+        carry gate is closed, below 0.001, or a state is not known, the change is NaN.
+        """
+        carry = np.where(self.carry_gate[0] >= MEASURABLE, self.carry_gate[0], np.nan)
+        first = (self.block_output[0] - self.block_state[0] * self.transform_gate[0]) / carry
+        return np.diff(self.block_output, axis=0, prepend=first[None])
+
 
 class GateStatistics(NamedTuple):
     """The transform gates over a dataset (Figures 2 and 3).
@@ -46,6 +61,7 @@ class GateStatistics(NamedTuple):
     Attributes:
       bias: (layers, blocks) the gates' biases b_T; NaN where none can be read from the parameters.
       mean: (layers, blocks) their mean output over all samples.
+      open_fraction: (layers, blocks) the fraction of samples for which they are open, above 0.5.
       class_mean: (classes, layers, blocks) their mean output over each class; NaN for a class without samples. Where
         samples have no classes, there are 0 of them.
       class_size: (classes,) number of samples.
@@ -55,6 +71,7 @@ class GateStatistics(NamedTuple):
 
     bias: np.ndarray
     mean: np.ndarray
+    open_fraction: np.ndarray
     class_mean: np.ndarray
     class_size: np.ndarray
     open_layers: np.ndarray
@@ -155,12 +172,19 @@ def gate_statistics(
             )
             return total + jnp.where(unknown > 0, jnp.nan, values)
 
-        return jax.tree.map(add, sums, gates), sum(gate.mean(axis=-1) for gate in gates)
+        def count(total, gate):
+            return total + jnp.sum((gate > OPEN) & real[:, None], axis=0, dtype=jnp.int32)
+
+        totals = jax.tree.map(add, sums[0], gates), jax.tree.map(count, sums[1], gates)
+        return totals, sum(gate.mean(axis=-1) for gate in gates)
 
     biases = found.biases
-    start = [jnp.zeros((num_classes, len(bias))) for bias in biases]
+    start = (
+        [jnp.zeros((num_classes, len(bias))) for bias in biases],
+        [jnp.zeros(len(bias), jnp.int32) for bias in biases],
+    )
     batches = _batches((split, classes), batch_size)
-    sums, open_layers = jax.jit(lambda batches: lax.scan(step, start, batches))(batches)
+    (sums, opened), open_layers = jax.jit(lambda batches: lax.scan(step, start, batches))(batches)
     by_class = np.stack([_table(layers) for layers in zip(*sums, strict=True)])
     size = np.bincount(classes, minlength=num_classes)
     with np.errstate(invalid="ignore"):
@@ -169,6 +193,7 @@ def gate_statistics(
     return GateStatistics(
         bias=_table(biases),
         mean=by_class.sum(axis=0) / size.sum(),
+        open_fraction=_table([layer / size.sum() for layer in opened]),
         class_mean=class_mean[known],
         class_size=size[known],
         open_layers=np.asarray(open_layers).reshape(-1)[: size.sum()],

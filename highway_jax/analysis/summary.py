@@ -4,9 +4,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from highway_jax.analysis.networks import Dropped, GateStatistics, InnerStates, Lesions, effective_layers
+from highway_jax.analysis.networks import OPEN, Dropped, GateStatistics, InnerStates, Lesions, effective_layers
 
-OPEN = 0.5  # a gate above this transforms more than it carries
+USED = 0.001  # a block is used if its gate is open for at least this fraction of the samples
 STEADY = 0.1  # a block output is steady if a layer changes it by less, in units of all outputs' root mean square
 MINOR = 0.1  # a layer is minor if its lesion raises the loss by no more, in units of the worst lesion's rise
 TOLERATED = 0.01  # how far the error may rise when layers are dropped together
@@ -29,6 +29,8 @@ def summarize(found: Analysis, initial_bias: float) -> dict[str, Any]:
       bias_depth_correlation: of a layer's mean bias with its number.
       bias_activity_correlation: of a layer's mean bias with its gates' mean output.
       open_on_average, open_in_sample: fraction of gates whose (mean) output is above 0.5.
+      blocks_used: fraction of gates that are open for at least one sample in a thousand.
+      open_per_sample: fraction of gates that are open for a sample, on average.
       steady_outputs: fraction of the sample's block outputs that a layer changes by less than a tenth of the root
         mean square of all of them.
       change_depth: the layer up to which 90 % of the change in the sample's block outputs has happened.
@@ -46,7 +48,7 @@ def summarize(found: Analysis, initial_bias: float) -> dict[str, Any]:
     known = np.isfinite(gates.bias)  # narrow layers' rows end in NaN
     bias = np.nanmean(gates.bias, axis=1)
     output = found.sample.block_output
-    change = np.abs(np.diff(output, axis=0))
+    change = np.abs(found.sample.change)
     routing = np.nanmean(np.abs(gates.routing), axis=(0, 2))
     risen = ~(dropped.error - lesions.intact_error <= TOLERATED)  # or no longer finite
     return {
@@ -55,8 +57,10 @@ def summarize(found: Analysis, initial_bias: float) -> dict[str, Any]:
         "bias_activity_correlation": _correlation(bias, np.nanmean(gates.mean, axis=1)),
         "open_on_average": np.mean(gates.mean[known] > OPEN),
         "open_in_sample": np.mean(found.sample.transform_gate[known] > OPEN),
+        "blocks_used": np.mean(gates.open_fraction[known] >= USED),
+        "open_per_sample": np.mean(gates.open_fraction[known]),
         "steady_outputs": np.mean(change[np.isfinite(change)] < STEADY * np.sqrt(np.nanmean(np.square(output)))),
-        "change_depth": 1 + _depth(np.nansum(change, axis=1), 0.9),  # the first change is layer 2's
+        "change_depth": _depth(np.nansum(change, axis=1), 0.9),
         "routing_depth_half": _depth(routing, 0.5),
         "routing_depth": _depth(routing, 0.9),
         "open_layers": gates.open_layers.mean(dtype=float),
