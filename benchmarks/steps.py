@@ -460,7 +460,7 @@ def convnets(settings: Settings, contender: str) -> Iterator[Row]:
         tiny, several = not torch.cuda.is_available(), (1,)
     batch, steps = (2, 1) if tiny else (100, 20)
     networks, precisions = ("mnist_conv32", "cifar10_gap"), ("float32", "tf32")
-    for network, precision, runs in itertools.product(networks, precisions, several):
+    for precision, network, runs in itertools.product(precisions, networks, several):
         if tiny and (network, precision, runs) != ("mnist_conv32", "float32", several[-1]):
             continue
 
