@@ -122,6 +122,15 @@ def _better(
     return Claim(section, words, UNDECIDED if limits else found_best, "; ".join([listed(said), *limits]))
 
 
+def whole(trained: Sequence[Workdir], title: str, name: str) -> tuple[tables.Row, str] | None:
+    """A table's row and the accuracy of its network here, in percent; None without a training of the paper's length."""
+    row = _row(title, name)
+    found = _of(trained, row)
+    if found is None or _limits(found, row):
+        return None
+    return row, best_mean_std(tables.test_accuracy(found.results["highway"]))
+
+
 def _row(title: str, name: str) -> tables.Row:
     (row,) = (row for row in tables.TABLES[title] if row.network == name)
     return row

@@ -24,8 +24,8 @@ from experiments.reproduction.criteria import (
     Judgement,
     verdict,
 )
-from highway_jax.analysis import InnerStates
 
+BEFORE = "analyzed before this was measured"
 Analysis = Mapping[str, Any]  # an `analysis.json`
 
 
@@ -103,7 +103,7 @@ def _selects(found: Analysis) -> Judgement:
 
 def _differs(found: Analysis) -> Judgement:
     if "blocks_used" not in found["summary"]:
-        return NOT_RUN, "analyzed before this was measured"
+        return NOT_RUN, BEFORE
     used, single = found["summary"]["blocks_used"], found["summary"]["open_per_sample"]
     evidence = (
         f"an image opens {single:.1%} of the gates on average; {used:.1%} are open for one image in 1,000 or more"
@@ -119,8 +119,10 @@ def _steady(found: Analysis) -> Judgement:
 
 
 def _changes(found: Analysis, layers: int = FIRST) -> Judgement:
-    sample = InnerStates(*(np.array(found["sample"][name], float) for name in InnerStates._fields))
-    change = np.nansum(np.abs(sample.change), axis=1)
+    if "block_input" not in found["sample"]:
+        return NOT_RUN, BEFORE
+    output, before = (np.array(found["sample"][f"block_{name}"], float) for name in ("output", "input"))
+    change = np.nansum(np.abs(output - before), axis=1)
     if not 0 < change.sum() < math.inf:
         return NOT_RUN, "the change is zero, or not finite"
     share = change[:layers].sum() / change.sum()

@@ -124,6 +124,7 @@ def first_screen(root: Path, found: Mapping[str, Workdir], judged: list[Claim]) 
         searches=_finished(by_depth(found, "figure1")),
         timings=_timings(root / "benchmarks" / "results"),
         very_deep=found.get("very_deep"),
+        mnist=accuracy.whole(list(found.values()), accuracy.TABLE1, accuracy.WIDTH32),
         analysis=analysis(root / "results" / "figure1_depth50"),
         tolerated=TOLERATED,
     )

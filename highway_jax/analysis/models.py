@@ -20,6 +20,7 @@ from highway_jax.linen.layers import CLOSED, Gated
 Path = tuple[Any, ...]
 Sown = dict[Path, tuple[jax.Array, ...]]  # by module path and name; a value for every call
 STATES = ("block_state", "transform_gate", "carry_gate", "block_output")
+MEASURABLE = 1e-3  # a carry gate below this leaves too few digits of a layer's input
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,11 +64,22 @@ class Layers:
         """What each layer has of the inner states, by name, (batch, blocks): feature maps are averaged over space."""
         states = {name: sown[*self.path, name][0] for name in STATES if (*self.path, name) in sown}
         states = {name: s.reshape(self.count, *s.shape[len(self.leading) :]) for name, s in states.items()}
+        if len(states) == len(STATES):
+            states["block_input"] = _inputs(**states)
         states = {
             name: s.mean(axis=tuple(range(2, s.ndim - 1)), dtype=jnp.promote_types(s.dtype, jnp.float32))
             for name, s in states.items()
         }
         return [{name: state[index] for name, state in states.items()} for index in range(self.count)]
+
+
+def _inputs(
+    block_state: jax.Array, transform_gate: jax.Array, carry_gate: jax.Array, block_output: jax.Array
+) -> jax.Array:
+    """Inputs of consecutive layers, (layers, ...); the first layer's by Eq. 2, NaN where its carry gate is closed."""
+    first = (block_output[:1] - block_state[:1] * transform_gate[:1]) / carry_gate[:1]
+    known = jnp.where(carry_gate[:1] >= MEASURABLE, first, jnp.nan)
+    return jnp.concatenate([known, block_output[:-1]])
 
 
 class Network(abc.ABC):

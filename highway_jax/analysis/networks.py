@@ -32,27 +32,20 @@ Score = Callable[[Any, Any], jax.Array]  # of outputs and a batch, a number for 
 
 
 OPEN = 0.5  # a gate above this transforms more than it carries
-MEASURABLE = 1e-3  # a carry gate below this leaves too few digits of the layer's input
 
 
 class InnerStates(NamedTuple):
-    """What every block of every highway layer does with one sample; each of shape (layers, blocks)."""
+    """What every block of every highway layer does with one sample; each of shape (layers, blocks).
+
+    `block_input` is NaN where the carry gate of a module's first layer is closed, since it follows from Eq. 2:
+    x = (y - H·T) / C. A state that a layer does not sow is NaN, and so is then its input.
+    """
 
     block_state: np.ndarray
     transform_gate: np.ndarray
     carry_gate: np.ndarray
     block_output: np.ndarray
-
-    @property
-    def change(self) -> np.ndarray:
-        """(layers, blocks): by how much each layer changes its input, y - x.
-
-        The input is the output of the layer before. The first layer's follows from Eq. 2, x = (y - H·T) / C; where its
-        carry gate is closed, below 0.001, or a state is not known, the change is NaN.
-        """
-        carry = np.where(self.carry_gate[0] >= MEASURABLE, self.carry_gate[0], np.nan)
-        first = (self.block_output[0] - self.block_state[0] * self.transform_gate[0]) / carry
-        return np.diff(self.block_output, axis=0, prepend=first[None])
+    block_input: np.ndarray
 
 
 class GateStatistics(NamedTuple):

@@ -48,7 +48,7 @@ def summarize(found: Analysis, initial_bias: float) -> dict[str, Any]:
     known = np.isfinite(gates.bias)  # narrow layers' rows end in NaN
     bias = np.nanmean(gates.bias, axis=1)
     output = found.sample.block_output
-    change = np.abs(found.sample.change)
+    change = np.abs(output - found.sample.block_input)
     routing = np.nanmean(np.abs(gates.routing), axis=(0, 2))
     risen = ~(dropped.error - lesions.intact_error <= TOLERATED)  # or no longer finite
     return {

@@ -212,13 +212,19 @@ def test_the_statistics_are_those_of_the_gates():
     found = analysis.gate_statistics(model, params, SPLIT, preprocess=scale, batch_size=10)
     np.testing.assert_array_equal(found.bias, params["layers"]["bias"][:, 5:])
     np.testing.assert_allclose(found.mean, gates.mean(axis=1), rtol=1e-5)
+    np.testing.assert_allclose(found.open_fraction, (gates > 0.5).mean(axis=1), rtol=1e-6)
+    assert 0 < found.open_fraction.mean() < 1
     np.testing.assert_allclose(found.open_layers, gates.mean(axis=2).sum(axis=0), rtol=1e-5)
     for label in range(3):
         np.testing.assert_allclose(found.class_mean[label], gates[:, SPLIT["y"] == label].mean(axis=1), rtol=1e-5)
     sample = analysis.inner_states(model, params, SPLIT["x"][4], preprocess=scale)
+    states = {name: np.asarray(inside["layers"][name][0])[:, 4] for name in sample._fields[:-1]}
+    first = PlainDense(model.width, model.activation).apply(
+        {"params": params["input"]}, scale(SPLIT["x"][4:5]).reshape(1, -1)
+    )
+    states["block_input"] = np.concatenate([first, states["block_output"][:-1]])
     for name, value in sample._asdict().items():
-        expected = inside["layers"][name][0][:, 4]
-        np.testing.assert_allclose(value, expected, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(value, states[name], rtol=1e-4, atol=1e-6)
 
 
 def test_feature_maps_are_averaged_over_space_and_narrow_layers_end_in_nan():

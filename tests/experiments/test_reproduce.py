@@ -14,6 +14,7 @@ from experiments import reproduce
 from experiments.app import command_line, entry
 from experiments.configs import loading
 from experiments.configs.validation import check
+from experiments.pages import sentences
 from experiments.reproduction import accuracy, collecting, criteria, experiments, inside, optimization
 from experiments.reproduction import page as reproduction_page
 from experiments.workdir import reading
@@ -120,7 +121,7 @@ NEVER = (None, None, None)
     [
         ((2, 4, 6), (2, 6, 12), 1.5),  # the median of 1, 1.5 and 2
         ((2, 4, 6), (3, 6, 9), 1.5),
-        ((2, 4, 6), (12, 12, 6), 3.0),
+        ((2, 4, 6), (11, 12, 12), 3.0),
         ((2, 4, 6), (3, None, None), np.inf),
         ((2, 4, None), (3, 12, None), 1.5),  # what neither reaches does not count; the lower of two
         ((2, None, None), (1, 3, None), 0.0),
@@ -137,17 +138,14 @@ def test_a_speedup_is_the_median_over_thresholds(highway, plain, ratio):
     ("plain", "tenth", "verdict", "words"),
     [
         ((3, 6, 9), (3, 6, 9), criteria.HOLDS, "significantly at 10, 20, 50 and 100 layers"),
-        ((2, 5, 8), (3, 6, 9), criteria.FAILS, "slightly at 10, 20, 50 and 100 layers"),
-        ((3, 6, 9), (2, 5, 8), criteria.FAILS, "slightly at 10, 20, 50 and 100 layers"),  # one lucky run
+        ((2, 5, 8), (3, 6, 9), criteria.FAILS, "slightly at 10, 20, 50 and 100 layers"),  # one lucky run
         ((2, 4, 6), (3, 6, 9), criteria.FAILS, "not at 10, 20, 50 and 100 layers"),
     ],
 )
 def test_the_best_run_and_the_ten_best_must_converge_significantly_faster(plain, tenth, verdict, words, tmp_path):
-    # ten runs, of which the tenth comes last in the mean of the ten, and an eleventh that does not count
-    runs = {"highway": [curve(2, 4, 6)] * 10, "plain": [curve(*plain)] + [curve(*tenth)] * 9}
-    curves = {network: np.array([*best, curve(*NEVER)]) for network, best in runs.items()}
-    for best in curves.values():
-        best[:10] *= np.linspace(0.9, 1, 10)[:, None]
+    # The best of ten is lower by a trifle; an eleventh run does not count.
+    runs = {"highway": [curve(2, 4, 6)] * 10, "plain": [curve(*plain), *[curve(*tenth)] * 9]}
+    curves = {network: np.array([0.99 * best[0], *best[1:], curve(*NEVER)]) for network, best in runs.items()}
     found = reading.load(write_workdir(tmp_path / "x", curves, dataset="mnist"))
     judged = optimization.figure1(dict.fromkeys((10, 20, 50, 100), found), {})[7]
     assert (judged.verdict, judged.evidence.partition(";")[0]) == (verdict, words)
@@ -179,8 +177,8 @@ def test_what_is_said_of_figure_1(tmp_path):
         "7,143 times: plain 0.50, highway 7.0e-5; means of the best 3: 1.0 and 1.4e-4; after 4 of 400 epochs",
         "plain 4.0e-4, 1.6e-4, 0.14 and 1.0; highway 1.0e-4, 8.0e-5, 1.0e-4 and 1.4e-4 at 10, 20, 50 and 100 layers; "
         "after 4 of 400 epochs",
-        "significantly at 10, 20, 50 and 100 layers; plain networks take 2.00 (2.00) at 10, 2.00 (2.00) at 20, ∞ (∞) at "
-        "50, ∞ (∞) at 100 times as many epochs; after 4 of 400 epochs",
+        "significantly at 10, 20, 50 and 100 layers; plain networks take 2.00 (2.00) at 10, 2.00 (2.00) at 20, ∞ (∞) "
+        "at 50, ∞ (∞) at 100 times as many epochs; after 4 of 400 epochs",
     ]
     lost = searches(tmp_path / "lost", **PAPER | {"plain": (np.inf,) * 4})
     assert optimization.figure1(lost, {})[5].evidence.startswith("plain inf, highway 7.0e-5; ")
@@ -283,26 +281,92 @@ def trained(accuracies, **changes):
     return dataclasses.replace(found, results={"highway": result})
 
 
+def judged_accuracies(*found):
+    """The verdicts about Tables 1 to 3 by their words; those that are not run are left out."""
+    judged = {claim.words: claim for claim in accuracy.accuracies(found)}
+    assert len(judged) == 17
+    return {words: claim for words, claim in judged.items() if claim.verdict != criteria.NOT_RUN}
+
+
 @pytest.mark.parametrize(
-    ("accuracy", "epochs", "verdict"),
+    ("reached", "epochs", "verdict", "evidence"),
     [
-        (0.9933, 12, criteria.HOLDS),
-        (0.991, 12, criteria.NOT_RUN),
-        (0.9932, 300, criteria.FAILS),
-        (np.nan, 300, criteria.FAILS),
+        (0.9933, 12, criteria.HOLDS, "99.33 (94.66 ± 6.60) %; 12 of 300 epochs"),
+        (0.991, 12, criteria.UNDECIDED, "99.10 (94.55 ± 6.43) %; 12 of 300 epochs"),
+        (0.9933, 300, criteria.HOLDS, "99.33 (94.66 ± 6.60) %"),
+        (0.9932, 300, criteria.FAILS, "99.32 (94.66 ± 6.59) %"),
+        (np.nan, 300, criteria.FAILS, "90.00 (nan ± nan) %"),
     ],
 )
-def test_an_accuracy_is_judged_once_the_training_is_long_enough(accuracy, epochs, verdict):
-    judged = accuracy.accuracies([trained([0.9, accuracy], epochs=epochs)])
-    assert [claim.verdict for claim in judged] == [verdict] + [criteria.NOT_RUN] * 6
+def test_an_accuracy_is_judged_once_the_training_is_long_enough(reached, epochs, verdict, evidence):
+    best, mean = judged_accuracies(trained([0.9, reached], epochs=epochs)).values()
+    assert (best.words, best.verdict, best.evidence) == ("MNIST, 39 K parameters: 99.43 %", verdict, evidence)
+    assert (mean.verdict, mean.evidence.endswith("2 of 5 runs")) == (criteria.UNDECIDED, True)
 
 
 @pytest.mark.parametrize(
-    ("accuracy", "verdict"), [(0.9018, criteria.FAILS), (0.9019, criteria.HOLDS), (np.nan, criteria.FAILS)]
+    ("last", "verdict"), [(0.9930, criteria.HOLDS), (0.9927, criteria.FAILS), (np.nan, criteria.FAILS)]
 )
-def test_highway_c_is_to_have_more_than_the_teacher(accuracy, verdict):
-    judged = accuracy.accuracies([trained([accuracy], dataset="cifar10", stages=paper.HIGHWAY_C, epochs=400)])
-    assert [claim.verdict for claim in judged] == [*[criteria.NOT_RUN] * 4, verdict, *[criteria.NOT_RUN] * 2]
+def test_a_mean_is_of_five_initializations(last, verdict):
+    _, mean = judged_accuracies(trained([0.9930] * 4 + [last], epochs=300)).values()
+    assert mean.verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("reached", "md5", "verdict"),
+    [
+        (0.9018, "", criteria.FAILS),
+        (0.9019, "", criteria.HOLDS),
+        (np.nan, "", criteria.FAILS),
+        (0.9018, sentences.LOSSY[0], criteria.UNDECIDED),
+        (0.9019, sentences.LOSSY[0], criteria.HOLDS),
+    ],
+)
+def test_highway_c_is_to_have_more_than_the_teacher_and_a_lossy_copy_refutes_nothing(reached, md5, verdict):
+    found = trained([reached], dataset="cifar10", stages=paper.HIGHWAY_C, epochs=400)
+    found.provenance["data_md5"] = {"train": md5}
+    (claim, narrow) = accuracy.accuracies([found])[5], accuracy.accuracies([found])[-1]
+    assert claim.verdict == verdict
+    assert claim.evidence.endswith("on a JPEG copy of CIFAR-10 (TFDS 3.0.2)") == bool(md5)
+    assert (narrow.verdict, narrow.evidence) == (criteria.NOT_RUN, "not run: Teacher, 5 layers")
+
+
+def other(reached, stages, **changes):
+    """A finished training of a network without gates on CIFAR-10."""
+    found = trained([reached], dataset="cifar10", stages=stages, block="plain", **{"epochs": 400} | changes)
+    return dataclasses.replace(found, kinds=("plain",), results={"plain": found.results["highway"]})
+
+
+@pytest.mark.parametrize(
+    ("highway", "maxout", "epochs", "verdict"),
+    [
+        (0.91, 0.91, 400, criteria.HOLDS),
+        (0.91, 0.92, 400, criteria.FAILS),
+        (0.92, 0.91, 399, criteria.UNDECIDED),
+    ],
+)
+def test_networks_are_compared_with_those_trained_here(highway, maxout, epochs, verdict):
+    found = trained([highway], dataset="cifar10", stages=paper.HIGHWAY_C, epochs=epochs)
+    narrow = accuracy.accuracies([found, other(maxout, paper.TEACHER)])[-1]
+    assert narrow.verdict == verdict
+    said = f"Highway C, 32 layers {100 * highway:.2f} % and Teacher, 5 layers {100 * maxout:.2f} %"
+    assert narrow.evidence == said + "; Highway C, 32 layers: 399 of 400 epochs" * (epochs < 400)
+
+
+@pytest.mark.parametrize(
+    ("reached", "epochs", "teacher", "verdict"),
+    [
+        (0.19, 400, None, criteria.HOLDS),
+        (0.2, 400, None, criteria.FAILS),
+        (0.2, 10, None, criteria.FAILS),
+        (0.19, 10, None, criteria.UNDECIDED),
+        (0.8, 400, "runs/teacher", criteria.NOT_RUN),
+    ],
+)
+def test_a_thin_maxout_network_trains_without_a_teacher_or_not(reached, epochs, teacher, verdict):
+    claims = accuracy.accuracies([other(reached, paper.FITNET_A, epochs=epochs, teacher=teacher)])
+    (claim,) = (claim for claim in claims if claim.words.startswith("thin maxout"))
+    assert claim.verdict == verdict
 
 
 @pytest.mark.parametrize("loss", [0.01, 0.23, 0.231, 0.3, np.inf])
@@ -314,7 +378,14 @@ def test_a_thousand_layers_stall_or_not(loss, tmp_path):
         assert optimization.very_deep(found).evidence == said
     assert optimization.very_deep(found).verdict == (criteria.HOLDS if loss < 0.2303 else criteria.FAILS)
     stopped = optimization.very_deep(dataclasses.replace(found, finished=False)).verdict
-    assert stopped == (criteria.HOLDS if loss < 0.2303 else criteria.NOT_RUN)
+    assert stopped == (criteria.HOLDS if loss < 0.2303 else criteria.UNDECIDED)
+
+
+def sample_of(change):
+    """The inner states of a sample whose block outputs every layer changes by so much, from 3 before the first."""
+    output = 3 + np.cumsum(change)
+    states = {"block_output": output, "block_input": output - change}
+    return {name: (np.ones((49, 50)) * value[:, None]).tolist() for name, value in states.items()}
 
 
 def paper_like(**changes):
@@ -324,25 +395,27 @@ def paper_like(**changes):
     numbers = {"biases_lowered": 0.8, "open_in_sample": 0.02, "steady_outputs": 0.9, "minor_layers": 29}
     numbers |= {"change_depth": 16, "routing_depth": 20, "intact_error": 0.0, "droppable_layers": 30}
     numbers |= {"bias_depth_correlation": 0.8, "bias_activity_correlation": -0.8, "open_on_average": 0.6}
+    numbers |= {"blocks_used": 0.5, "open_per_sample": 0.02}
     parts = {
         "change": np.where(early, 1.0, 0.01),
-        "routing": np.where(early, 0.1, 0.001),
-        "error": np.where(early, 0.01, 1e-5),
+        "routing": np.where(early, 0.2, 0.001),
+        "error": np.where(early | (layers > 45), 0.01, 1e-5),
     }
     numbers, parts = ({k: changes.get(k, v) for k, v in table.items()} for table in (numbers, parts))
     return {
         "summary": numbers,
         "hyperparameters": {"transform_bias": -2.0},
         "images": 60_000,
-        "sample": {"block_output": (np.cumsum(parts["change"])[:, None] * np.ones(50)).tolist()},
-        "routing": (np.ones((10, 1, 50)) * parts["routing"][:, None]).tolist(),
+        "sample": sample_of(parts["change"]),
+        "routing": (np.ones((10, 49, 50)) * parts["routing"][..., None]).tolist(),
         "lesions": {"error": parts["error"].tolist()},
     }
 
 
 def at(layer, value, rest=0.01, early=14):
-    """(49,) numbers of paper_like's layers, but for one."""
-    numbers = np.where(np.arange(1, 50) <= early, rest, 1e-5)
+    """(49,) errors of paper_like's layers, but for one."""
+    layers = np.arange(1, 50)
+    numbers = np.where((layers <= early) | (layers > 45), rest, 1e-5)
     numbers[layer - 1] = value
     return numbers
 
@@ -352,9 +425,20 @@ def lone(layer):
     return np.where(np.arange(1, 50) == layer, 1.0, 0.001)
 
 
-def risen(images):
-    """A hundred images are misclassified; without an early layer so many; without a late one, hardly more."""
-    return {"intact_error": 100 / 60_000, "error": np.where(np.arange(1, 50) <= 14, images, 100.6) / 60_000}
+def risen(images, last=14, late=46):
+    """A hundred images are misclassified; so many without layers 1 to `last` or from `late`; else hardly more."""
+    layers = np.arange(1, 50)
+    return {
+        "intact_error": 100 / 60_000,
+        "error": np.where((layers <= last) | (layers >= late), images, 100.6) / 60_000,
+    }
+
+
+def routed(count, digits=slice(None), difference=0.101):
+    """(10, 49) how far gates' means differ over digits: by so much in the first layers."""
+    numbers = np.zeros((10, 49))
+    numbers[digits, :count] = difference
+    return numbers
 
 
 @pytest.mark.parametrize(
@@ -364,32 +448,39 @@ def risen(images):
         ({"biases_lowered": 0.4}, [0]),
         ({"open_in_sample": 0.099}, []),
         ({"open_in_sample": 0.101}, [1]),
-        ({"steady_outputs": 0.49}, [2]),
-        ({"change": np.ones(49)}, [3]),
+        ({"open_per_sample": 0.25}, []),
+        ({"open_per_sample": 0.26}, [2]),
+        ({"open_per_sample": 0.0, "blocks_used": 0.0}, [2]),
+        ({"steady_outputs": 0.49}, [3]),
+        ({"change": np.ones(49)}, [4]),
+        ({"change": lone(1)}, []),
         ({"change": lone(15)}, []),
-        ({"change": lone(16)}, [3]),
-        ({"routing": np.ones(49)}, [4]),
-        ({"routing": lone(15)}, []),
-        ({"routing": lone(16)}, [4]),
-        ({"error": at(6, 1e-5)}, [5]),
-        ({"error": at(14, 1e-5)}, [5]),
+        ({"change": lone(16)}, [4]),
+        ({"routing": routed(49)}, []),
+        ({"routing": routed(8)}, []),
+        ({"routing": routed(7)}, [5]),
+        ({"routing": -routed(8, [0, 7])}, []),
+        ({"routing": routed(15, [0, 1, 2, 3, 4, 5, 6, 8, 9])}, [5]),
+        ({"routing": routed(15, difference=0.099)}, [5]),
+        ({"error": at(6, 1e-5)}, [6]),
+        ({"error": at(14, 1e-5)}, [6]),
         ({"error": at(6, np.nan)}, []),
-        (risen(140), [5]),  # 40 more, where the standard deviation of the difference is the root of 240: 15.5
+        (risen(140), [6, 8]),  # 40 more, where the standard deviation of the difference is the root of 240: 15.5
         (risen(150), []),  # 50 more; the root of 250 is 15.8
-        (risen(99), [5, 6]),
-        ({"error": np.full(49, 0.01)}, [6]),
+        (risen(99), [6, 7, 8]),
+        ({"error": np.full(49, 0.01)}, [7, 8]),
         ({"error": at(14, 0.05)}, []),
-        ({"error": at(15, 0.05)}, [6]),  # a mean of 0.0016 over layers 15 to 45
-        ({"error": at(45, 0.05)}, [6]),
+        ({"error": at(15, 0.05)}, [7]),  # a mean of 0.0016 over layers 15 to 45
+        ({"error": at(45, 0.05)}, [7]),
         ({"error": at(46, 0.05)}, []),
         ({"error": np.maximum(at(45, 0.05), at(6, 0.5))}, []),  # and of 0.045 over layers 1 to 14
-        ({"error": np.zeros(49)}, [5, 6]),  # nothing is less than a tenth of no effect
-        ({"error": np.where(np.arange(49) < 14, 0.02, 0.0), "intact_error": 0.01}, [6]),  # an effect, if a good one
-        ({"error": np.zeros(49), "intact_error": 0.01}, [5, 6]),
-        ({"minor_layers": 24}, [7]),  # 49%
-        ({"minor_layers": 25}, []),
-        ({"minor_layers": 34}, []),
-        ({"minor_layers": 35}, [7]),  # 71%
+        ({"error": np.zeros(49)}, [6, 7, 8]),  # nothing is less than a tenth of no effect
+        ({"error": np.where(np.arange(49) < 14, 0.02, 0.0), "intact_error": 0.01}, [7, 8]),  # an effect, if a good one
+        ({"error": np.zeros(49), "intact_error": 0.01}, [6, 7, 8]),
+        (risen(200, late=50), [8]),  # 35 of 49 layers do not contribute: 71%
+        (risen(200, late=49), []),  # 69%
+        (risen(200, 24, late=50), [7]),  # 51%
+        (risen(200, 25, late=50), [7, 8]),  # 49%
     ],
 )
 def test_each_claim_of_section_4_is_judged_by_its_own_numbers(changes, fails):
@@ -415,7 +506,7 @@ def test_each_claim_of_section_4_is_judged_by_its_own_numbers(changes, fails):
         ({"open_in_sample": 0.29}, []),
         ({"open_in_sample": 0.31}, [3]),
         ({"error": at(40, 1e-5, early=40)}, [4]),
-        ({"error": at(41, 0.01, early=40)}, []),
+        ({"error": at(41, 1e-5, early=41)}, []),
     ],
 )
 def test_each_claim_about_cifar_100_is_judged_by_its_own_numbers(changes, fails):
@@ -430,13 +521,13 @@ def test_what_is_said_of_section_4():
     assert said == [
         "80% are below the initial -2.00",
         "2.0% are above 0.5",
+        "an image opens 2.0% of the gates on average; 50.0% are open for one image in 1,000 or more",
         "90% change by less than a tenth of their root mean square from layer to layer",
-        "97% of the change; 90% by layer 16",  # 13.01 of 13.35: that of layer 1 is not seen
-        "98% of the classes' difference; 90% by layer 20",  # 1.401 of 1.435
+        "98% of the change; 90% by layer 16",  # 14.01 of 14.35
+        "layers of the first 15 with a gate whose mean differs by 0.1 or more: 14 for digit 0 and 14 for digit 7",
         "14 of layers 1 to 14: training error 0.050% whole, 1.000% to 1.000% without one of them",
         "0.162% without one of them on average (median 0.001%), 1.000% without an earlier one (median 1.000%)",
-        "59% raise the loss by at most a tenth of what the worst one does; 30 can go together before the error has "
-        "risen by 1%",
+        "61%: without 30 of 49 layers, 30 of them between 15 and 45, the error does not rise significantly",
     ]
     said = [claim.evidence for claim in inside.gates_of_cifar100(paper_like(early=40))]
     assert said == [
@@ -450,12 +541,12 @@ def test_what_is_said_of_section_4():
 
 @pytest.mark.parametrize(
     ("changes", "unknown"),
-    [({"change": np.zeros(49)}, [3]), ({"routing": np.zeros(49)}, [4]), ({"routing": at(3, np.nan)}, [4])],
+    [({"change": np.zeros(49)}, 4), ({"routing": at(3, np.nan)}, 5)],
 )
 def test_a_share_of_nothing_is_not_judged(changes, unknown):
     judged = inside.gates(paper_like(**changes))
-    assert [i for i, claim in enumerate(judged) if claim.verdict == criteria.NOT_RUN] == unknown
-    assert judged[unknown[0]].evidence.endswith(" is zero, or not finite")
+    assert [i for i, claim in enumerate(judged) if claim.verdict == criteria.NOT_RUN] == [unknown]
+    assert judged[unknown].evidence.endswith("not finite")
 
 
 @pytest.mark.parametrize("judge", [inside.gates, inside.gates_of_cifar100])
@@ -538,49 +629,39 @@ def test_the_readme_says_what_was_measured(tmp_path):
         timing = {"work": {"runs": 100, "depth": 100}, "contenders": contenders}
         (measured / f"population_{device}_depth100.json").write_text(json.dumps(timing))
 
-    screen = reproduction_page.first_screen(
-        tmp_path, found, inside.gates(paper_like(minor_layers=49)) + inside.gates(None)
-    )
+    found["mnist_conv32"] = trained([0.9952], stages=paper.MNIST_32, epochs=300)
+    screen = reproduction_page.first_screen(tmp_path, found, inside.gates(paper_like(open_per_sample=0.4)))
     picture, caption, points, tally = screen.split("\n\n")
     assert picture.endswith("(results/figure1.png)")
     assert caption == (
-        "*Figure 1 of the paper on MNIST: the best of 3 runs of each network after 60 to 100 epochs (the paper: 400). "
-        "All of it took 4 min 0 s on 2 CPU cores.*"
+        "*Figure 1 of the paper, on MNIST: the best of 3 runs of each network, 60 to 100 epochs (the paper: 400). "
+        "4 min 0 s on 2 CPU cores.*"
     )
-    depth, speed, very_deep, exact, inside = points.splitlines()
-    assert depth == (
-        "- **Depth:** at 100 layers, 7,143 times lower training loss than plain networks (7.0e-5 against 0.50; the "
-        "best of 3 runs of each, 60 epochs of MNIST)."
-    )
-    assert speed == (
-        "- **Speed:** 100 networks of 100 layers train 16.0 times as fast as a loop over PyTorch modules (2 CPU cores, "
-        "2.0 times PyTorch batched by hand, 4.0 times `jax.vmap`) and 866 times (1 NVIDIA H100); from "
-        "[benchmarks](docs/performance.md)."
-    )
-    assert very_deep == (
-        "- **1,100 layers:** the best of 2 highway networks gets from loss 2.3 (guessing) to 0.056 in 2 epochs of "
-        "MNIST (a separate search, not the figure's)."
-    )
-    assert exact.startswith("- **Exact resume and replay:** ")
-    assert inside == (
-        "- **Inside the gates:** figures and lesions of any highway network; the figure's best 50-layer network can "
-        "lose 30 of its 49 highway layers at once before its error on the 60,000 training images rises by more than 1% "
-        "([more](docs/gates.md))."
-    )
+    assert points.splitlines() == [
+        "- **Depth:** at 100 layers the best highway network's training loss is 7.0e-5, the best plain network's 0.50. "
+        "With 1,100 layers it falls from 2.3 to 0.056 in 2 epochs.",
+        "- **Accuracy:** 99.52 % on MNIST's test set with 151 K parameters (the paper: 99.55 (99.54 ± 0.02) %).",
+        "- **Gates:** of 49 highway layers, 30 can be removed at once before the error on 60,000 images has risen by "
+        "1% ([how](docs/gates.md)).",
+        "- **Speed:** 100 networks of 100 layers train 16.0 times as fast as a loop over PyTorch modules on 2 CPU "
+        "cores (2.0 times PyTorch batched by hand) and 866 times on an NVIDIA H100 ([measured](docs/performance.md)).",
+        "- **Exact:** a search that was stopped or killed resumes and ends as if it had never stopped, to the last bit "
+        "([tests](tests/experiments/test_resume.py)).",
+    ]
     assert tally == (
-        "Of the paper's 16 claims, 7 hold here, 1 do not, and 8 have not been run. One that does not: \"about 60% "
-        'of the layers do not contribute" (100% raise the loss by at most a tenth of what the worst one does). '
-        "[docs/reproduction.md](docs/reproduction.md) lists them all with their numbers."
+        "Of 9 claims of the paper, 8 hold here, 0 hold in part, 1 do not, 0 are undecided, and 0 have not been run: "
+        "[every claim and its numbers](docs/reproduction.md)."
     )
 
 
 def test_the_readme_keeps_quiet_about_what_does_not_hold(tmp_path):
     found = searches(tmp_path, **PAPER | {"highway": (5e-5, 4e-5, 5e-5, 0.6)})
     stalled = write_workdir(tmp_path / "x", {"highway": np.float32([[2.3, 2.2]])}, depth=1100, networks=("highway",))
-    named = {"figure1_depth100": found[100], "very_deep": reading.load(stalled)}
+    short = trained([0.9952], stages=paper.MNIST_32, epochs=299)
+    named = {"figure1_depth100": found[100], "very_deep": reading.load(stalled), "mnist_conv32": short}
     screen = reproduction_page.first_screen(tmp_path, named, [])
     (point,) = (line for line in screen.splitlines() if line.startswith("- "))
-    assert point.startswith("- **Exact resume and replay:** ")
+    assert point.startswith("- **Exact:** ")
 
 
 def prepare(folder):
