@@ -69,7 +69,7 @@ setup(
         "parquet": parquet,
         "optuna": [*optuna, "optuna-dashboard>=0.20"],
         "bench": ["torch==2.13.0"],
-        "docs": ["sphinx>=9", "furo>=2025.12.19", "myst-nb>=1.4", "sphinx-copybutton>=0.5.2"],
+        "docs": ["sphinx>=9.0.4", "furo>=2025.12.19", "myst-nb>=1.4", "sphinx-copybutton>=0.5.2"],
         "cuda12": [jax.format("[cuda12]")],
         "cuda13": [jax.format("[cuda13]")],
         "tpu": [jax.format("[tpu]")],
