@@ -32,6 +32,7 @@ notebooks: .venv/installed-test
 	$(BIN)/python -m notebooks.execute
 
 docs: .venv/installed-docs
+	rm -rf site
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --fresh-env --quiet -c docs . site/html
 
 lint: .venv/installed-dev
