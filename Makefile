@@ -3,7 +3,7 @@ LOWEST_PYTHON ?= python3.11
 BIN := .venv/bin
 LOWEST := .venv-lowest
 
-.PHONY: help search test test-lowest stress notebooks lint format clean
+.PHONY: help search test test-lowest stress notebooks docs lint format clean
 
 help:
 	@echo "make search  install, then run 100 highway and 100 plain networks of depth 50 on the digits"
@@ -11,6 +11,7 @@ help:
 	@echo "make test-lowest  run the tests with Python 3.11 and the lowest versions that setup.py allows, in .venv-lowest"
 	@echo "make stress  install, then kill searches and processes of searches, and damage their files"
 	@echo "make notebooks  install, then run the notebooks and keep their outputs"
+	@echo "make docs    install, then build the site; a broken link or an undocumented public name ends it"
 	@echo "make lint    install, then check style and types"
 	@echo "make format  rewrite the code in the project's style"
 
@@ -30,6 +31,10 @@ stress: .venv/installed-test
 notebooks: .venv/installed-test
 	$(BIN)/python -m notebooks.execute
 
+docs: .venv/installed-docs
+	rm -rf site
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --fresh-env --quiet -c docs . site/html
+
 lint: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -40,7 +45,7 @@ format: .venv/installed-dev
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv $(LOWEST) *.egg-info
+	rm -rf .venv $(LOWEST) site *.egg-info
 
 $(BIN)/python:
 	@echo "installing into .venv, about half a minute"

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
+URL = "https://github.com/OWNER/highway-jax"
 here = Path(__file__).parent
 (version,) = re.findall(r'^__version__ = "(.+)"$', (here / "highway_jax/__init__.py").read_text(), re.MULTILINE)
 # The tests pass with the lower bounds: `make test-lowest` installs exactly these versions. `make lint` passes with the
@@ -68,6 +69,7 @@ setup(
         "parquet": parquet,
         "optuna": [*optuna, "optuna-dashboard>=0.20"],
         "bench": ["torch==2.13.0"],
+        "docs": ["sphinx>=9.0.4", "furo>=2025.12.19", "myst-nb>=1.4", "sphinx-copybutton>=0.5.2"],
         "cuda12": [jax.format("[cuda12]")],
         "cuda13": [jax.format("[cuda13]")],
         "tpu": [jax.format("[tpu]")],

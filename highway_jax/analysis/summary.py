@@ -25,22 +25,24 @@ def summarize(found: Analysis, initial_bias: float) -> dict[str, Any]:
     """The paper's observations as numbers; layers are counted from 1.
 
     Returns:
-      biases_lowered: fraction of the gates' biases that are below the initial one.
-      bias_depth_correlation: of a layer's mean bias with its number.
-      bias_activity_correlation: of a layer's mean bias with its gates' mean output.
-      open_on_average, open_in_sample: fraction of gates whose (mean) output is above 0.5.
-      blocks_used: fraction of gates that are open for at least one sample in a thousand.
-      open_per_sample: fraction of gates that are open for a sample, on average.
-      steady_outputs: fraction of the sample's block outputs that a layer changes by less than a tenth of the root
+      Numbers by name:
+
+      - `biases_lowered`: fraction of the gates' biases that are below the initial one.
+      - `bias_depth_correlation`: of a layer's mean bias with its number.
+      - `bias_activity_correlation`: of a layer's mean bias with its gates' mean output.
+      - `open_on_average`, `open_in_sample`: fraction of gates whose (mean) output is above 0.5.
+      - `blocks_used`: fraction of gates that are open for at least one sample in a thousand.
+      - `open_per_sample`: fraction of gates that are open for a sample, on average.
+      - `steady_outputs`: fraction of the sample's block outputs that a layer changes by less than a tenth of the root
         mean square of all of them.
-      change_depth: the layer up to which 90 % of the change in the sample's block outputs has happened.
-      routing_depth_half, routing_depth: the layer up to which there is half, and 90 %, of the classes' absolute
+      - `change_depth`: the layer up to which 90 % of the change in the sample's block outputs has happened.
+      - `routing_depth_half`, `routing_depth`: the layer up to which there is half, and 90 %, of the classes' absolute
         difference from the overall mean.
-      open_layers: a sample's mean number of layers' worth of open gates.
-      intact_error, worst_error, worst_layer: without a lesion, and with the worst.
-      minor_layers: how many layers' lesions raise the loss by at most a tenth of what the worst does.
-      effective_layers: see `highway_jax.analysis.effective_layers`.
-      droppable_layers: how many layers can be dropped, the least important first, before the error has risen by
+      - `open_layers`: a sample's mean number of layers' worth of open gates.
+      - `intact_error`, `worst_error`, `worst_layer`: without a lesion, and with the worst.
+      - `minor_layers`: how many layers' lesions raise the loss by at most a tenth of what the worst does.
+      - `effective_layers`: see `highway_jax.analysis.effective_layers`.
+      - `droppable_layers`: how many layers can be dropped, the least important first, before the error has risen by
         more than one percentage point.
     """
     gates, lesions, dropped = found.gates, found.lesions, found.dropped

@@ -59,6 +59,8 @@ def load(directory: str | Path) -> Result:
       OSError: where a file is missing or cannot be read.
       ValueError: naming the file that is damaged.
 
+    Example:
+
         result = population.load("runs/mine")
         result.table()
     """
