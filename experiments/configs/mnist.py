@@ -7,6 +7,7 @@
 Hardware: made for an accelerator. On two CPU cores (AMD EPYC), the first command takes 17 s and ends, highway and
 plain, at a best loss of 0.13 and 0.16; the second takes 7 minutes and reaches 99.10 % test accuracy
 (results/mnist_conv16), with 12 epochs at a higher learning rate in place of the paper's 300, which reach 99.43 %.
+On one H100, all 300 epochs of mnist_conv32 take 7 minutes and reach 99.52 % (results/mnist_conv32; the paper 99.55 %).
 MNIST has to be prepared once: `python -m experiments.prepare_data --dataset=mnist`.
 """
 

@@ -17,7 +17,7 @@ SMALL_CONVOLUTIONAL = {
 
 # The network that the paper looks into is a tanh network whose gates began at -2; ours need not be.
 TANH = ("networks=highway", "search.activation=tanh", "search.transform_bias=(-2.0, -2.0)")
-SMALL_TANH = ("num_runs=8", "epochs=40", "search.learning_rate=(0.03, 0.3)", "search.momentum=(0.8, 0.9)")
+SMALL_TANH = ("num_runs=8", "search.learning_rate=(0.03, 0.3)", "search.momentum=(0.8, 0.9)")
 # Controls: all of a few runs are trained, with learning rates that suit the network and decay slowly.
 SLOW_RATES = {
     "highway": dict.fromkeys(DEPTHS, "(0.03, 0.3)"),
