@@ -264,7 +264,7 @@ def test_a_workdir_may_hold_more_once_there_is_a_checkpoint_and_what_a_killed_se
 
 def test_a_workdir_in_which_another_search_is_at_work_is_refused(tmp_path):
     def again(progress):
-        with pytest.raises(WorkdirError, match="another search is at work in it"):
+        with pytest.raises(WorkdirError, match="another search is using it"):
             fit(workdir=tmp_path)
 
     assert_same_runs(fit(workdir=tmp_path, progress=again), list(range(6)))
@@ -540,7 +540,7 @@ def test_a_bar_may_be_ones_own_and_is_closed_whatever_happens(tmp_path, capsys, 
         ({"progress": "bar"}, "progress is 'bar'; it must be a function"),
         ({"stop": lambda progress: 0}, r"stop takes \(progress\); it must be a function of \(\)"),
         ({"workdir": 3}, "workdir is 3; it must be a path"),
-        ({"identity": {"data": X}}, "identity must be what JSON can say: .*ndarray"),
+        ({"identity": {"data": X}}, "identity must have values that JSON can hold: .*ndarray"),
         ({"train": {**TRAIN, "y": np.array(["a"] * 33)}}, r"train\['y'\] is of <U1; it must be of numbers"),
         ({"evaluate": {"valid": {"x": X[:0]}}}, "valid has no examples"),
         ({"evaluate": {"train": VALID}}, "a split 'train'"),
@@ -579,7 +579,7 @@ def test_what_the_task_itself_gets_wrong_is_told_with_the_place():
     with pytest.raises(KeyError, match="'y'") as caught:
         fit(evaluate={"valid": {"x": VALID["x"]}})
     place, difference = caught.value.__notes__[-2:]
-    assert "This is of the task's evaluate on 'valid', traced" in place
+    assert "The error is in the task's evaluate on 'valid', which was traced" in place
     assert difference.endswith("form: valid['y'] is missing and train['y'] is float32[].")
     with pytest.raises(TypeError) as caught:
         fit(evaluate={"valid": {"x": VALID["x"][:, :2], "y": VALID["y"].astype(int)}})

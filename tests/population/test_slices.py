@@ -206,6 +206,6 @@ def test_a_mistake_is_named(where, message):
 def test_without_its_compiler_a_slice_is_refused(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(
-        ValueError, match=r"topology is 'v5e:2x2', whose compiler is libtpu's; pip install -e '.\[tpu\]'"
+        ValueError, match=r"topology is 'v5e:2x2', which needs the compiler of libtpu; pip install -e '.\[tpu\]'"
     ):
         planned("dense", topology="v5e:2x2")

@@ -347,7 +347,7 @@ def test_a_loss_that_fails_is_told_what_it_was_given():
     with pytest.raises(TypeError, match="unsupported operand") as caught:
         population.fit(task, {}, **SEARCH)
     batch = {"x": "float32[10,5]", "y": "float32[10]"}
-    told = f"This is of loss(outputs, batch); outputs are float32[10], and a batch is {batch}."
+    told = f"The error is in loss(outputs, batch), where outputs are float32[10] and a batch is {batch}."
     assert told in caught.value.__notes__
 
 
