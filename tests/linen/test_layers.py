@@ -377,7 +377,7 @@ def test_a_kernel_size_has_a_number_for_each_dimension(build, size):
         (PlainDense(3, 7), jnp.ones((1, 2)), "activation is 7"),
         (HighwayDense(carry="open"), jnp.ones((1, 2)), "carry is 'open'.*'coupled' or 'independent'"),
         (Highway(nn.Dense(3)), jnp.ones((1, 2)), r"h must keep its input's shape \(1, 2\), but returns \(1, 3\)"),
-        (Highway(nn.Dense(2), nn.Dense(1)), jnp.ones((1, 2)), r"t must keep .* but gives \(1, 1\)"),
+        (Highway(nn.Dense(2), nn.Dense(1)), jnp.ones((1, 2)), r"t must keep .* but returns \(1, 1\)"),
         (HighwayConv(), jnp.ones((8, 8, 3)), r"4 dimensions.*got shape \(8, 8, 3\)"),
         (PlainConv(3), jnp.ones((8, 3)), r"4 dimensions.*got shape \(8, 3\)"),
     ],
