@@ -1,4 +1,4 @@
-"""A Flax Linen module that is analysed."""
+"""The analysis of a Flax Linen module."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,14 +12,14 @@ from highway_jax.forward import TRANSIENT, Forward
 
 
 class LinenNetwork(Network):
-    """A Linen module with its variables, or its parameters alone."""
+    """A Linen module with its variables, or with its parameters only."""
 
     params = ("params",)
 
     def __init__(self, model: nn.Module, variables: Any, batch: Any, forward: Forward):
         if not isinstance(variables, Mapping):
             raise ValueError(f"variables is {variables!r}; a Linen module's must be given, or its params alone")
-        self._whole = "params" in variables  # Flax applies no module that has a part of this name
+        self._whole = "params" in variables  # no submodule can have this name in Flax
         self._model, self._forward = model, forward
         variables = variables if self._whole else {"params": variables}
         self.variables = {name: values for name, values in variables.items() if name not in TRANSIENT}
@@ -47,7 +47,7 @@ class LinenNetwork(Network):
             y = call(*args, **kwargs)
             arrays = [leaf for leaf in jax.tree.leaves(y) if isinstance(leaf, jax.Array)]
             if arrays and (path not in called or context.method_name == "__call__"):
-                called[path] = context.module, arrays[0].ndim  # less than what is sown has, if that is of a scan
+                called[path] = context.module, arrays[0].ndim  # a scan adds axes to what is sown
             return y
 
         def trace(variables, batch):
@@ -56,7 +56,7 @@ class LinenNetwork(Network):
 
         sown = flatten_dict(jax.eval_shape(trace, self.variables, batch))
         found = []
-        # A traced function's dicts come back with sorted keys, "layer10" before "layer2"; its calls are in order.
+        # A traced function returns dicts with sorted keys, "layer10" before "layer2", so use the order of its calls.
         for path in sorted(holders(sown, self._model), key=order.__getitem__):
             module, ndim = called[path]
             shape = sown[(*path, "transform_gate")][0].shape
