@@ -59,8 +59,8 @@ def split_cpu(devices: int | None = None) -> None:
         jax.config.update("jax_num_cpu_devices", devices or cpu_cores())
     except RuntimeError as error:
         raise RuntimeError(
-            "split_cpu is called after JAX was first used, such as by jax.devices() or an array; call it before, right "
-            "after the imports (in a notebook, after a restart of the kernel)"
+            "split_cpu was called after JAX was first used, such as by jax.devices() or an array; call it earlier, "
+            "right after the imports (in a notebook, after a restart of the kernel)"
         ) from error
 
 

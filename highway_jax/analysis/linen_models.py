@@ -18,7 +18,7 @@ class LinenNetwork(Network):
 
     def __init__(self, model: nn.Module, variables: Any, batch: Any, forward: Forward):
         if not isinstance(variables, Mapping):
-            raise ValueError(f"variables is {variables!r}; a Linen module's must be given, or its params alone")
+            raise ValueError(f"variables is {variables!r}; it must be the variables of the Linen module, or its params")
         self._whole = "params" in variables  # no submodule can have this name in Flax
         self._model, self._forward = model, forward
         variables = variables if self._whole else {"params": variables}
@@ -26,12 +26,15 @@ class LinenNetwork(Network):
         self.layers = self._find(batch)
 
     def outputs(self, variables: Any, batch: Any) -> Any:
+        """The outputs of the module for a batch."""
         return self._applied(variables, batch, False)
 
     def sown(self, variables: Any, batch: Any) -> Sown:
+        """What the submodules sow into the collection `intermediates`."""
         return flatten_dict(self._applied(variables, batch, "intermediates")[1].get("intermediates", {}))
 
     def as_given(self, variables: Any) -> Any:
+        """Variables, or parameters only, in the form in which they were given."""
         return variables if self._whole else variables["params"]
 
     def _applied(self, variables: Any, batch: Any, mutable: Any) -> Any:

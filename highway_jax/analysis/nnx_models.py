@@ -23,13 +23,16 @@ class NNXNetwork(Network):
         self.layers = self._find(batch)
 
     def outputs(self, variables: Any, batch: Any) -> Any:
+        """The outputs of the module for a batch."""
         return self._forward(self.as_given(variables), batch, False)
 
     def sown(self, variables: Any, batch: Any) -> Sown:
+        """What the submodules sow as `nnx.Intermediate`."""
         called = nnx.capture(lambda module: self._forward(module, batch, False), nnx.Intermediate)
         return flatten_dict(nnx.to_pure_dict(called(self.as_given(variables))[1]))
 
     def as_given(self, variables: Any) -> Any:
+        """A copy of the module with these variables, in evaluation mode."""
         module, flat = nnx.merge(self._graph, self._state, copy=True), dict(flatten_dict(variables))
         parts: dict[Path, Any] = {path: part for path, part in nnx.iter_modules(module) if isinstance(part, Flagged)}
         closed = {path: flat.pop((*path, "closed"), None) for path in parts}

@@ -11,6 +11,8 @@ from highway_jax.data.dataset import DataError, Dataset, Split
 from highway_jax.files import first_line
 
 SUFFIX = ".npz"
+"""The ending by which `load` recognizes a file."""
+
 HELD_OUT = 0.2  # the fraction of the examples that becomes the test set if there is none
 
 
@@ -29,13 +31,13 @@ def load_npz(name: str, data_dir: str | None = None) -> Dataset:
     """
     path = Path(data_dir or ".", name)
     if Path(name).name != name:
-        raise DataError(f"dataset {name!r} has a directory; it must be a file name, and data_dir says where it is")
+        raise DataError(f"dataset {name!r} has a directory; it must be a file name; data_dir is its directory")
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}
     except FileNotFoundError as error:
         raise DataError(
-            f"{path} does not exist; it must be a file with the arrays x and y, and data_dir says where it is"
+            f"{path} does not exist; it must be a file with the arrays x and y; data_dir is its directory"
         ) from error
     except Exception as error:  # zipfile and NumPy raise many types
         raise DataError(f"{path} cannot be read: {first_line(error)}") from error
@@ -116,7 +118,7 @@ def _check(path: str | Path, key: str, array: np.ndarray, like: np.ndarray) -> N
             if count:
                 raise DataError(f"{path}: {key} has {count} numbers that are NaN, infinite or too large for float32")
         fits = fits and (array.dtype, array.shape[1:]) == (like.dtype, like.shape[1:])
-        allowed = "(n, ...) integers, floating-point numbers or truth values of NumPy's own"
+        allowed = "(n, ...) integers, floating-point numbers or booleans of NumPy"
         if array is not like:
             allowed = f"(n, {', '.join(map(str, like.shape[1:]))}) numbers of {like.dtype}, as x"
     if not fits:

@@ -44,7 +44,7 @@ def checked(dataset: Dataset, contents: bool = True) -> Dataset:
         if not len(images):
             refuse("there are no examples; there must be at least one")
         if (images.dtype, images.shape[1:]) != (first.dtype, first.shape[1:]):
-            refuse(f"images are {_kind(images)}; they must be as those of split 'train', {_kind(first)}")
+            refuse(f"images are {_kind(images)}; they must be like those of split 'train', {_kind(first)}")
         if dataset.max_value is None or not 1 <= dataset.max_value <= np.iinfo(images.dtype).max:
             refuse(f"max_value is {dataset.max_value}; for {images.dtype} it must be 1 to {np.iinfo(images.dtype).max}")
         if not contents:

@@ -19,8 +19,8 @@ class NotPreparedError(DataError):
     """A TFDS dataset has not been downloaded and prepared yet."""
 
 
-# Examples: `x`, images as stored, (n, height, width, channels) uint8 or uint16, and `y`, labels, (n,) int32.
 Split = dict[str, Array]
+"""Examples: `x`, images as stored, (n, height, width, channels) uint8 or uint16, and `y`, labels, (n,) int32."""
 
 
 @dataclasses.dataclass(frozen=True)

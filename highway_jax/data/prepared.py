@@ -111,7 +111,7 @@ def find(name: str, data_dir: str | None = None) -> Path:
         has = f", which has {', '.join(there)}" if there else ""
         if dataset in tfds.list_builders(with_community_datasets=False):
             raise NotPreparedError(
-                f"dataset {name!r} is not prepared in {home}{has} ($TFDS_DATA_DIR says where else); "
+                f"dataset {name!r} is not prepared in {home}{has} (set $TFDS_DATA_DIR for another folder); "
                 f"prepare it with: {prepare_command(name, data_dir)}"
             )
         raise DataError(f"dataset {name!r} is not in {home}{has}") if has else unknown(name)

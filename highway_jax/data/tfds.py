@@ -152,7 +152,7 @@ def _open(name: str, data_dir: str | None) -> Any:
     label = features["label"]
     if label.num_classes and len(label.names) != label.num_classes:
         raise DataError(
-            f"dataset {name!r} has {label.num_classes} classes, but names of {len(label.names)} in label.labels.txt"
+            f"dataset {name!r} has {label.num_classes} classes, but {len(label.names)} names in label.labels.txt"
         )
     if missing := {"train", "test"} - set(splits):
         raise DataError(f"dataset {name!r} has no {min(missing)!r} split; it has {', '.join(splits)}")

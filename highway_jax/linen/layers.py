@@ -59,6 +59,7 @@ class PlainDense(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        """Apply the layer to x `(..., n)`."""
         options = _affine_options(self, 0.0)
         return _plain(self, nn.Dense(self.features, name="h", dot_general=self.dot_general, **options)(x))
 
@@ -103,6 +104,7 @@ class PlainConv(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        """Apply the layer to x `(batch, *spatial, channels)`."""
         _check_images(x, self.kernel_size)
         return _plain(self, _conv(self, self.features, self.padding, "h")(x))
 
@@ -134,6 +136,7 @@ class Flagged(Gated):
     """A module without affine gates, which an additional parameter `closed` closes; in NNX, it is an attribute."""
 
     def closing(self, params: Any, closed: jax.Array) -> Any:
+        """Return the parameter `closed` that closes the layer where `closed`."""
         # It is a parameter, since only parameters follow their layer into a scan. Closed layers stay closed.
         return {"closed": closed | params.get("closed", False)}
 
@@ -175,6 +178,7 @@ class HighwayDense(Gated, nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        """Apply the layer to x `(..., n)`."""
         features = x.shape[-1] if self.features is None else self.features
         return _highway(self, x, resize(x, features), partial(_dense, self, features))
 
@@ -225,6 +229,7 @@ class HighwayConv(Gated, nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        """Apply the layer to x `(batch, *spatial, channels)`."""
         _check_images(x, self.kernel_size)
         features = x.shape[-1] if self.features is None else self.features
         if self.implementation == "fused" and self.carry == "coupled" and (features, self.strides) == (x.shape[-1], 1):
@@ -274,6 +279,7 @@ class Highway(Flagged, nn.Module):
             adopt(self, *"htc")
 
     def gate_bias(self, params: Any) -> jax.Array | None:
+        """Return the biases of the transform gates including `transform_bias`, or None if they are unknown."""
         bias = bias_of(params, "t")
         if self.t is None or bias is None:
             return bias
@@ -281,11 +287,13 @@ class Highway(Flagged, nn.Module):
         return None if traced else bias + self.transform_bias
 
     def closing(self, params: Any, closed: jax.Array) -> Any:
+        """Return the biases of default gates, or the parameter `closed` for custom ones (see `close_gates`)."""
         rule = Gated if self.t is None and self.c is None else Flagged
         return rule.closing(self, params, closed)
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        """Apply the layer to x `(..., n)`."""
         if self.t is None:
             bias_init = constant(self.transform_bias)
             t = nn.Dense(x.shape[-1], kernel_init=normalized("relu"), bias_init=bias_init, name="t")(x)
@@ -312,6 +320,7 @@ class Skippable(Flagged, nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, h: jax.Array) -> jax.Array:
+        """Add the input x and the output h of a branch, which have the same shape."""
         return _sown(self, branch(x, h, self.get_variable("params", "closed")))
 
 
@@ -349,6 +358,7 @@ class Dropout(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, deterministic: bool | None = None) -> jax.Array:
+        """Drop units of x; `deterministic` must be given here or as an attribute."""
         if nn.merge_param("deterministic", self.deterministic, deterministic):
             return x
         return drop(self.make_rng("dropout"), x, self.rate)

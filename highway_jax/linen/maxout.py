@@ -50,6 +50,7 @@ class Maxout(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        """Apply the layer to x `(..., n)` or `(batch, *spatial, channels)`."""
         size = self.features * self.pieces
         options: dict[str, Any] = {
             "kernel_init": self.kernel_init or normalized("relu"),

@@ -79,6 +79,7 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        """Return the logits `(batch, num_classes)` for x `(batch, ...)`."""
         for name, least in ("depth", 2), ("width", 1), ("num_classes", 1):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")

@@ -25,9 +25,11 @@ class StackGates(Gated):
     kind: str | Kind
 
     def gate_bias(self, params: Any) -> jax.Array | None:
+        """Return the biases of the transform gates `(layers, width)`, or None if the kind has none."""
         return self._biases(params).get("t")
 
     def closing(self, params: Any, closed: jax.Array) -> Any:
+        """Return the stack's `bias` with T = 0 and C = 1 exactly where `closed` `(layers,)`."""
         biases = self._biases(params)
         if "t" not in biases:
             raise ValueError(f"its kind's affine maps are {', '.join(biases)}, and none is named t")
@@ -84,6 +86,7 @@ class HighwayStack(StackGates, nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        """Apply the layers to x `(..., width)`."""
         kind = named(self.kind)
         kernel_init, bias_init, shapes = initial(kind, self.layers, x.shape[-1], self.activation, self.transform_bias)
         kernel = self.param("kernel", kernel_init, shapes[0], self.param_dtype)

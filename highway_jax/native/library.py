@@ -143,7 +143,7 @@ def _loaded(library: Library) -> Unavailable | None:
     except Unavailable as reason:
         return reason
     except (OSError, RuntimeError) as error:  # its message names the file or folder
-        return Unavailable(f"it cannot be kept and loaded: {error}; XDG_CACHE_HOME may name another folder")
+        return Unavailable(f"it cannot be stored and loaded: {error}; XDG_CACHE_HOME may name another folder")
     for name in library.handlers:
         if not hasattr(loaded, name):
             return Unavailable(f"{path} has no function {name}; remove the file")

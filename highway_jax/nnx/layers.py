@@ -38,6 +38,7 @@ class _Plain(nnx.Module):
         self.activation = _attribute(activation)
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        """Apply the layer to x."""
         return _sown(self, {"block_output": activate(self.h(x), self.activation)})
 
 
@@ -137,6 +138,7 @@ class _Highway(Gated, nnx.Module):
         self.activation = _attribute(activation)
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        """Apply the layer to x."""
         h, t = activate(self.h(x), self.activation), jax.nn.sigmoid(self.t(x))
         c = None if self.c is None else jax.nn.sigmoid(self.c(x))
         return _sown(self, mixed(resize(x, h.shape[-1], self.strides), h, t, c))
@@ -250,6 +252,7 @@ class HighwayConv(_Highway):
         self.strides, self.implementation, self.dtype = strides, implementation, dtype
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        """Apply the layer to x `(batch, *spatial, in_features)`."""
         h: Any = self.h
         t: Any = self.t
         plain = self.c is None and self.strides == 1 and self.dtype is None and type(h) is type(t) is nnx.Conv
@@ -307,6 +310,7 @@ class HighwayStack(StackGates, nnx.Module):
         self.activation, self.transform_bias = _attribute(activation), _attribute(transform_bias)
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        """Apply the layers to x `(..., features)`."""
         y, found = applied(self, x, self.kernel[...], self.bias[...], hasattr(self, "__captures__"))
         _sow(self, **found)
         return y
@@ -363,13 +367,16 @@ class Highway(Flagged, nnx.Module):
         self.t = t
 
     def gate_bias(self, params: Any) -> jax.Array | None:
+        """Return the biases of the transform gates including `transform_bias`, or None if they are unknown."""
         bias = bias_of(params, "t")
         return bias if bias is None or self.plain else bias + self.transform_bias
 
     def closing(self, params: Any, closed: jax.Array) -> Any:
+        """Return the biases of default gates, or the attribute `closed` for custom ones (see `close_gates`)."""
         return (Gated if self.plain and self.c is None else Flagged).closing(self, params, closed)
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        """Apply the layer to x `(..., features)`."""
         t = self.t(x) if self.plain else self.t(x) + self.transform_bias
         c = None if self.c is None else self.c(x) - self.transform_bias
         return _sown(self, mixed_of(x, self.h(x), t, c, self.closed))
@@ -388,6 +395,7 @@ class Skippable(Flagged, nnx.Module):
     closed: jax.Array | None = None
 
     def __call__(self, x: jax.Array, h: jax.Array) -> jax.Array:
+        """Add the input x and the output h of a branch, which have the same shape."""
         return _sown(self, branch(x, h, self.closed))
 
 
@@ -412,6 +420,7 @@ class Dropout(nnx.Module):
         self.rngs = rngs["dropout"].fork()
 
     def __call__(self, x: jax.Array, deterministic: bool | None = None) -> jax.Array:
+        """Drop units of x, unless `deterministic`, which defaults to the attribute."""
         if self.deterministic if deterministic is None else deterministic:
             return x
         return drop(self.rngs(), x, self.rate)

@@ -74,7 +74,9 @@ def _linen(model: Callable[[Any], nn.Module], forward: Forward) -> Adapter:
     def built(hp: Any) -> nn.Module:
         module = model(hp)
         if not isinstance(module, nn.Module):
-            raise TypeError(f"model(hp) gives {shown(module)}; it must give a Linen module, or take (hp, rngs) for NNX")
+            raise TypeError(
+                f"model(hp) returns {shown(module)}; it must return a Linen module, or take (hp, rngs) for NNX"
+            )
         return module
 
     def init(hp: Any, key: jax.Array, batch: Any) -> tuple[Any, Any]:
@@ -109,7 +111,7 @@ def _nnx(model: Callable[..., Any], forward: Forward) -> Adapter:
         module = model(hp, nnx.Rngs(key))
         if not isinstance(module, nnx.Module):
             raise TypeError(
-                f"model(hp, rngs) gives {shown(module)}; it must give an NNX module, or take (hp) for Linen"
+                f"model(hp, rngs) returns {shown(module)}; it must return an NNX module, or take (hp) for Linen"
             )
         return module
 

@@ -37,7 +37,7 @@ def check_fits(name: str, value: Any) -> None:
         return
     least, most = np.iinfo(dtype).min, np.iinfo(dtype).max
     for strange in (number for number in (value.min(), value.max()) if not least <= number <= most):
-        raise ValueError(f"{name} has {strange}, which is no {dtype}")
+        raise ValueError(f"{name} has {strange}, which does not fit into {dtype}")
 
 
 def check_is(name: str, value: Any, kind: Any, allowed: str) -> None:

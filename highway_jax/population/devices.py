@@ -35,8 +35,6 @@ class Device(NamedTuple):
     topology: str | None = None
 
 
-# Memory is from the vendors' data sheets. On a GPU, JAX uses three quarters of it by default
-# (XLA_PYTHON_CLIENT_MEM_FRACTION).
 DEVICES = {
     "a100": Device("NVIDIA A100-SXM4-80GB", 60 * 10**9),
     "h100": Device("NVIDIA H100 80GB HBM3", 60 * 10**9),
@@ -47,6 +45,11 @@ DEVICES = {
     "tpu_v5p": Device("TPU v5", 95 * 10**9, "v5p:2x2x1"),
     "tpu_v6e": Device("TPU v6 lite", 32 * 10**9, "v6e:2x2"),
 }
+"""Kinds of devices by name.
+
+Their memory is from the vendors' data sheets. On a GPU, JAX uses three quarters of it by default
+(`XLA_PYTHON_CLIENT_MEM_FRACTION`).
+"""
 
 
 def this_device() -> Device:
@@ -95,7 +98,7 @@ def slice_of(topology: str) -> tuple[Device, list[jax.Device]]:
         return DEVICES[name], _devices_of(topology)
     except jax.errors.JaxRuntimeError as error:
         raise ValueError(
-            f"topology is {topology!r}, which libtpu refuses ({first_line(error)}); a single chip is device {name!r}"
+            f"topology is {topology!r}, which libtpu rejects ({first_line(error)}); a single chip is device {name!r}"
         ) from error
 
 

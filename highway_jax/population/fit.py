@@ -270,13 +270,15 @@ def replay(result: Result, run: int, epochs: int | None = None, **options: Any) 
     """
     check_is("result", result, Result, "what fit returned")
     if result.work is None:
-        raise ValueError("result was loaded, without its task; fit, called again with the same workdir, gives it")
+        raise ValueError(
+            "result was loaded, without its task; fit returns one with it if it is called again with the same workdir"
+        )
     search, outcome = result.work.search, result.work.outcome
     if not isinstance(run, numbers.Integral) or run not in search.runs:
         raise ValueError(f"run is {run!r}; it must be {search.runs[0]} to {search.runs[-1]}")
     allowed = [field.name for field in dataclasses.fields(Execution)]
     if strange := [name for name in options if name not in allowed]:
-        raise TypeError(f"replay takes no {strange[0]!r}; beside epochs it takes {', '.join(allowed)}")
+        raise TypeError(f"replay takes no {strange[0]!r}; besides epochs, it takes {', '.join(allowed)}")
     own = {name: values[[run - search.first_run]] for name, values in outcome.columns.items()}
     alone = dataclasses.replace(
         search,

@@ -93,7 +93,7 @@ def _with_hints(search: Search) -> Iterator[None]:
             error.add_note(f"The splits differ from train in an example's form: {'; '.join(differences)}.")
         if isinstance(error, jax.errors.TracerArrayConversionError) and not told:
             error.add_note(
-                "The state has something made from hp that is no array, such as a TrainState's tx. Make the optimizer "
-                "once, outside of init, with optax.inject_hyperparams; its rates are then arrays of the state."
+                "The state has something made from hp that is not an array, such as a TrainState's tx. Make the "
+                "optimizer once, outside of init, with optax.inject_hyperparams; its rates are then part of the state."
             )
         raise

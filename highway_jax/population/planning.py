@@ -254,7 +254,7 @@ def _execution(options: dict[str, Any]) -> Execution:
     names = {field.name for field in dataclasses.fields(Execution)}
     others = {field.name for field in dataclasses.fields(Search)} - {"columns"}
     if strange := [name for name in options if name not in names | others]:
-        raise TypeError(f"plan takes no {strange[0]!r}; beside device, devices and topology it takes what fit does")
+        raise TypeError(f"plan takes no {strange[0]!r}; besides device, devices and topology, it takes what fit takes")
     return Execution(**{name: options.pop(name) for name in names & options.keys()})
 
 
@@ -359,7 +359,7 @@ def _compiled(group: Group, splits: Mapping[str, Any], runs: int, runs_per_batch
             raise
         raise MemoryTooSmall(
             f"runs_per_batch is {runs_per_batch}; with {runs} run{'s' * (runs > 1)} in a device's memory its compiler "
-            f"finds no room for so many in lockstep: {first_line(error)}"
+            f"finds no room for that many in lockstep: {first_line(error)}"
         ) from error
     seconds = time.monotonic() - started
     beside = compiled.laid_out(members)

@@ -191,7 +191,9 @@ class Result:
 
     def _work(self) -> Work:
         if self.work is None:
-            raise ValueError("a loaded result has no states; fit, called again with the same workdir, gives them")
+            raise ValueError(
+                "a loaded result has no states; fit returns them if it is called again with the same workdir"
+            )
         return self.work
 
     def hyperparameters_of(self, index: int) -> dict[str, Any]:

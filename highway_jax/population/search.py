@@ -16,9 +16,12 @@ from highway_jax.population.run import PRNG, length
 from highway_jax.population.space import Columns, Space
 from highway_jax.population.task import Task
 
-# `sampler(runs, result)` returns hyperparameters by name, each with a value for every run number in `runs`. `result` is
-# the result of earlier runs. Names that it leaves out are drawn from the space.
 Sampler = Callable[[np.ndarray, Any], Mapping[str, Any]]
+"""`sampler(runs, result)` returns hyperparameters by name, each with a value for every run number in `runs`.
+
+`result` is the result of earlier runs. Names that the sampler leaves out are drawn from the space.
+"""
+
 Form = jax.ShapeDtypeStruct
 
 MOMENTS = ("best_", "final_")  # prefixes of the columns of metrics in tables
@@ -97,7 +100,7 @@ class Search:
         for name, split in {"train": self.train, **self.evaluate}.items():
             _check_arrays(name, split)
         if "train" in self.evaluate:
-            raise ValueError("evaluate has a split 'train', whose numbers would have the names of those of training")
+            raise ValueError("evaluate has a split 'train', whose metrics would have the names of those of training")
         if self.first_run + self.num_runs > 2**31:
             raise ValueError(f"first_run is {self.first_run}; with num_runs it must be at most {2**31}")
         if self.batch_size > length(self.train):

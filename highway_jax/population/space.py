@@ -29,6 +29,7 @@ class Uniform:
     high: float
 
     def __call__(self, key: jax.Array) -> jax.Array:
+        """Draw a number with a random key."""
         return jax.random.uniform(key, (), jnp.float32, self.low, self.high)
 
 
@@ -40,6 +41,7 @@ class LogUniform:
     high: float
 
     def __call__(self, key: jax.Array) -> jax.Array:
+        """Draw a number with a random key."""
         exponent = jax.random.uniform(key, (), jnp.float32, math.log(self.low), math.log(self.high))
         return jnp.clip(jnp.exp(exponent), self.low, self.high)  # exp(log(low)) can be less than low
 
@@ -52,6 +54,7 @@ class Choice:
     static: bool = False
 
     def __call__(self, key: jax.Array) -> jax.Array:
+        """Draw the position of an option with a random key."""
         return jax.random.randint(key, (), 0, len(self.options), jnp.int32)
 
     @functools.cached_property
@@ -448,7 +451,7 @@ def _check_options(name: str, options: tuple[Any, ...], static: bool) -> None:
         if any(option is earlier or _equal(option, earlier) for earlier in options[:position]):
             raise ValueError(f"{name}: the option {option!r} is given twice")
         if not static and isinstance(option, numbers.Integral) and not -(2**31) <= int(option) < 2**31:
-            raise ValueError(f"{name}: the option {option!r} is no 32-bit integer; give a float, or static=True")
+            raise ValueError(f"{name}: the option {option!r} is not a 32-bit integer; give a float, or static=True")
     if not static and not any(all(map(kind, options)) for kind in (_is_bool, is_number, _is_activation)):
         raise ValueError(
             f"{name}: the options {', '.join(map(repr, options))} are given to the task as numbers, so they must be "
@@ -472,7 +475,7 @@ def _canonical(name: str, values: Any) -> np.ndarray:
     with np.errstate(over="ignore"):
         canonical = np.asarray(values, jax.dtypes.canonicalize_dtype(values.dtype))
     if (strange := np.isfinite(values) & ~np.isfinite(canonical)).any():
-        raise ValueError(f"{name} has {np.asarray(values)[strange][0]}, which is no {canonical.dtype}")
+        raise ValueError(f"{name} has {np.asarray(values)[strange][0]}, which does not fit into {canonical.dtype}")
     return canonical
 
 

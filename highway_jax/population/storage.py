@@ -72,8 +72,8 @@ class Storage:
             own = locked and (path.name in tables.FILES or NAME.fullmatch(path.name))
             if not (own or path.name == LOCK or path.match(PARTIAL)):
                 raise WorkdirError(
-                    f"{self.directory}: it holds {path.name!r} and no checkpoint, so it is no workdir of a search; "
-                    "choose another one, or an empty directory"
+                    f"{self.directory}: it holds {path.name!r} and no checkpoint, so it is not the workdir of a "
+                    "search; choose another one, or an empty directory"
                 )
 
     def newest(self) -> tuple[int, dict[str, Any]]:
@@ -197,7 +197,7 @@ def _difference(name: str, before: Any, now: Any) -> str:
         return "task computes something else: another model, loss, metric or optimizer"
     if not any(isinstance(value, str) and DIGEST.fullmatch(value) for value in (before, now)):
         return f"{name} is {before!r}, here it is {now!r}"
-    return f"{name} is {'missing' if before is None else 'not here' if now is None else 'another'}"
+    return f"{name} is {'missing' if before is None else 'missing here' if now is None else 'different'}"
 
 
 @contextlib.contextmanager

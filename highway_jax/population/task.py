@@ -171,7 +171,7 @@ def supervised(
     def made(hp: Any) -> optax.GradientTransformation:
         tool = optimizer(hp)
         if not (hasattr(tool, "init") and hasattr(tool, "update")):
-            raise TypeError(f"optimizer(hp) gives {shown(tool)}; it must give an optimizer of Optax")
+            raise TypeError(f"optimizer(hp) returns {shown(tool)}; it must return an Optax optimizer")
         return tool
 
     def init(hp: Any, key: jax.Array, batch: Any) -> TrainState:

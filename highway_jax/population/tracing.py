@@ -45,6 +45,11 @@ class Traced:
         return bool(structure == self._inputs) and [(leaf.shape, leaf.dtype) for leaf in leaves] == forms
 
     def __call__(self, *arguments: Any) -> Any:
+        """Call the traced function.
+
+        Raises:
+          TypeError: if the arguments have other shapes, dtypes or structures.
+        """
         if not self.takes(*arguments):
             raise TypeError("called with arguments of another form than it was traced with")
         leaves = jax.tree.leaves(arguments)

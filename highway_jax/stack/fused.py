@@ -105,7 +105,7 @@ def library(platform: str = CPU) -> Library:
         return for_cpu(source.with_suffix(".cc"), *HANDLERS, *PRODUCTS)
     capability = _capability()
     if not capability:
-        raise Unavailable(f"JAX's default device is no NVIDIA GPU: {jax.devices()[0].device_kind}")
+        raise Unavailable(f"JAX's default device is not an NVIDIA GPU: {jax.devices()[0].device_kind}")
     if int(capability.split(".")[0]) < 8 or capability in SMALL:
         raise Unavailable(f"its shared memory is too small: {jax.devices()[0].device_kind}")
     target = f"-arch=sm_{capability.replace('.', '')}"

@@ -73,6 +73,7 @@ class ConvNet(nn.Module):
     implementation: str = "xla"
 
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        """Return the logits (batch, num_classes) for images x; dropout is active if `train`."""
         return self.layer_outputs(x, train)[-1]
 
     @nn.compact

@@ -112,6 +112,7 @@ class Student(nn.Module):
     steps_per_epoch: int = 1
 
     def setup(self) -> None:
+        """Share the scope of the network, and count steps."""
         nn.share_scope(self, self.network)
         self.steps = self.variable("stages", "steps", lambda: jnp.int32(0))
 

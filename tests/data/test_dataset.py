@@ -291,7 +291,7 @@ SEVERAL = {"train": some(encoded(pixels(8, 7, 1)), GREYS), **ANY_SIZE}
         ({"train": some(GREYS[3][:70], GREYS), **ONE_GREY}, "cannot be read: split 'train': ", False),
         ({"counts": ([19], [5])}, "split 'train': its files hold 20 examples, its description says 19", False),
         ({"counts": ([20], [6])}, "split 'test': its files hold 5 examples, its description says 6", False),
-        ({"names": ["a", "b", "c"]}, "has 10 classes, but names of 3 in label.labels.txt", True),
+        ({"names": ["a", "b", "c"]}, "has 10 classes, but 3 names in label.labels.txt", True),
     ],
 )
 def test_what_would_be_misread_is_refused_in_one_line(changes, message, said, tmp_path):
