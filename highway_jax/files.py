@@ -129,7 +129,8 @@ def make_private(folder: Path) -> None:
     """Create a private folder if it does not exist, and reject one that others can change or replace.
 
     Raises:
-      OSError: if so; the message names the folder, or the parent folder that allows it.
+      OSError: if the folder cannot be created or is not private; the message names it, or the parent folder that lets
+        others replace it.
     """
     if not hasattr(os, "geteuid"):
         raise PermissionError(f"this system does not say who can write to {folder}")

@@ -11,7 +11,7 @@ def check_implementation(name: str) -> None:
     """Reject a name that is not in `IMPLEMENTATIONS`.
 
     Raises:
-      ValueError: if so.
+      ValueError: if the name is unknown.
     """
     if name not in IMPLEMENTATIONS:
         raise ValueError(f"implementation is {name!r}; it must be {' or '.join(map(repr, IMPLEMENTATIONS))}")

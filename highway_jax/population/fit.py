@@ -64,8 +64,8 @@ def fit(
     Args:
       task: what one run does, from `supervised` or written by hand as a `Task`.
       space: the hyperparameters in which runs differ, by name (see `Space`).
-      train: the training examples, a tree of arrays with a common leading axis. They are shuffled anew in every epoch,
-        and a last batch that would be incomplete is left out.
+      train: the training examples, a tree of arrays with a common leading axis. They are reshuffled in every epoch, and
+        examples that do not fill a last batch are left out.
       evaluate: further splits by name, which the task's `evaluate` measures.
       num_runs: the total number of runs.
       epochs: the number of passes over the training examples, unless the policy stops a run earlier.
@@ -96,8 +96,8 @@ def fit(
         percent of the time, and not in the first ten seconds.
       tables: whether to write tables to the workdir.
       progress: whether to show a progress bar, a `Bar` with other settings, or a function that is called with a
-        `Progress` at the start and after every epoch. Outside of terminals and notebooks, the bar is a line now and
-        then.
+        `Progress` at the start and after every epoch. Outside of terminals and notebooks, a line is printed now and
+        then instead of the bar.
       stop: called after every epoch; the search writes a checkpoint and stops if it returns a number other than 0.
         By default, Ctrl-C stops a search with a workdir in this way and then raises `KeyboardInterrupt`.
       mesh: the devices to train on, from `parallel.runs_mesh`; all devices by default. JAX treats a CPU as one device

@@ -73,7 +73,7 @@ class Groups(dict[str, Group]):
         A policy compares only runs that are in memory together, so their number changes the result.
 
         Raises:
-          MemoryTooSmall: if so; the message says how many runs fit.
+          MemoryTooSmall: if both hold; the message says how many runs fit.
         """
         if self.search.policy is not None and fitting < self.search.num_runs:
             raise MemoryTooSmall(

@@ -22,7 +22,7 @@ from highway_jax.population.space import Columns
 from highway_jax.population.task import Metrics, Task
 from highway_jax.population.tracing import REMEMBERED, Traced
 
-VALUE_NEEDED = (jax.errors.ConcretizationTypeError, TypeError)  # raised by code that needs a traced value
+VALUE_NEEDED = (jax.errors.ConcretizationTypeError, TypeError)  # raised by code that needs the value of a tracer
 
 
 class Group:

@@ -124,7 +124,7 @@ class Search:
         """Reject arguments that contradict the names of the numbers that the task reports.
 
         Raises:
-          ValueError: if there are such; the message names the argument.
+          ValueError: if there is such an argument; the message names it.
         """
         if self.rank_by not in numbers:
             raise ValueError(f"rank_by is {self.rank_by!r}; it must be one of {', '.join(numbers)}")

@@ -56,7 +56,7 @@ class State:
     outcome: Outcome
 
     def with_numbers(self, group: str, epoch: int, numbers: Mapping[str, Any]) -> "State":
-        """Add the metrics of a group's rows after an epoch, counted from 1; each has shape (rows,)."""
+        """Return the state with the metrics (rows,) of a group's rows after an epoch, counted from 1."""
         members = self.members[group]
         used, found = members >= 0, host(numbers)
         curves = {
@@ -66,7 +66,7 @@ class State:
         return dataclasses.replace(self, outcome=dataclasses.replace(self.outcome, curves=curves))
 
     def with_best(self, search: Search, epoch: int) -> "State":
-        """Keep the state of the best run if this epoch is its best: later, it may get worse or diverge."""
+        """Return the state with that of the best run kept, if this epoch is its best: it may get worse or diverge."""
         ranking = self.outcome.ranking(search)
         best = int(ranking.order[0])
         if ranking.best_epoch[best] != epoch and self.outcome.best_at[0] >= 0:
@@ -79,7 +79,7 @@ class State:
         return self
 
     def with_ended(self, gone: Mapping[str, np.ndarray]) -> "State":
-        """Keep the states of runs that end, given by group as rows of the population."""
+        """Return the state with those of ending runs kept, which are given by group as rows of the population."""
         states, ended = dict(self.outcome.states), dict(self.outcome.ended)
         for group, rows in gone.items():
             if len(rows):

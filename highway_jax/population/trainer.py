@@ -57,7 +57,7 @@ class Trainer:
         """Reject a task whose state could not be restored from a checkpoint.
 
         Raises:
-          ValueError: if there is one; the message says what is wrong with its state.
+          ValueError: if it could not; the message says what is wrong with the state.
         """
         for group in self.groups.values():
             check_names(group.shapes)
@@ -66,7 +66,7 @@ class Trainer:
         """Reject runs that memory cannot hold together, before any of it is allocated.
 
         Raises:
-          MemoryTooSmall: if so; the message says how much they need.
+          MemoryTooSmall: if memory cannot hold them; the message says how much they need.
         """
         group, free = self.groups[self.groups.largest], parallel.free_memory(self.mesh)
         state, runs = memory.num_bytes(group.shapes), min(self.runs_in_memory, self.search.num_runs)
