@@ -259,7 +259,7 @@ SEVERAL = {"train": some(encoded(pixels(8, 7, 1)), GREYS), **ANY_SIZE}
         ({"shape": (0, 6, 1)}, r"images of shape \(0, 6, 1\); each size must be", True),
         ({"test": pixels(0, *GREY), "test_labels": []}, "split 'test': there are no examples", True),
         ({"labels": LABELS * 0 + 7}, "split 'train': every label is 7; there must be at least two classes", False),
-        ({"labels": some(-1)}, r"split 'train': a label is -1 \(-1 says .* no label\); labels must be 0 to 9", False),
+        ({"labels": some(-1)}, r"split 'train': a label is -1 \(-1 means .* no label\); labels must be 0 to 9", False),
         ({"test_labels": some(10, LABELS[:5])}, "split 'test': a label is 10; labels must be 0 to 9", False),
         ({"labels": some(1 << 40)}, "split 'train': a label is 1099511627776; labels must be 0 to 9", False),
         ({"labels": some(None)}, "split 'train': example 3 has 1 images and 0 labels; it must have one each", False),
