@@ -369,7 +369,10 @@ def test_mistakes_are_one_line():
     own = {"loss": squared}
     for call, message in (
         (lambda: analysis.lesion(len, {}, VECTORS), "it must be a Linen or an NNX module"),
-        (lambda: analysis.lesion(stack, None, VECTORS), "variables is None; a Linen module's must be given"),
+        (
+            lambda: analysis.lesion(stack, None, VECTORS),
+            "variables is None; it must be the variables of the Linen module",
+        ),
         (lambda: analysis.lesion(nnx.Linear(5, 3, rngs=rngs), None, labelled), "this Linear has no highway layers"),
         (lambda: analysis.lesion(Shared(rngs), None, labelled), "layer 'layer' is applied more than once"),
         (

@@ -264,7 +264,7 @@ SEVERAL = {"train": some(encoded(pixels(8, 7, 1)), GREYS), **ANY_SIZE}
         ({"labels": some(1 << 40)}, "split 'train': a label is 1099511627776; labels must be 0 to 9", False),
         ({"labels": some(None)}, "split 'train': example 3 has 1 images and 0 labels; it must have one each", False),
         ({"test": pixels(5, 8, 7, 1)}, "split 'test': image 0 is 8x7; the dataset's description says 8x6", False),
-        ({"test": pixels(5, 8, 7, 1), **ANY_SIZE}, "split 'test': images are uint8 8x7x1; .* like .* uint8 8x6x1", False),
+        ({"test": pixels(5, 8, 7, 1), **ANY_SIZE}, "split 'test': images are uint8 8x7x1; .* like .* 8x6x1", False),
         (SEVERAL, "split 'train': images are of several sizes, such as .*; they must be of one", False),
         (
             {"train": pixels(20, *GREY) // 255},

@@ -247,7 +247,7 @@ def test_a_directory_of_something_else_is_refused_and_stays_as_it_is(name, tmp_p
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text("precious")
     before = tree(tmp_path)
-    with pytest.raises(WorkdirError, match=f"it holds '{name.split('/')[0]}' and no checkpoint, so it is no workdir"):
+    with pytest.raises(WorkdirError, match=f"it holds '{name.split('/')[0]}' and no checkpoint, so it is not"):
         fit(workdir=tmp_path)
     assert tree(tmp_path) == before
 
