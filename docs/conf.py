@@ -65,19 +65,18 @@ def setup(app):
 
 
 def markdown(app, what, name, obj, options, lines):
-    """Docstrings are Markdown: what is indented by four after a blank line is code, and so is `this`."""
-    text, code, margin = [], False, 0
-    for number, line in enumerate(lines):
-        indent = len(line) - len(line.lstrip())
-        if line and not code and number and not lines[number - 1] and indent >= margin + 4:
-            text += [f"{' ' * indent}.. code-block:: python", ""]
-            code = True
-        elif line and code and indent < margin + 4:
-            code = False
-        if not code:
-            margin = indent if line else margin
+    """Docstrings are Markdown: fenced blocks are code, and so is `this`."""
+    text, code = [], False
+    for line in lines:
+        if line.strip().startswith("```"):
+            indent = line[: len(line) - len(line.lstrip())]
+            text += [] if code else [f"{indent}.. code-block:: python", ""]
+            code, line = not code, ""
+        elif code:
+            line = f"    {line}" if line else line
+        else:
             line = re.sub(r"`([^`]+)`(\w?)|\*", reference, line)
-        text.append(f"    {line}" if code and line else line)
+        text.append(line)
     lines[:] = text
 
 

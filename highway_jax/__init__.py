@@ -1,4 +1,4 @@
-"""Highway networks in JAX and Flax: "Training Very Deep Networks" (Srivastava, Greff, Schmidhuber 2015)."""
+"""Highway networks in JAX and Flax: "Training Very Deep Networks" (Srivastava, Greff and Schmidhuber, 2015)."""
 
 from highway_jax.functional import highway
 from highway_jax.functional.activations import activate

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and never through a link; what is no file; folders of this user alone."""
+"""Atomic writes that never follow a link, checks of paths and directories, and the user's private cache folder."""
 
 import contextlib
 import os
@@ -9,27 +9,27 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-# TensorStore takes a backslash for a slash and "name:/" for a storage service; Orbax looks for files by glob patterns.
+# TensorStore treats a backslash as a slash and "name:/" as a storage service; Orbax finds files by glob patterns.
 REFUSED = "\\*?["
-PARTIAL = ".*.partial"  # what a killed process can leave of a file
+PARTIAL = ".*.partial"  # files that a killed process may leave behind
 
 
 @contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
-    """A new file to write, which takes the place of `path` once the block has ended without an error.
+    """Open a new file that replaces `path` atomically when the block ends without an error.
 
-    A link at `path` is replaced; what it points to stays as it is.
+    A link at `path` is replaced; its target is not changed.
 
     Raises:
       OSError: if the file cannot be written.
     """
     path = Path(path)
     partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")
-    with partial.open("xb") as file:  # fails where anything has that name, a link included
+    with partial.open("xb") as file:  # fails if anything has this name, even a link
         try:
             yield file
             file.flush()
-            os.fsync(file.fileno())  # or a power loss may leave an empty file under the name
+            os.fsync(file.fileno())  # otherwise, a power loss could leave an empty file under the name
             file.close()
             partial.replace(path)
             _sync(path.parent)
@@ -39,8 +39,8 @@ def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
 
 
 def _sync(directory: Path) -> None:
-    """Have the names in a directory written to the disk."""
-    with contextlib.suppress(OSError):  # not every system opens directories
+    """Flush the entries of a directory to the disk."""
+    with contextlib.suppress(OSError):  # not every system can open directories
         descriptor = os.open(directory, os.O_RDONLY)
         try:
             os.fsync(descriptor)
@@ -49,13 +49,13 @@ def _sync(directory: Path) -> None:
 
 
 def write_whole(path: str | os.PathLike, content: bytes) -> None:
-    """Write a small file as `replacing` does."""
+    """Write a small file atomically (see `replacing`)."""
     with replacing(path) as file:
         file.write(content)
 
 
 def check_path(path: str | os.PathLike) -> None:
-    """Refuse a path under which arrays would be stored elsewhere, or not found again.
+    """Reject a path under which Orbax would store arrays elsewhere, or would not find them again.
 
     Raises:
       ValueError: if the absolute path has one of `\\ * ? [`, a character that cannot be printed, or a directory whose
@@ -71,7 +71,7 @@ def check_path(path: str | os.PathLike) -> None:
 
 
 def first_link(directory: Path) -> Path | None:
-    """The first symbolic link below a directory, which may be one itself, or None."""
+    """The first symbolic link below a directory, or None. The directory itself may be a link."""
     for folder, names, files in os.walk(directory):
         for name in sorted(names + files):
             if (path := Path(folder, name)).is_symlink():
@@ -80,16 +80,16 @@ def first_link(directory: Path) -> Path | None:
 
 
 def first_special(directory: Path) -> Path | None:
-    """The first thing below a directory that is neither a file nor a directory, links followed, or None.
+    """The first entry below a directory that is neither a file nor a directory, following links, or None.
 
-    To open one, such as a pipe, may never return.
+    Opening such an entry, for example a pipe, may block forever.
     """
     for folder, _, files in os.walk(directory):
         for name in sorted(files):
             path = Path(folder, name)
             try:
                 mode = path.stat().st_mode
-            except OSError:  # a broken link, or a temporary file that is gone by now
+            except OSError:  # a broken link, or a temporary file that has been removed
                 continue
             if not stat.S_ISREG(mode):
                 return path
@@ -97,39 +97,40 @@ def first_special(directory: Path) -> Path | None:
 
 
 def first_line(error: BaseException) -> str:
-    """An exception's kind and the first line of what it says."""
+    """The type of an exception and the first line of its message."""
     said = ""
-    with contextlib.suppress(Exception):  # it may be a stranger's, and its text may fail too
+    with contextlib.suppress(Exception):  # the message of a foreign exception may fail too
         said = str(error).strip()
     return f"{type(error).__name__}: {(said.splitlines() or ['no details'])[0]}"
 
 
 def user_cache() -> Path:
-    """`highway-jax` in the user's cache folder (`XDG_CACHE_HOME`, or ~/.cache).
+    """The folder `highway-jax` in the user's cache folder (`XDG_CACHE_HOME`, or `~/.cache`).
 
     Raises:
-      RuntimeError: where there is no home.
+      RuntimeError: if the user has no home directory.
     """
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").resolve() / "highway-jax"
 
 
-# A cache's files are run. So they and their folder must belong to this user, and nobody else may write to them. A
-# folder above may also belong to root, and be one where others may only add files of their own, such as /tmp.
+# The files in a cache are executed. So they and their folder must belong to this user, and nobody else may write to
+# them. A parent folder may also belong to root, and may let others add their own files, as /tmp does.
 
 OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
 def is_private(path: Path) -> bool:
-    """Whether it is a file of this user that nobody else may write to."""
+    """Whether a path is a file of this user that nobody else may write to."""
     status = path.lstat()
     return stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & OTHERS_WRITE
 
 
 def make_private(folder: Path) -> None:
-    """Make a folder for this user alone where it is missing, and refuse one that others can change or replace.
+    """Create a private folder if it does not exist, and reject one that others can change or replace.
 
     Raises:
-      OSError: naming that folder, or the one above it that lets them.
+      OSError: if the folder cannot be created or is not private; the message names it, or the parent folder that lets
+        others replace it.
     """
     if not hasattr(os, "geteuid"):
         raise PermissionError(f"this system does not say who can write to {folder}")
@@ -148,7 +149,7 @@ def make_private(folder: Path) -> None:
 
 
 def _is_own_group(group: int) -> bool:
-    """Whether it is the group of this user and nobody else. Systems that make one for each user let it write."""
+    """Whether a group has this user as its only member. Systems with a group for each user let it write by default."""
     import grp
     import pwd
 

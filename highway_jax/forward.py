@@ -1,15 +1,15 @@
-"""How a Flax model, Linen or NNX, is called on a batch."""
+"""How a Flax model of Linen or NNX is called on a batch."""
 
 import inspect
 from collections.abc import Callable
 from typing import Any
 
-Forward = Callable[[Any, Any, bool], Any]  # of a model, a batch, and whether it trains
-TRANSIENT = ("intermediates", "perturbations")  # Linen's collections that tell of one call
+Forward = Callable[[Any, Any, bool], Any]  # of a model, a batch, and whether it is training
+TRANSIENT = ("intermediates", "perturbations")  # Linen collections that belong to a single call
 
 
 def call(model: Any, batch: Any, train: bool) -> Any:
-    """What a model gives for `batch["x"]`, told by `train=` or `deterministic=` whether it trains, if it takes them."""
+    """Call a model with `batch["x"]`, and with `train=` or `deterministic=` if it takes them."""
     takes = inspect.signature(model.__call__).parameters
     options: dict[str, bool] = {}
     if "train" in takes:

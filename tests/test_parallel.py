@@ -64,7 +64,7 @@ def test_devices_that_share_a_batch_train_the_same_runs_and_those_that_share_run
 def test_a_cpu_is_split_before_jax_is_used():
     jax.devices()
     parallel.split_cpu(2)  # as before
-    with pytest.raises(RuntimeError, match="split_cpu is called after JAX was first used"):
+    with pytest.raises(RuntimeError, match="split_cpu was called after JAX was first used"):
         parallel.split_cpu(3)
 
 

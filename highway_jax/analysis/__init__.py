@@ -1,4 +1,4 @@
-"""What a trained highway network does inside, and its figures (Section 4)."""
+"""The analysis of trained highway networks and its figures (Section 4)."""
 
 from highway_jax.analysis.networks import (
     Dropped,

@@ -1,7 +1,8 @@
-"""A network that is analysed, Linen or NNX: its highway layers, and what it gives with some of them closed.
+"""The analysis of a Linen or NNX network: its highway layers, and its outputs with some of them closed.
 
-Highway layers are found where they sow their states, and known by their modules' paths. A module may hold one layer
-(`HighwayDense`) or a stack of them with a leading axis on every parameter (`HighwayStack`, `nn.scan`).
+Highway layers are found by the states that they sow, and are identified by the paths of their modules. A module may
+hold one layer (`HighwayDense`), or a stack of layers with a leading axis on every parameter (`HighwayStack`,
+`nn.scan`).
 """
 
 import abc
@@ -18,7 +19,7 @@ from highway_jax.data import Array
 from highway_jax.linen.layers import CLOSED, Gated
 
 Path = tuple[Any, ...]
-Sown = dict[Path, tuple[jax.Array, ...]]  # by module path and name; a value for every call
+Sown = dict[Path, tuple[jax.Array, ...]]  # by module path and name, with a value for each call
 STATES = ("block_state", "transform_gate", "carry_gate", "block_output")
 MEASURABLE = 1e-3  # a carry gate below this leaves too few digits of a layer's input
 
@@ -28,10 +29,10 @@ class Layers:
     """The highway layers of one module.
 
     Attributes:
-      path: the module's.
-      gates: how its biases are read and its layers closed.
-      leading: what stacks them in front of the batch, (layers,) or nothing.
-      blocks: of each.
+      path: the path of the module.
+      gates: reads the biases of the gates and closes layers.
+      leading: the axes in front of the batch that stack the layers, such as (layers,), or ().
+      blocks: the number of blocks of each layer.
     """
 
     path: Path
@@ -41,19 +42,19 @@ class Layers:
 
     @property
     def count(self) -> int:
-        """How many layers."""
+        """The number of layers."""
         return math.prod(self.leading)
 
     def biases(self, params: Any) -> jax.Array:
-        """Of the transform gates, (count, blocks), from the module's parameters; NaN where they have none."""
+        """(count, blocks) the biases of the transform gates from the module's parameters; NaN if they have none."""
         shape, bias = (self.count, self.blocks), self.gates.gate_bias(params)
         return jnp.full(shape, jnp.nan) if bias is None or bias.size != math.prod(shape) else bias.reshape(shape)
 
     def closing(self, params: Any, closed: jax.Array) -> Any:
-        """What becomes of the module's parameters where layers, (count,), are closed.
+        """The changed parameters of the module if layers are closed where `closed`, (count,).
 
         Raises:
-          ValueError: if they cannot be.
+          ValueError: if the layers cannot be closed.
         """
         try:
             return self.gates.closing(params, closed.reshape(self.leading))
@@ -61,7 +62,7 @@ class Layers:
             raise ValueError(f"layer {name_of(self.path)!r} cannot be closed: {error}") from None
 
     def states(self, sown: Sown) -> list[dict[str, jax.Array]]:
-        """What each layer has of the inner states, by name, (batch, blocks): feature maps are averaged over space."""
+        """The inner states of each layer by name, (batch, blocks); feature maps are averaged over space."""
         states = {name: sown[*self.path, name][0] for name in STATES if (*self.path, name) in sown}
         states = {name: s.reshape(self.count, *s.shape[len(self.leading) :]) for name, s in states.items()}
         if len(states) == len(STATES):
@@ -88,7 +89,7 @@ class Network(abc.ABC):
     Attributes:
       variables: nested dicts of arrays.
       layers: the modules that hold highway layers, in the order in which the network calls them.
-      params: where in the variables the parameters are.
+      params: the path of the parameters in the variables.
     """
 
     variables: Any
@@ -97,16 +98,16 @@ class Network(abc.ABC):
 
     @property
     def count(self) -> int:
-        """How many highway layers."""
+        """The number of highway layers."""
         return sum(layers.count for layers in self.layers)
 
     @property
     def biases(self) -> list[jax.Array]:
-        """Of each layer's transform gates, (blocks,)."""
+        """The biases of the transform gates of each layer, (blocks,)."""
         return [bias for layers in self.layers for bias in layers.biases(self._of(layers, self.variables))]
 
     def closed(self, variables: Any, closed: Array) -> Any:
-        """The variables with layers closed where `closed`, (layers,) bool, which may be traced."""
+        """The variables with layers closed where `closed`, a boolean array (layers,) that may be traced."""
         flat, first = dict(flatten_dict(variables)), 0
         for layers in self.layers:
             here = jnp.asarray(closed)[first : first + layers.count]
@@ -116,21 +117,21 @@ class Network(abc.ABC):
         return unflatten_dict(flat)
 
     def states(self, variables: Any, batch: Any) -> list[dict[str, jax.Array]]:
-        """What each highway layer has of the inner states, by name, (batch, blocks)."""
+        """The inner states of each highway layer by name, (batch, blocks)."""
         sown = self.sown(variables, batch)
         return [states for layers in self.layers for states in layers.states(sown)]
 
     @abc.abstractmethod
     def outputs(self, variables: Any, batch: Any) -> Any:
-        """What the model gives for a batch."""
+        """The outputs of the model for a batch."""
 
     @abc.abstractmethod
     def sown(self, variables: Any, batch: Any) -> Sown:
-        """What its modules sow meanwhile."""
+        """What the modules sow when the model is called with a batch."""
 
     @abc.abstractmethod
     def as_given(self, variables: Any) -> Any:
-        """Variables in the form in which the network's were given; of NNX a module that has them."""
+        """Variables in the form in which they were given; for NNX, a module with these variables."""
 
     def _of(self, layers: Layers, variables: Any) -> Any:
         for key in (*self.params, *layers.path):
@@ -139,16 +140,16 @@ class Network(abc.ABC):
 
 
 def holders(sown: Mapping[Path, Sequence[Any]], model: Any) -> list[Path]:
-    """The paths of the modules that hold highway layers, those inside another one's gate left out.
+    """The paths of the modules that hold highway layers, without those inside the gate of another layer.
 
     Raises:
-      ValueError: if there are none, or one is applied more than once.
+      ValueError: if there are none, or a layer is applied more than once.
     """
     found = [path[:-1] for path in sown if path[-1] == "transform_gate"]
     gates = {(*path, name) for path in found for name in CLOSED}
     found = [path for path in found if not any(path[:depth] in gates for depth in range(len(path) + 1))]
     if not found:
-        raise ValueError(f"this {type(model).__name__} has no highway layers and no Skippable branches to look at")
+        raise ValueError(f"this {type(model).__name__} has no highway layers and no Skippable branches to analyze")
     for path in found:
         if len(sown[(*path, "transform_gate")]) > 1:
             raise ValueError(f"layer {name_of(path)!r} is applied more than once, so it has no place in the order")
@@ -156,10 +157,10 @@ def holders(sown: Mapping[Path, Sequence[Any]], model: Any) -> list[Path]:
 
 
 def gates_of(module: Any) -> Gated:
-    """How a module's biases are read and its layers closed: its own way, or that of affine T and C."""
+    """The object that reads a module's biases and closes its layers: the module itself, or one for affine T and C."""
     return module if isinstance(module, Gated) else Gated()
 
 
 def name_of(path: Iterable[Any]) -> str:
-    """A path as one word."""
+    """A path as text."""
     return "/".join(map(str, path))

@@ -1,13 +1,14 @@
-"""What a trained highway network does inside: gates, routing, lesions, depth in use (Section 4).
+"""The analysis of trained highway networks: gates, routing, lesions and effective depth (Section 4).
 
-Pure functions of (model, variables, data) for any Flax module that contains highway layers. Of Linen: an `MLP`, also of
-a `Kind` that has a transform gate, a `ConvNet`, or a network of one's own of `HighwayDense`, `HighwayConv`, `Highway`,
-`HighwayStack` and `Skippable`, with `nn.scan` or without. Of NNX: any module with those of `highway_jax.nnx` in it.
+The functions are pure functions of model, variables and data. They accept any Flax module that contains highway layers.
+In Linen, this is an `MLP` of any kind with a transform gate, a `ConvNet`, or any network that uses `HighwayDense`,
+`HighwayConv`, `Highway`, `HighwayStack` or `Skippable`, with or without `nn.scan`. In NNX, it is any module that uses
+the layers of `highway_jax.nnx`.
 
 Results are NumPy arrays with one row per highway layer, in the order in which the network calls them. A highway layer
-inside another one's gate is part of that gate and has no row. Feature maps are averaged over space, as is any axis
-between batch and blocks. Where layers differ in width, a narrow layer's row ends in NaN, and what a layer does not have
-is NaN. Images are given as stored; `preprocess` turns them into the network's input.
+inside the gate of another layer belongs to that gate and has no row. Feature maps are averaged over space, as is any
+axis between batch and blocks. If layers differ in width, the rows of narrow layers end in NaN. States that a layer does
+not have are NaN. Images are given as stored; `preprocess` converts them to the input of the network.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -28,17 +29,22 @@ from highway_jax.forward import Forward, call
 from highway_jax.functional.classification import cross_entropy
 
 Preprocess = Callable[[Array], Any]
-Score = Callable[[Any, Any], jax.Array]  # of outputs and a batch, a number for every example
+Score = Callable[[Any, Any], jax.Array]  # of outputs and a batch; returns a number for each example
 
 
 OPEN = 0.5  # a gate above this transforms more than it carries
 
 
 class InnerStates(NamedTuple):
-    """What every block of every highway layer does with one sample; each of shape (layers, blocks).
+    """The inner states of all highway layers for one sample, each of shape (layers, blocks).
 
-    `block_input` is NaN where the carry gate of a module's first layer is closed, since it follows from Eq. 2:
-    x = (y - H·T) / C. A state that a layer does not sow is NaN, and so is then its input.
+    Attributes:
+      block_state: H(x).
+      transform_gate: T(x).
+      carry_gate: C(x).
+      block_output: y.
+      block_input: x. That of a module's first layer follows from Eq. 2, x = (y - H·T) / C. It is NaN where the carry
+        gate is closed (below 0.001), or where a state is missing.
     """
 
     block_state: np.ndarray
@@ -49,17 +55,17 @@ class InnerStates(NamedTuple):
 
 
 class GateStatistics(NamedTuple):
-    """The transform gates over a dataset (Figures 2 and 3).
+    """Statistics of the transform gates over a dataset (Figures 2 and 3).
 
     Attributes:
-      bias: (layers, blocks) the gates' biases b_T; NaN where none can be read from the parameters.
-      mean: (layers, blocks) their mean output over all samples.
-      open_fraction: (layers, blocks) the fraction of samples for which they are open, above 0.5.
-      class_mean: (classes, layers, blocks) their mean output over each class; NaN for a class without samples. Where
-        samples have no classes, there are 0 of them.
-      class_size: (classes,) number of samples.
-      open_layers: (n,) how many layers' worth of transformation each sample gets: the sum over layers of its
-        gates' mean output over the layer's blocks, from 0 to the number of layers.
+      bias: (layers, blocks) the biases b_T of the gates; NaN if they cannot be read from the parameters.
+      mean: (layers, blocks) the mean outputs of the gates over all samples.
+      open_fraction: (layers, blocks) the fraction of samples for which each gate is open, above 0.5.
+      class_mean: (classes, layers, blocks) the mean outputs over the samples of each class; NaN for a class without
+        samples. It is empty if the samples have no classes.
+      class_size: (classes,) the number of samples in each class.
+      open_layers: (n,) the effective number of open layers for each sample: the mean gate output of each layer, summed
+        over layers.
     """
 
     bias: np.ndarray
@@ -71,18 +77,19 @@ class GateStatistics(NamedTuple):
 
     @property
     def routing(self) -> np.ndarray:
-        """(classes, layers, blocks): how far each class's mean is from the overall one (Figure 3)."""
+        """(classes, layers, blocks) the difference of each class's mean from the overall mean (Figure 3)."""
         return self.class_mean - self.mean
 
 
 class Lesions(NamedTuple):
-    """A network's performance with one layer at a time made the identity (Section 4.2, Figure 4).
+    """The performance of a network with one layer at a time replaced by the identity (Section 4.2, Figure 4).
 
     Attributes:
-      loss: (layers,) mean loss without this layer; by default cross entropy (nats).
-      error: (layers,) mean error without this layer, by default the fraction of samples misclassified; NaN where the
-        loss is not finite, or no error is known.
-      intact_loss, intact_error: the whole network's.
+      loss: (layers,) the mean loss without this layer, by default the cross entropy in nats.
+      error: (layers,) the mean error without this layer, by default the fraction of misclassified samples; NaN if the
+        loss is not finite or the error is unknown.
+      intact_loss: the mean loss of the intact network.
+      intact_error: the mean error of the intact network.
     """
 
     loss: np.ndarray
@@ -92,24 +99,24 @@ class Lesions(NamedTuple):
 
     @property
     def order(self) -> np.ndarray:
-        """(layers,) layer indices, the one whose lesion raises the loss least first."""
+        """(layers,) the indices of the layers, in increasing order of the loss after their lesion."""
         return np.argsort(self.loss, kind="stable")
 
     @property
     def damage(self) -> np.ndarray:
-        """(layers,) how much each lesion raises the loss; 0 where it lowers it, or by next to nothing."""
+        """(layers,) the increase of the loss by each lesion; 0 if it falls or changes by no more than rounding."""
         rise = self.loss - self.intact_loss
-        # float32's rounding alone makes a loss differ in its fifth or sixth digit.
+        # Rounding in float32 changes the fifth or sixth digit of a loss.
         return np.where(rise <= 1e-4 * abs(self.intact_loss), 0, rise)
 
 
 class Dropped(NamedTuple):
-    """A network's performance with several layers at once made the identity.
+    """The performance of a network with several layers at once replaced by the identity.
 
     Attributes:
-      order: (layers,) layer indices in the order in which they were dropped.
-      loss: (layers + 1,) mean loss without the first k of them, k = 0 to all.
-      error: (layers + 1,) mean error; both as in `Lesions`.
+      order: (layers,) the indices of the layers in the order in which they were dropped.
+      loss: (layers + 1,) the mean loss without the first k of these layers, for k from 0 to all.
+      error: (layers + 1,) the mean error likewise; loss and error are as in `Lesions`.
     """
 
     order: np.ndarray
@@ -126,25 +133,33 @@ def gate_statistics(
     forward: Forward = call,
     batch_size: int = 1000,
 ) -> GateStatistics:
-    """Biases and activity of a network's transform gates: overall, per class, per sample.
+    """Measure the biases and the activity of a network's transform gates: overall, per class and per sample.
 
     Args:
-      model: a Linen or an NNX module. It is called in evaluation mode, and an NNX module stays as it is.
-      variables: of Linen its `params` collection alone, or all variables, such as `{"params": ..., "batch_stats":
-        ...}` (a key `params` tells them apart: Flax applies no module that has a part of this name); of NNX nested
-        dicts or an `nnx.State`, which may lack what the module has, or None for the module's own.
-        `population.fit(...).best.variables` are such.
-      split: n samples, a dict of arrays with one leading axis: `x`, and whatever else `forward` wants. `y` are the
-        classes if they are (n,) integers.
-      preprocess: turns stored images, `x`, into the network's input.
-      forward: `forward(model, batch, train)`, what the model is called with, as in `population.supervised`. By default
-        `batch["x"]`, with `train=` or `deterministic=` if it takes them.
-      batch_size: samples taken at a time, which bounds memory.
+      model: a Linen or NNX module. It is called in evaluation mode; an NNX module is not changed.
+      variables: for Linen, all variables, such as `{"params": ..., "batch_stats": ...}`, or the collection `params`
+        only. For NNX, nested dicts or an `nnx.State` with all or some of the module's variables, or None for those of
+        the module. `population.fit(...).best.variables` is accepted for both.
+      split: n samples, as a dict of arrays with a common leading axis: `x`, and anything else that `forward` needs. `y`
+        are the classes if they are (n,) integers.
+      preprocess: converts stored images, `x`, to the input of the network.
+      forward: `forward(model, batch, train)` calls the model, as in `population.supervised`. By default, the model is
+        called with `batch["x"]`, and with `train=` or `deterministic=` if it takes them.
+      batch_size: the number of samples processed at a time, which limits memory.
+
+    Returns:
+      The statistics of the gates.
 
     Raises:
-      TypeError: if the model is no Flax module.
-      ValueError: if the model has no highway layers, an NNX module does not have these variables, or the split's arrays
-        differ in length.
+      TypeError: if the model is not a Flax module, or the split is not a mapping.
+      ValueError: if the model has no highway layers, an NNX module does not have these variables, or the arrays of the
+        split differ in length.
+
+    Example:
+      ```python
+      statistics = analysis.gate_statistics(model, variables, {"x": images, "y": labels})
+      statistics.mean  # (layers, blocks)
+      ```
     """
     split = _arrays(split)
     found = _network(model, variables, _one(split, preprocess), forward)
@@ -158,7 +173,7 @@ def gate_statistics(
         of_class = jax.nn.one_hot(classes, num_classes) * real[:, None]
 
         def add(total, gate):
-            known = jnp.isfinite(gate)  # of a NaN, another class's zero would make a NaN
+            known = jnp.isfinite(gate)  # otherwise, zero times NaN would affect other classes
             values, unknown = (
                 jnp.einsum("nc,nb->cb", of_class, of_gate, precision="float32")
                 for of_gate in (jnp.where(known, gate, 0), 1 - known.astype(gate.dtype))
@@ -201,15 +216,21 @@ def inner_states(
     preprocess: Preprocess = jnp.asarray,
     forward: Forward = call,
 ) -> InnerStates:
-    """Gates and block outputs for a single sample (Figure 2, right half).
+    """Return the gates and the block outputs for a single sample (Figure 2, right half).
 
     Args:
-      model, variables, preprocess, forward: as in `gate_statistics`.
-      image: (height, width, channels), or whatever shape one sample has; or a dict of such, if `forward` wants more
-        than `x`.
+      model: as in `gate_statistics`.
+      variables: as in `gate_statistics`.
+      image: one sample, such as (height, width, channels), or a dict of arrays if `forward` needs more than `x`.
+      preprocess: as in `gate_statistics`.
+      forward: as in `gate_statistics`.
+
+    Returns:
+      The inner states of all highway layers.
 
     Raises:
-      TypeError, ValueError: as in `gate_statistics`.
+      TypeError: as in `gate_statistics`.
+      ValueError: as in `gate_statistics`.
     """
     sample = image if isinstance(image, Mapping) else {"x": image}
     split = _arrays({name: np.asarray(value)[None] for name, value in sample.items()})
@@ -238,22 +259,36 @@ def lesion(
     batch_size: int = 100,
     mesh: Mesh | None = None,
 ) -> Lesions:
-    """Close all the transform gates of one layer, for every layer, and evaluate the network (Figure 4).
+    """Evaluate a network with all transform gates of one layer closed, for each layer in turn (Figure 4).
 
-    All lesions are one compiled call, split over the mesh's devices. A device takes its share of them through a batch
-    in lockstep: memory grows with `batch_size` times lesions per device.
+    All lesions are computed in one compiled call and are divided over the devices of the mesh. A device processes its
+    lesions in lockstep, so memory grows with `batch_size` times the number of lesions per device.
 
     Args:
-      model, variables, split, preprocess, forward: as in `gate_statistics`.
-      loss: `loss(outputs, batch)`, (batch,), a number for every example.
-      error: likewise. By default whether an example is misclassified, if `loss` is cross entropy, and otherwise NaN.
-      batch_size: samples taken at a time.
-      mesh: from `parallel.runs_mesh`; all devices by default.
+      model: as in `gate_statistics`.
+      variables: as in `gate_statistics`.
+      split: as in `gate_statistics`.
+      loss: `loss(outputs, batch)`, which returns a number for each example, (batch,).
+      error: `error(outputs, batch)`, likewise. By default, whether an example is misclassified if `loss` is the cross
+        entropy, and NaN otherwise.
+      preprocess: as in `gate_statistics`.
+      forward: as in `gate_statistics`.
+      batch_size: the number of samples processed at a time.
+      mesh: the devices, from `parallel.runs_mesh`; all devices by default.
+
+    Returns:
+      The loss and the error without each layer, and those of the intact network.
 
     Raises:
-      TypeError: if the model is no Flax module.
-      ValueError: as in `gate_statistics`, if a layer cannot be closed, if loss or error have another shape, and if the
-        loss is cross entropy but the outputs are not logits or `y` are not labels.
+      TypeError: as in `gate_statistics`.
+      ValueError: as in `gate_statistics`; also if a layer cannot be closed, the loss or the error has another shape, or
+        the loss is the cross entropy but the outputs are not logits or `y` are not labels.
+
+    Example:
+      ```python
+      lesions = analysis.lesion(model, variables, {"x": images, "y": labels})
+      analysis.effective_layers(lesions.damage)
+      ```
     """
     split = _arrays(split)
     found = _network(model, variables, _one(split, preprocess), forward)
@@ -275,15 +310,26 @@ def drop_layers(
     batch_size: int = 100,
     mesh: Mesh | None = None,
 ) -> Dropped:
-    """Close the gates of more and more layers and evaluate the network each time.
+    """Evaluate a network with the gates of more and more layers closed. It costs as much as `lesion`.
 
     Args:
-      model, variables, split, loss, error, preprocess, forward, batch_size, mesh: as in `lesion`, which it equals in
-        cost.
-      order: layer indices, the first to be dropped first: `Lesions.order`, say.
+      model: as in `lesion`.
+      variables: as in `lesion`.
+      split: as in `lesion`.
+      order: the indices of the layers in the order in which to drop them, such as `Lesions.order`.
+      loss: as in `lesion`.
+      error: as in `lesion`.
+      preprocess: as in `lesion`.
+      forward: as in `lesion`.
+      batch_size: as in `lesion`.
+      mesh: as in `lesion`.
+
+    Returns:
+      The loss and the error for each number of dropped layers.
 
     Raises:
-      TypeError, ValueError: as in `lesion`, or if `order` is not a permutation of the layers.
+      TypeError: as in `lesion`.
+      ValueError: as in `lesion`, and if `order` is not a permutation of the layers.
     """
     split = _arrays(split)
     found = _network(model, variables, _one(split, preprocess), forward)
@@ -296,13 +342,16 @@ def drop_layers(
 
 
 def effective_layers(damage: np.ndarray) -> float:
-    """How many layers matter, from what each one's lesion costs: the exponential of the entropy of their shares.
+    """The effective number of layers that matter, from the damage of each layer's lesion.
 
-    With p_l the l-th layer's share of the total damage, it is exp(-sum_l p_l log p_l): k where k layers do equal damage
-    and the others none. 0 if there is no damage; NaN if some damage is not finite.
+    It is the exponential of the entropy of the layers' shares of the total damage, exp(-sum_l p_l log p_l). If k
+    layers cause equal damage and the others none, it is k.
 
     Args:
-      damage: (layers,) at least 0, as `Lesions.damage`.
+      damage: (layers,) the damage of each layer, at least 0, such as `Lesions.damage`.
+
+    Returns:
+      The effective number of layers; 0 if there is no damage, NaN if some damage is not finite.
     """
     if not damage.any():
         return 0.0
@@ -311,24 +360,28 @@ def effective_layers(damage: np.ndarray) -> float:
 
 
 def close_gates(model: Any, variables: Any, inputs: Any, closed: Array, *, forward: Forward = call) -> Any:
-    """Make highway layers the identity: T = 0 exactly, and C = 1 where the carry gate is independent (Eq. 4).
+    """Turn highway layers into the identity: exactly T = 0, and C = 1 for independent carry gates (Eq. 4).
 
-    A layer that changes its input's size still does, by zero-padding or sub-sampling alone.
+    A layer that changes the size of its input then only zero-pads or sub-samples it.
+
+    The biases of closed layers become minus infinity for T and infinity for C. A `Highway` with a custom T or C, which
+    may have no biases, receives an additional parameter `closed` instead.
 
     Args:
-      model, variables, forward: as in `gate_statistics`.
-      inputs: a batch of the network's input, of which only shape and dtype matter; or a dict of arrays, if `forward`
-        wants more than `x`.
-      closed: (layers,) bool, which layers; may be traced, so that lesions can be mapped.
+      model: as in `gate_statistics`.
+      variables: as in `gate_statistics`.
+      inputs: a batch of the network's input, of which only shape and dtype matter, or a dict of arrays if `forward`
+        needs more than `x`.
+      closed: (layers,) bool, the layers to close; may be traced, so that lesions can be mapped.
+      forward: as in `gate_statistics`.
 
     Returns:
-      Of Linen the variables or parameters, as they were given, of which biases have changed: to minus infinity for T,
-      to infinity for C. A `Highway` with a T or C of its own, which need not have biases, gets a further parameter
-      instead, `closed`. Of NNX a new module, in evaluation mode.
+      For Linen, changed variables or parameters in the form in which they were given. For NNX, a new module in
+        evaluation mode.
 
     Raises:
-      TypeError: if the model is no Flax module.
-      ValueError: as in `gate_statistics`, or if a layer cannot be closed.
+      TypeError: as in `gate_statistics`.
+      ValueError: as in `gate_statistics`, and if a layer cannot be closed.
     """
     found = _network(model, variables, inputs if isinstance(inputs, Mapping) else {"x": inputs}, forward)
     return found.as_given(found.closed(found.variables, closed))
@@ -344,9 +397,9 @@ def _evaluate(
     batch_size: int,
     mesh: Mesh | None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Mean loss and error with the gates of some layers closed: (masks,) each, for masks (masks, layers)."""
+    """The mean loss and error, (masks,) each, with layers closed according to masks (masks, layers)."""
     if loss is cross_entropy and _labels(split) is None:
-        raise ValueError("split has no labels, (n,) integers y from 0 on; for what has none, give a loss of its own")
+        raise ValueError("split has no labels, (n,) integers y from 0 on; without labels, give another loss")
     if error is None:
         error = _misclassified if loss is cross_entropy else _unknown
     mesh = parallel.runs_mesh() if mesh is None else mesh
@@ -359,7 +412,7 @@ def _evaluate(
             batch = _prepared(batch, preprocess)
             outputs = found.outputs(variables, batch)
             if loss is cross_entropy and not isinstance(outputs, jax.Array):
-                raise ValueError(f"the network gives a {type(outputs).__name__}, not logits; forward can choose them")
+                raise ValueError(f"the network returns a {type(outputs).__name__}, not logits; forward can select them")
             losses = _scores("loss", loss(outputs, batch), len(real))
             errors = jnp.where(jnp.isfinite(losses), _scores("error", error(outputs, batch), len(real)), jnp.nan)
             return sums + jnp.stack([losses, errors]).sum(axis=-1, where=real), None
@@ -368,7 +421,7 @@ def _evaluate(
 
     masks = len(closed)
     closed = np.pad(closed, [(0, parallel.padded(masks, mesh) - masks), (0, 0)])
-    # In lockstep the lesions share the kernels, so that a product takes lesions and samples as its rows.
+    # Lesions in lockstep share the kernels, so that the rows of a product are the samples of all lesions.
     mapped = jax.jit(parallel.map_runs(evaluate, mesh, runs_per_batch=len(closed)))
     batches = _batches((split,), batch_size)
     sums = mapped(parallel.split_runs(mesh, closed), *parallel.replicate(mesh, (found.variables, batches)))
@@ -385,7 +438,7 @@ def _unknown(outputs: Any, batch: Any) -> jax.Array:
 
 
 def _scores(name: str, values: Any, size: int) -> jax.Array:
-    """A loss or an error of every example, in float32 at least."""
+    """Check the loss or error of each example, and convert it to float32 at least."""
     values = jnp.asarray(values)
     if values.shape != (size,):
         raise ValueError(
@@ -395,10 +448,11 @@ def _scores(name: str, values: Any, size: int) -> jax.Array:
 
 
 def _arrays(split: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """A split's arrays on the host.
+    """The arrays of a split on the host.
 
     Raises:
-      TypeError, ValueError: if it is no mapping, or they have no leading axis of samples in common.
+      TypeError: if the split is not a mapping.
+      ValueError: if it has no `x`, or its arrays do not have the same, nonempty leading axis.
     """
     if not isinstance(split, Mapping):
         raise TypeError(
@@ -415,7 +469,7 @@ def _arrays(split: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def _labels(split: Mapping[str, np.ndarray]) -> np.ndarray | None:
-    """A split's classes, (n,) integers from 0 on, if its `y` are such."""
+    """The classes of a split if its `y` are (n,) integers from 0 on, otherwise None."""
     labels = split.get("y")
     if labels is None or labels.ndim != 1 or labels.dtype.kind not in "iu" or labels.min() < 0:
         return None
@@ -423,7 +477,7 @@ def _labels(split: Mapping[str, np.ndarray]) -> np.ndarray | None:
 
 
 def _one(split: Mapping[str, np.ndarray], preprocess: Preprocess) -> Any:
-    """Shapes and dtypes of a batch of one sample, as the network meets it."""
+    """Shapes and dtypes of a preprocessed batch of one sample."""
     shapes = {
         name: jax.ShapeDtypeStruct((1, *array.shape[1:]), jax.dtypes.canonicalize_dtype(array.dtype))
         for name, array in split.items()
@@ -436,9 +490,9 @@ def _prepared(batch: Mapping[str, Any], preprocess: Preprocess) -> dict[str, Any
 
 
 def _batches(trees: tuple[Any, ...], batch_size: int) -> tuple[Any, ...]:
-    """Samples in order, and which of them are real: leaves with leading axes (steps, batch_size).
+    """Divide samples into batches, with leading axes (steps, batch_size), and mark which of them are real.
 
-    The last batch is filled up with the last sample, so that `preprocess` and network get real samples alone.
+    The last batch is filled up with copies of the last sample, so that `preprocess` and the network never see zeros.
     """
     samples = len(jax.tree.leaves(trees)[0])
     size = min(batch_size, samples)
@@ -452,7 +506,7 @@ def _batches(trees: tuple[Any, ...], batch_size: int) -> tuple[Any, ...]:
 
 
 def _table(rows: Sequence[Array]) -> np.ndarray:
-    """Rows of any lengths as one array, filled up with NaN."""
+    """Combine rows of any lengths in one array, filled up with NaN."""
     table = np.full((len(rows), max(map(len, rows))), np.nan, np.float32)
     for line, row in zip(table, rows, strict=True):
         line[: len(row)] = row
@@ -460,21 +514,21 @@ def _table(rows: Sequence[Array]) -> np.ndarray:
 
 
 def _network(model: Any, variables: Any, batch: Any, forward: Forward) -> Network:
-    """The network that a model is with some variables.
+    """Return a model with its variables as a `Network`.
 
     Args:
-      model: a Linen or an NNX module.
-      variables: its own; see `gate_statistics`.
-      batch: one example, of which only shapes and dtypes matter.
-      forward: `forward(model, batch, train)`, what the model is called with.
+      model: a Linen or NNX module.
+      variables: see `gate_statistics`.
+      batch: a batch of one example, of which only shapes and dtypes matter.
+      forward: `forward(model, batch, train)`, which calls the model.
 
     Raises:
-      TypeError: if it is no Flax module.
-      ValueError: if it has no highway layers, or is not of these variables.
+      TypeError: if the model is not a Flax module.
+      ValueError: if it has no highway layers, or does not have these variables.
     """
     if isinstance(model, nn.Module):
         return LinenNetwork(model, variables, batch, forward)
-    from flax import nnx  # which Linen's users need not wait for
+    from flax import nnx  # imported here, since it takes time that users of Linen need not spend
 
     from highway_jax.analysis.nnx_models import NNXNetwork
 

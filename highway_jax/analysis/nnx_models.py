@@ -1,4 +1,4 @@
-"""A Flax NNX module that is analysed."""
+"""The analysis of a Flax NNX module."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from highway_jax.nnx.variables import plain, update
 
 
 class NNXNetwork(Network):
-    """An NNX module with its variables, or others in their place. The module itself stays as it is."""
+    """An NNX module with its own or other variables. The module itself is not changed."""
 
     def __init__(self, model: nnx.Module, variables: Any, batch: Any, forward: Forward):
         self._graph, self._state = nnx.split(model)
@@ -23,18 +23,21 @@ class NNXNetwork(Network):
         self.layers = self._find(batch)
 
     def outputs(self, variables: Any, batch: Any) -> Any:
+        """The outputs of the module for a batch."""
         return self._forward(self.as_given(variables), batch, False)
 
     def sown(self, variables: Any, batch: Any) -> Sown:
+        """What the submodules sow as `nnx.Intermediate`."""
         called = nnx.capture(lambda module: self._forward(module, batch, False), nnx.Intermediate)
         return flatten_dict(nnx.to_pure_dict(called(self.as_given(variables))[1]))
 
     def as_given(self, variables: Any) -> Any:
+        """A copy of the module with these variables, in evaluation mode."""
         module, flat = nnx.merge(self._graph, self._state, copy=True), dict(flatten_dict(variables))
         parts: dict[Path, Any] = {path: part for path, part in nnx.iter_modules(module) if isinstance(part, Flagged)}
         closed = {path: flat.pop((*path, "closed"), None) for path in parts}
         for part in parts.values():
-            part.closed = None  # no part of the state that is updated
+            part.closed = None  # it must not be in the state that is updated
         update(module, unflatten_dict(flat))
         for path, part in parts.items():
             if closed[path] is not None:
@@ -43,7 +46,7 @@ class NNXNetwork(Network):
         return module
 
     def _find(self, batch: Any) -> list[Layers]:
-        # An axis of this length is the batch's: all others in front of it count layers, as parameters' axes do.
+        # A batch axis of a length that no parameter has can be told from the axes of layers in front of it.
         size = 1 + max((length for leaf in jax.tree.leaves(self.variables) for length in np.shape(leaf)), default=1)
         many = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((size, *leaf.shape[1:]), leaf.dtype), batch)
         paths: list[Path] = []
@@ -56,7 +59,7 @@ class NNXNetwork(Network):
         jaxpr, shapes = jax.make_jaxpr(trace, return_shape=True)(self.variables, many)
         sown = dict(zip(paths, shapes, strict=True))
         outputs = iter(jaxpr.jaxpr.outvars)
-        done: dict[Path, tuple[int, ...]] = {}  # where in the program all of a module's states are there
+        done: dict[Path, tuple[int, ...]] = {}  # where in the program all states of a module exist
         for path, values in sown.items():
             for place in [_place(jaxpr.jaxpr, next(outputs)) for _ in jax.tree.leaves(values)]:
                 done[path[:-1]] = max(place, done.get(path[:-1], ()))
@@ -73,7 +76,7 @@ class NNXNetwork(Network):
 
 
 def _place(jaxpr: Any, value: Any) -> tuple[int, ...]:
-    """Which equation of a program gives a value, and which one inside that, if it is a program itself."""
+    """The index of the equation that computes a value, followed by those inside of nested programs."""
     for index, equation in enumerate(jaxpr.eqns):
         for position, output in enumerate(equation.outvars):
             if output is value:
@@ -85,14 +88,14 @@ def _place(jaxpr: Any, value: Any) -> tuple[int, ...]:
 
 
 def _completed(model: nnx.Module, variables: Any) -> Any:
-    """All of a module's state as nested dicts of ordinary arrays, with other values where some are given.
+    """The whole state of a module as nested dicts of ordinary arrays, with the given values replacing its own.
 
     Raises:
-      ValueError: for what the module does not have.
+      ValueError: if the module does not have one of the given variables, or has it in another shape.
     """
     flat = flatten_dict(plain(nnx.state(model)))
     given = {} if variables is None else plain(variables)
-    names = {tuple(map(str, path)): path for path in flat}  # what was stored has strings for the numbers of lists
+    names = {tuple(map(str, path)): path for path in flat}  # stored variables have strings for list indices
     for path, value in flatten_dict(given).items():
         known = names.get(tuple(map(str, path)))
         if known is None:

@@ -1,4 +1,4 @@
-"""What Section 4 observes in trained networks, as numbers."""
+"""The observations of Section 4 about trained networks, as numbers."""
 
 from typing import Any, NamedTuple
 
@@ -7,13 +7,20 @@ import numpy as np
 from highway_jax.analysis.networks import OPEN, Dropped, GateStatistics, InnerStates, Lesions, effective_layers
 
 USED = 0.001  # a block is used if its gate is open for at least this fraction of the samples
-STEADY = 0.1  # a block output is steady if a layer changes it by less, in units of all outputs' root mean square
-MINOR = 0.1  # a layer is minor if its lesion raises the loss by no more, in units of the worst lesion's rise
-TOLERATED = 0.01  # how far the error may rise when layers are dropped together
+STEADY = 0.1  # a block output is steady if a layer changes it by less than this times the RMS of all outputs
+MINOR = 0.1  # a layer is minor if its lesion raises the loss by at most this times what the worst lesion does
+TOLERATED = 0.01  # the error may rise by this much when layers are dropped together
 
 
 class Analysis(NamedTuple):
-    """What there is to see of a network: `gate_statistics`, `inner_states`, `lesion` and `drop_layers`."""
+    """The complete analysis of a network.
+
+    Attributes:
+      gates: the result of `gate_statistics`.
+      sample: the result of `inner_states` for one sample.
+      lesions: the result of `lesion`.
+      dropped: the result of `drop_layers`.
+    """
 
     gates: GateStatistics
     sample: InnerStates
@@ -22,32 +29,39 @@ class Analysis(NamedTuple):
 
 
 def summarize(found: Analysis, initial_bias: float) -> dict[str, Any]:
-    """The paper's observations as numbers; layers are counted from 1.
+    """Express the observations of Section 4 as numbers.
+
+    The result has these entries, in which layers are counted from 1:
+
+    - `biases_lowered`: the fraction of gate biases below the initial one.
+    - `bias_depth_correlation`: the correlation of a layer's mean bias with its number.
+    - `bias_activity_correlation`: the correlation of a layer's mean bias with the mean output of its gates.
+    - `open_on_average`, `open_in_sample`: the fraction of gates whose output is above 0.5, on average or in the sample.
+    - `blocks_used`: the fraction of gates that are open for at least one sample in a thousand.
+    - `open_per_sample`: the fraction of gates that are open for a sample, on average.
+    - `steady_outputs`: the fraction of the sample's block outputs that a layer changes by less than a tenth of the root
+      mean square of all of them.
+    - `change_depth`: the layer up to which 90 % of the change in the sample's block outputs occurs.
+    - `routing_depth_half`, `routing_depth`: the layer up to which half or 90 % of the absolute differences between
+      classes and the overall mean occur.
+    - `open_layers`: the mean of `GateStatistics.open_layers` over samples.
+    - `intact_error`, `worst_error`, `worst_layer`: the error without a lesion, the error with the worst lesion, and the
+      layer of that lesion.
+    - `minor_layers`: the number of layers whose lesion raises the loss by at most a tenth of what the worst one does.
+    - `effective_layers`: see `highway_jax.analysis.effective_layers`.
+    - `droppable_layers`: the number of layers that can be dropped, the least important first, before the error has
+      risen by more than one percentage point.
+
+    Args:
+      found: the analysis of a network.
+      initial_bias: the initial bias of the transform gates.
 
     Returns:
-      Numbers by name:
-
-      - `biases_lowered`: fraction of the gates' biases that are below the initial one.
-      - `bias_depth_correlation`: of a layer's mean bias with its number.
-      - `bias_activity_correlation`: of a layer's mean bias with its gates' mean output.
-      - `open_on_average`, `open_in_sample`: fraction of gates whose (mean) output is above 0.5.
-      - `blocks_used`: fraction of gates that are open for at least one sample in a thousand.
-      - `open_per_sample`: fraction of gates that are open for a sample, on average.
-      - `steady_outputs`: fraction of the sample's block outputs that a layer changes by less than a tenth of the root
-        mean square of all of them.
-      - `change_depth`: the layer up to which 90 % of the change in the sample's block outputs has happened.
-      - `routing_depth_half`, `routing_depth`: the layer up to which there is half, and 90 %, of the classes' absolute
-        difference from the overall mean.
-      - `open_layers`: a sample's mean number of layers' worth of open gates.
-      - `intact_error`, `worst_error`, `worst_layer`: without a lesion, and with the worst.
-      - `minor_layers`: how many layers' lesions raise the loss by at most a tenth of what the worst does.
-      - `effective_layers`: see `highway_jax.analysis.effective_layers`.
-      - `droppable_layers`: how many layers can be dropped, the least important first, before the error has risen by
-        more than one percentage point.
+      The numbers by name.
     """
     gates, lesions, dropped = found.gates, found.lesions, found.dropped
     layers = np.arange(1, len(gates.bias) + 1)
-    known = np.isfinite(gates.bias)  # narrow layers' rows end in NaN
+    known = np.isfinite(gates.bias)  # the rows of narrow layers end in NaN
     bias = np.nanmean(gates.bias, axis=1)
     output = found.sample.block_output
     change = np.abs(output - found.sample.block_input)
@@ -76,11 +90,11 @@ def summarize(found: Analysis, initial_bias: float) -> dict[str, Any]:
 
 
 def _correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Pearson's; NaN if either is constant."""
+    """Pearson's correlation coefficient; NaN if either array is constant."""
     with np.errstate(invalid="ignore", divide="ignore"):
         return float(np.corrcoef(a, b)[0, 1])
 
 
 def _depth(values: np.ndarray, share: float) -> int:
-    """How many of the first values hold this share of their sum."""
+    """The smallest number of leading values that make up this share of the sum."""
     return 1 + int(np.argmax(np.cumsum(values) >= share * values.sum()))

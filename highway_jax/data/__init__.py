@@ -1,4 +1,4 @@
-"""Datasets in memory, the batches of an epoch, and what happens to images on their way to a network."""
+"""Datasets in memory, the batches of an epoch, and the preprocessing and augmentation of images."""
 
 from highway_jax.data.arrays import SUFFIX, from_arrays, load_npz
 from highway_jax.data.augmentation import random_crop, random_mirror
@@ -47,15 +47,25 @@ __all__ = [
 
 
 def load(name: str, data_dir: str | None = None) -> Dataset:
-    """Load a dataset by name: "digits", which is embedded, a .npz file, or a TFDS image-classification dataset.
+    """Load a dataset by name.
 
     Args:
-      name: the dataset; of TFDS as NAME, NAME/CONFIG, NAME:VERSION or NAME/CONFIG:VERSION; a file as `load_npz` has it.
-      data_dir: where prepared TFDS datasets are, by default $TFDS_DATA_DIR or ~/tensorflow_datasets; or the file, by
-        default the current directory.
+      name: "digits", which is embedded; a `.npz` file (see `load_npz`); or a TFDS image-classification dataset as NAME,
+        NAME/CONFIG, NAME:VERSION or NAME/CONFIG:VERSION.
+      data_dir: the directory of prepared TFDS datasets, by default `$TFDS_DATA_DIR` or `~/tensorflow_datasets`; or the
+        directory of the `.npz` file, by default the current one.
+
+    Returns:
+      The dataset.
 
     Raises:
       DataError: if it is unknown, not prepared, unreadable or unsuitable (see `checked`); the message is one line.
+
+    Example:
+      ```python
+      dataset = data.load("digits")
+      dataset.train["x"]  # (1500, 8, 8, 1) uint8
+      ```
     """
     if name.endswith(SUFFIX):
         return load_npz(name, data_dir)
@@ -63,9 +73,19 @@ def load(name: str, data_dir: str | None = None) -> Dataset:
 
 
 def outline(name: str, data_dir: str | None = None) -> Dataset:
-    """What `load` would return, in shapes and dtypes: the images and labels of a TFDS dataset are zeros.
+    """Load a dataset for its shapes and dtypes only: the images and labels of a TFDS dataset are zeros.
 
-    Nothing is read but the dataset's description, or a file. Arguments and errors are `load`'s.
+    Only the description of a TFDS dataset is read. Other datasets are loaded.
+
+    Args:
+      name: as for `load`.
+      data_dir: as for `load`.
+
+    Returns:
+      The dataset.
+
+    Raises:
+      DataError: as for `load`, except for errors in the images and labels of a TFDS dataset.
     """
     if name.endswith(SUFFIX):
         return load_npz(name, data_dir)

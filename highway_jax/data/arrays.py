@@ -1,4 +1,4 @@
-"""Datasets from arrays of one's own, in memory or in a .npz file."""
+"""Datasets from arrays in memory or in a .npz file."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,49 +11,61 @@ from highway_jax.data.dataset import DataError, Dataset, Split
 from highway_jax.files import first_line
 
 SUFFIX = ".npz"
-HELD_OUT = 0.2  # of the examples, where the file has no test set
+"""The ending by which `load` recognizes a file."""
+
+HELD_OUT = 0.2  # the fraction of the examples that becomes the test set if there is none
 
 
 def load_npz(name: str, data_dir: str | None = None) -> Dataset:
-    """Load a dataset from NAME in `data_dir`, by default the current directory, as `numpy.savez` writes it.
+    """Load a dataset from a file that `numpy.savez` has written.
 
     Args:
-      name: a file name that ends in .npz, without a directory. The file has the arrays of `from_arrays`.
-      data_dir: where the file is.
+      name: the name of the file, which ends in `.npz` and has no directory. The file has the arrays of `from_arrays`.
+      data_dir: the directory of the file, by default the current one.
+
+    Returns:
+      The dataset.
 
     Raises:
-      DataError: naming what is wrong, in one line.
+      DataError: if the file cannot be read or its arrays are unsuitable; the message is one line.
     """
     path = Path(data_dir or ".", name)
     if Path(name).name != name:
-        raise DataError(f"dataset {name!r} has a directory; it must be a file name, and data_dir says where it is")
+        raise DataError(f"dataset {name!r} has a directory; it must be a file name; data_dir is its directory")
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}
     except FileNotFoundError as error:
         raise DataError(
-            f"{path} does not exist; it must be a file with the arrays x and y, and data_dir says where it is"
+            f"{path} does not exist; it must be a file with the arrays x and y; data_dir is its directory"
         ) from error
-    except Exception as error:  # zipfile and NumPy have many
+    except Exception as error:  # zipfile and NumPy raise many types
         raise DataError(f"{path} cannot be read: {first_line(error)}") from error
     return from_arrays(name, arrays, path)
 
 
 def from_arrays(name: str, arrays: Mapping[str, Any], path: str | Path | None = None) -> Dataset:
-    """Make a dataset of arrays.
+    """Make a dataset from arrays.
+
+    Without a test set, a random fifth of the examples is held out as one. The choice is always the same.
 
     Args:
-      name: its name.
-      arrays: `x`, (n, ...) numbers, and `y`, (n,) integers from 0, and optionally `x_test` and `y_test`. Images of
-        uint8 or uint16, (n, height, width, channels), are treated as such; all else is taken as it is, in float32.
-      path: the file that they are from, which errors name then.
+      name: the name of the dataset.
+      arrays: `x`, (n, ...) numbers, and `y`, (n,) integers from 0, and optionally `x_test` and `y_test`. Arrays
+        (n, height, width, channels) of uint8 or uint16 are treated as images. All others are converted to float32 and
+        not scaled.
+      path: the file that they are from, to be named in errors.
 
     Returns:
-      The dataset. Without a test set, a fifth of the examples is held out as one: the last in a random order, which is
-      always the same.
+      The dataset.
 
     Raises:
-      DataError: naming what is wrong, in one line.
+      DataError: if an array is missing or unsuitable; the message is one line that names it.
+
+    Example:
+      ```python
+      dataset = data.from_arrays("mine", {"x": x, "y": y})
+      ```
     """
     path = path or name
     for key, array in arrays.items():
@@ -69,7 +81,7 @@ def from_arrays(name: str, arrays: Mapping[str, Any], path: str | Path | None = 
         if len(arrays[f"x{suffix}"]) != len(arrays[f"y{suffix}"]):
             sizes = len(arrays[f"x{suffix}"]), len(arrays[f"y{suffix}"])
             raise DataError(
-                f"{path}: x{suffix} has {sizes[0]} examples and y{suffix} {sizes[1]}; both must have as many"
+                f"{path}: x{suffix} has {sizes[0]} examples and y{suffix} {sizes[1]}; both must have the same number"
             )
     train, test = _splits(arrays)
     if not len(test["y"]):
@@ -93,7 +105,7 @@ def _splits(arrays: dict[str, np.ndarray]) -> tuple[Split, Split]:
 
 
 def _check(path: str | Path, key: str, array: np.ndarray, like: np.ndarray) -> None:
-    """Refuse what no network can be trained on."""
+    """Reject arrays that no network can be trained on."""
     if key.startswith("y"):
         fits = array.ndim == 1 and np.issubdtype(array.dtype, np.integer) and len(array) > 0
         fits = fits and bool(array.min() >= 0 and array.max() < 10**5)
@@ -106,7 +118,7 @@ def _check(path: str | Path, key: str, array: np.ndarray, like: np.ndarray) -> N
             if count:
                 raise DataError(f"{path}: {key} has {count} numbers that are NaN, infinite or too large for float32")
         fits = fits and (array.dtype, array.shape[1:]) == (like.dtype, like.shape[1:])
-        allowed = "(n, ...) integers, floating-point numbers or truth values of NumPy's own"
+        allowed = "(n, ...) integers, floating-point numbers or booleans of NumPy"
         if array is not like:
             allowed = f"(n, {', '.join(map(str, like.shape[1:]))}) numbers of {like.dtype}, as x"
     if not fits:

@@ -1,6 +1,6 @@
-"""Random changes of training images: pure functions that run inside the compiled step.
+"""Random augmentation of training images, by pure functions that run inside the compiled step.
 
-Dtypes are explicit, since JAX draws other bits for int64 and float64, its defaults where x64 is on.
+Dtypes are explicit, because JAX draws different bits for int64 and float64, which are its defaults if x64 is enabled.
 """
 
 import jax
@@ -9,12 +9,20 @@ from jax import lax
 
 
 def random_crop(key: jax.Array, images: jax.Array, padding: int) -> jax.Array:
-    """Shift each image by up to `padding` pixels in both directions: zero-pad every side, crop to the old size.
+    """Shift each image by up to `padding` pixels in both directions, by zero-padding and cropping to the old size.
 
     Args:
-      key: decides where each image of the batch is cropped.
+      key: the random key for where each image of the batch is cropped.
       images: (batch, height, width, channels).
-      padding: pixels on each side; the paper's networks have 8.
+      padding: the number of pixels on each side; 8 in the paper.
+
+    Returns:
+      Images of the same shape and dtype.
+
+    Example:
+      ```python
+      augment = lambda key, batch: {**batch, "x": data.random_crop(key, batch["x"], padding=4)}
+      ```
     """
     count, height, width, channels = images.shape
     padded = jnp.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
@@ -27,6 +35,14 @@ def random_crop(key: jax.Array, images: jax.Array, padding: int) -> jax.Array:
 
 
 def random_mirror(key: jax.Array, images: jax.Array) -> jax.Array:
-    """Mirror each image left to right with probability 1/2; shapes as in `random_crop`."""
+    """Mirror each image left to right with probability 1/2.
+
+    Args:
+      key: the random key for which images are mirrored.
+      images: (batch, height, width, channels).
+
+    Returns:
+      Images of the same shape and dtype.
+    """
     mirrored = jax.random.bernoulli(key, jnp.float32(0.5), (images.shape[0], 1, 1, 1))
     return jnp.where(mirrored, images[:, :, ::-1], images)

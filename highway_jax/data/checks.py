@@ -1,4 +1,4 @@
-"""What images and labels must be, in one place: every loader ends here."""
+"""The requirements for images and labels, which every loader checks."""
 
 import dataclasses
 from typing import NoReturn
@@ -11,15 +11,20 @@ IMAGE_DTYPES = np.dtype(np.uint8), np.dtype(np.uint16)
 
 
 def checked(dataset: Dataset, contents: bool = True) -> Dataset:
-    """The dataset with int32 labels, if a network can be trained on it as it is.
+    """Check that a network can be trained on a dataset of images.
 
     Args:
       dataset: two splits of images, (n, height, width, channels) uint8 or uint16 from 0 to `max_value`, and labels,
-        (n,) integers from 0 to num_classes - 1. Both splits have images of one dtype, size and number of channels.
-      contents: whether to look at pixels and labels too; without, at shapes, dtypes and numbers of examples alone.
+        (n,) integers from 0 to num_classes - 1. The images of both splits must have the same dtype, size and number of
+        channels.
+      contents: whether to check pixels and labels in addition to shapes, dtypes and numbers of examples.
+
+    Returns:
+      The dataset with int32 labels.
 
     Raises:
-      DataError: naming the dataset, the split, what was found and what is allowed, in one line.
+      DataError: if a requirement is violated; the message is one line with the dataset, the split, what was found and
+        what is allowed.
     """
     if not dataset.num_classes or dataset.num_classes < 2:
         raise DataError(f"dataset {dataset.name!r} has {dataset.num_classes} classes; it must have at least 2")
@@ -39,7 +44,7 @@ def checked(dataset: Dataset, contents: bool = True) -> Dataset:
         if not len(images):
             refuse("there are no examples; there must be at least one")
         if (images.dtype, images.shape[1:]) != (first.dtype, first.shape[1:]):
-            refuse(f"images are {_kind(images)}; they must be as those of split 'train', {_kind(first)}")
+            refuse(f"images are {_kind(images)}; they must be like those of split 'train', {_kind(first)}")
         if dataset.max_value is None or not 1 <= dataset.max_value <= np.iinfo(images.dtype).max:
             refuse(f"max_value is {dataset.max_value}; for {images.dtype} it must be 1 to {np.iinfo(images.dtype).max}")
         if not contents:
@@ -49,7 +54,7 @@ def checked(dataset: Dataset, contents: bool = True) -> Dataset:
         lowest, highest = int(labels.min()), int(labels.max())
         if lowest < 0 or highest >= dataset.num_classes:
             wrong = lowest if lowest < 0 else highest
-            unlabeled = " (-1 says that there is no label)" if wrong == -1 else ""
+            unlabeled = " (-1 means that there is no label)" if wrong == -1 else ""
             refuse(f"a label is {wrong}{unlabeled}; labels must be 0 to {dataset.num_classes - 1}")
         if name == "train" and lowest == highest:
             refuse(f"every label is {lowest}; there must be at least two classes to tell apart")

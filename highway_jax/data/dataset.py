@@ -1,4 +1,4 @@
-"""What a dataset is, and how an epoch goes through it."""
+"""Datasets, and the order in which an epoch uses their examples."""
 
 import dataclasses
 import hashlib
@@ -12,26 +12,28 @@ Array = jax.Array | np.ndarray
 
 
 class DataError(Exception):
-    """A dataset cannot be had; the message is one line that says what to do."""
+    """A dataset cannot be loaded; the message is one line that says what is wrong."""
 
 
 class NotPreparedError(DataError):
     """A TFDS dataset has not been downloaded and prepared yet."""
 
 
-# Examples: `x`, images as stored, (n, height, width, channels) uint8 or uint16, and `y`, labels, (n,) int32.
 Split = dict[str, Array]
+"""Examples: `x`, images as stored, (n, height, width, channels) uint8 or uint16, and `y`, labels, (n,) int32."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """An image-classification dataset in memory; `checked` says what it must be.
+    """A classification dataset in memory; `checked` documents the requirements for images.
 
     Attributes:
-      name: its name.
-      train, test: the two splits, NumPy arrays until they are put on a device.
-      num_classes: number of classes.
-      max_value: the largest value a pixel can have: that of the dtype, or less; None for what is not scaled.
+      name: the name of the dataset.
+      train: the training split: `x` and `y`, as NumPy arrays until they are put on a device.
+      test: the test split.
+      num_classes: the number of classes.
+      max_value: the largest possible value of a pixel, at most that of the dtype; None for data that is not to be
+        scaled.
     """
 
     name: str
@@ -42,11 +44,14 @@ class Dataset:
 
 
 def md5(split: Split) -> str:
-    """The fingerprint by which two copies of a split are compared: the MD5 of its contents in the order stored.
+    """The MD5 of the contents of a split, by which copies of a split are compared.
 
-    It covers the images' bytes, then the labels'. Before the bytes of an array that is not of the usual kind (square
-    uint8 images of 1 or 3 channels, int32 labels of one axis) come its dtype and shape. So no two splits that differ
-    have the same value, those with the same bytes in another shape included.
+    It covers the bytes of the images, then those of the labels, in the order in which they are stored. The dtype and
+    the shape of an array precede its bytes, unless it has the usual form: square uint8 images with 1 or 3 channels, or
+    int32 labels with one axis. Splits with the same bytes in different shapes therefore have different values.
+
+    Args:
+      split: the images `x` and the labels `y`.
 
     Returns:
       32 hexadecimal digits.
@@ -63,36 +68,45 @@ def md5(split: Split) -> str:
 
 
 def shuffled_batches(split: Any, key: jax.Array, batch_size: int) -> Any:
-    """An epoch's batches in a random order.
+    """Divide a split into the batches of an epoch, in a random order.
 
     Args:
-      split: n examples: any tree of arrays with one leading axis.
-      key: decides the order; derive it from the data's seed and the epoch.
-      batch_size: examples per batch. The n % batch_size examples left over sit this epoch out.
+      split: n examples, as a tree of arrays with a common leading axis.
+      key: the random key for the order; derive it from the seed of the data and the epoch.
+      batch_size: the number of examples in a batch. The remaining n % batch_size examples are left out.
 
     Returns:
-      Such a tree, whose leaves have leading axes (steps, batch_size).
+      A tree of the same structure, whose leaves have leading axes (steps, batch_size).
 
     Raises:
-      ValueError: if the batch is larger than the split.
+      ValueError: if a batch is larger than the split.
+
+    Example:
+      ```python
+      batches = data.shuffled_batches(dataset.train, jax.random.fold_in(key, epoch), batch_size=100)
+      ```
     """
     order = batch_order(jax.tree.leaves(split)[0].shape[0], key, batch_size)
     return jax.tree.map(lambda leaf: leaf[order], split)
 
 
 def batch_order(examples: int, key: jax.Array, batch_size: int) -> jax.Array:
-    """Which examples the batches of `shuffled_batches` have: (steps, batch_size) int32.
+    """Return the indices of the examples in the batches of `shuffled_batches`.
 
     Args:
-      examples: how many there are.
-      key, batch_size: as for `shuffled_batches`.
+      examples: the number of examples.
+      key: as for `shuffled_batches`.
+      batch_size: as for `shuffled_batches`.
+
+    Returns:
+      The indices, (steps, batch_size) int32.
 
     Raises:
-      ValueError: if the batch is larger than that.
+      ValueError: if a batch is larger than the number of examples.
     """
     if not 1 <= batch_size <= examples:
         raise ValueError(f"batch_size is {batch_size}; it must be 1 to {examples}, the number of examples")
     steps = examples // batch_size
-    # of int64 where x64 is on, if `examples` were given
+    # With `examples` instead of an array, the permutation would be int64 if x64 is enabled.
     order = jax.random.permutation(key, jnp.arange(examples, dtype=jnp.int32))
     return order[: steps * batch_size].reshape(steps, batch_size)

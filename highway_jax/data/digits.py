@@ -1,4 +1,4 @@
-"""The embedded dataset: scikit-learn's copy of the UCI handwritten digits. No download."""
+"""The embedded dataset, scikit-learn's copy of the UCI handwritten digits, which needs no download."""
 
 from importlib.metadata import distribution
 
@@ -11,8 +11,11 @@ TRAIN_SIZE = 1500
 
 
 def digits() -> Dataset:
-    """1,797 real 8x8 digits of 17 grey levels: 1,500 for training and 297 for testing, by a fixed shuffle."""
-    # The file that `sklearn.datasets.load_digits` reads; to import scikit-learn for it takes a second.
+    """Load 1,797 real handwritten digits: 1,500 for training and 297 for testing, in a fixed random order.
+
+    The images are (n, 8, 8, 1) uint8, with values from 0 to 16.
+    """
+    # This is the file that `sklearn.datasets.load_digits` reads. Importing scikit-learn for it would take a second.
     path = distribution("scikit-learn").locate_file("sklearn/datasets/data/digits.csv.gz")
     table = np.loadtxt(str(path), np.uint8, delimiter=",")
     order = np.random.RandomState(0).permutation(len(table))

@@ -1,7 +1,7 @@
-"""Where a prepared TFDS dataset is, and that its description is data alone.
+"""Finding prepared TFDS datasets, and checking that their descriptions name no foreign code.
 
-TFDS imports whatever Python class a description names. A dataset may come from a stranger, so all that is decided here
-is decided before TFDS sees the folder.
+TFDS imports any Python class that a description names. Since a dataset may come from an untrusted source, its
+description is checked before TFDS opens the folder.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from highway_jax.files import first_line
 
 _CONFIG = r"\w[\w.+-]*"
 _NAME = re.compile(rf"([a-z]\w*)(?:/({_CONFIG}))?(?::(\d+\.\d+\.\d+))?", re.ASCII)
-# Where TFDS has all of its feature classes.
+# The module that contains all feature classes of TFDS.
 _FEATURE = re.compile(r"tensorflow_datasets\.core\.features(\.\w+)+", re.ASCII)
 _CLASS_KEYS = "pythonClassName", "python_class_name"
 _COUNT_KEYS = "numClasses", "num_classes"
@@ -24,7 +24,13 @@ MAX_CLASSES = 100_000
 
 
 class Name(NamedTuple):
-    """The parts of NAME, NAME/CONFIG, NAME:VERSION or NAME/CONFIG:VERSION; None for what is not given."""
+    """The parts of NAME, NAME/CONFIG, NAME:VERSION or NAME/CONFIG:VERSION; None for parts that are not given.
+
+    Attributes:
+      dataset: the name of the dataset.
+      config: the name of the configuration.
+      version: the version, such as "3.0.1".
+    """
 
     dataset: str
     config: str | None
@@ -32,10 +38,18 @@ class Name(NamedTuple):
 
 
 def parse_name(name: str) -> Name:
-    """Take a TFDS name apart. TFDS has further forms, some of which import or download code: none is allowed.
+    """Split the name of a TFDS dataset into its parts.
+
+    Other forms that TFDS accepts are rejected, since some of them import or download code.
+
+    Args:
+      name: NAME, NAME/CONFIG, NAME:VERSION or NAME/CONFIG:VERSION.
+
+    Returns:
+      The parts of the name.
 
     Raises:
-      DataError: if it is of another form.
+      DataError: if the name has another form.
     """
     match = _NAME.fullmatch(name)
     if not match:
@@ -44,10 +58,16 @@ def parse_name(name: str) -> Name:
 
 
 def data_folder(data_dir: str | None = None) -> Path:
-    """The folder of all prepared datasets: the one given, or else $TFDS_DATA_DIR or ~/tensorflow_datasets.
+    """The folder of prepared TFDS datasets.
+
+    Args:
+      data_dir: the folder, by default `$TFDS_DATA_DIR` or `~/tensorflow_datasets`.
+
+    Returns:
+      The folder, with a leading `~` expanded.
 
     Raises:
-      DataError: if it begins with ~ and there is no such home directory.
+      DataError: if it begins with the name of a home directory that does not exist.
     """
     name = "data_dir" if data_dir else "$TFDS_DATA_DIR" if os.environ.get("TFDS_DATA_DIR") else "data_dir's default"
     path = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
@@ -58,7 +78,7 @@ def data_folder(data_dir: str | None = None) -> Path:
 
 
 def unknown(name: str) -> DataError:
-    """What to raise of a dataset that does not exist."""
+    """The error for a dataset that does not exist."""
     return DataError(
         f"dataset {name!r} is unknown; allowed are 'digits' and the image-classification datasets of TensorFlow "
         "Datasets, such as 'mnist', 'cifar10' and 'cifar100', as NAME, NAME/CONFIG, NAME:VERSION or "
@@ -67,28 +87,31 @@ def unknown(name: str) -> DataError:
 
 
 def find(name: str, data_dir: str | None = None) -> Path:
-    """The folder of a prepared dataset, whose description names no code but that of TFDS, and no more than MAX_CLASSES.
+    """Find the folder of a prepared dataset, and check its description.
 
     Args:
-      name: as `parse_name` takes it. Without a version it is the latest that is there; without a config, where there
-        are configs, the one that TFDS has noted as the default.
+      name: a name as for `parse_name`. Without a version, the latest prepared one is found. Without a configuration, it
+        is the default one as recorded by TFDS, if the dataset has configurations.
       data_dir: see `data_folder`.
 
+    Returns:
+      The folder. Its description names no classes outside of TFDS, and at most `MAX_CLASSES` classes of images.
+
     Raises:
-      NotPreparedError: if TFDS knows it and it is not there.
-      DataError: if it is unknown, or its description cannot be read, names other code or has more classes.
+      NotPreparedError: if TFDS knows the dataset but it has not been prepared.
+      DataError: if the dataset is unknown, or its description cannot be read or violates these limits.
     """
     dataset, config, version = parse_name(name)
     home = data_folder(data_dir) / dataset
     folder = _latest(home / (config or _default_config(name, home)), version)
     if not folder:
-        import tensorflow_datasets as tfds  # imported here: it costs half a second
+        import tensorflow_datasets as tfds  # imported here, since it takes half a second
 
         there = sorted(path.name for path in home.glob("[!.]*/"))
         has = f", which has {', '.join(there)}" if there else ""
         if dataset in tfds.list_builders(with_community_datasets=False):
             raise NotPreparedError(
-                f"dataset {name!r} is not prepared in {home}{has} ($TFDS_DATA_DIR says where else); "
+                f"dataset {name!r} is not prepared in {home}{has} (set $TFDS_DATA_DIR for another folder); "
                 f"prepare it with: {prepare_command(name, data_dir)}"
             )
         raise DataError(f"dataset {name!r} is not in {home}{has}") if has else unknown(name)
@@ -99,7 +122,7 @@ def find(name: str, data_dir: str | None = None) -> Path:
     except RecursionError as error:
         raise DataError(f"dataset {name!r} in {folder} cannot be read: its description is nested too deeply") from error
     for key, value in entries:
-        # A feature of the dataset may itself be called "type"; it is a dict.
+        # A feature of the dataset may itself be named "type"; its value is a dict.
         names_class = key in _CLASS_KEYS or (key == "type" and not isinstance(value, dict))
         if names_class and not (isinstance(value, str) and _FEATURE.fullmatch(value)):
             raise DataError(
@@ -120,7 +143,7 @@ def prepare_command(name: str, data_dir: str | None) -> str:
 
 
 def _latest(folder: Path, version: str | None) -> Path | None:
-    """The folder of a version, of the highest for None."""
+    """The folder of a version, or of the latest one for None."""
     found = [
         path.parent for path in folder.glob("*/dataset_info.json") if re.fullmatch(r"\d+(\.\d+){2}", path.parent.name)
     ]
@@ -129,14 +152,14 @@ def _latest(folder: Path, version: str | None) -> Path | None:
 
 
 def _default_config(name: str, home: Path) -> str:
-    """The config that TFDS noted as the default when it prepared one; "" for a dataset without configs."""
+    """The default configuration that TFDS recorded when it prepared one; "" if the dataset has no configurations."""
     noted = _read_json(name, home / ".config" / "metadata.json")
     config = noted.get("default_config_name") if isinstance(noted, dict) else None
     return config if isinstance(config, str) and re.fullmatch(_CONFIG, config, re.ASCII) else ""
 
 
 def _read_json(name: str, file: Path) -> Any:
-    """A file's contents, None where there is no file."""
+    """The contents of a JSON file, or None if there is no file."""
     try:
         return json.loads(file.read_text("utf-8")) if file.exists() else None
     except (ValueError, RecursionError, OSError) as error:
@@ -146,7 +169,7 @@ def _read_json(name: str, file: Path) -> Any:
 
 
 def _at_most(value: Any, most: int) -> bool:
-    """Whether a number, which JSON may have as text, is at most so large; what is no number TFDS refuses."""
+    """Whether a number, which may be given as text, is at most `most`. TFDS itself rejects other values."""
     try:
         return float(value) <= most
     except OverflowError:
@@ -156,7 +179,7 @@ def _at_most(value: Any, most: int) -> bool:
 
 
 def _entries(content: Any) -> list[tuple[str, Any]]:
-    """All keys and values of a description, in the forms of all versions of TFDS, however nested."""
+    """All keys and values of a description, including nested ones, for the formats of all versions of TFDS."""
     found: list[tuple[str, Any]] = []
     rest = [content]
     while rest:

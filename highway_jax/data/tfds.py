@@ -1,4 +1,4 @@
-"""Datasets prepared by TensorFlow Datasets, read without TensorFlow and without a network."""
+"""Loading datasets that TensorFlow Datasets has prepared, without TensorFlow and without a network connection."""
 
 import functools
 import io
@@ -11,26 +11,30 @@ from highway_jax.data.dataset import DataError, Dataset, NotPreparedError, Split
 from highway_jax.data.prepared import find, prepare_command
 from highway_jax.files import first_line
 
-# Pillow's name for what a description's dtype and number of channels say. It reads 16 bits of one channel only.
+# Pillow's modes by dtype and number of channels. Pillow supports 16 bits with one channel only.
 MODES = {("uint8", 1): "L", ("uint8", 2): "LA", ("uint8", 3): "RGB", ("uint8", 4): "RGBA", ("uint16", 1): "I;16"}
-# What becomes such an image without loss. TensorFlow and TFDS convert these too.
+# The modes that can be converted to these without loss. TensorFlow and TFDS convert them too.
 WITHOUT_LOSS = {"L": ("1",), "RGB": ("1", "L", "P"), "RGBA": ("P",), "I;16": ("I",)}
 
 
 def load_tfds(name: str, data_dir: str | None = None) -> Dataset:
-    """Read a prepared image-classification dataset into memory.
+    """Load a prepared image-classification dataset into memory.
 
-    A uint8 image is 0 to 255, a uint16 image 0 to 65535. Nothing that the dataset's folder names is imported or run.
+    uint8 images have values from 0 to 255, and uint16 images from 0 to 65535. Code that the dataset's folder names is
+    neither imported nor run.
 
     Args:
-      name: its TFDS name, such as "mnist", "cifar10" or "mnist:3.0.1".
-      data_dir: where prepared datasets are; by default $TFDS_DATA_DIR or ~/tensorflow_datasets.
+      name: the TFDS name, such as "mnist", "cifar10" or "mnist:3.0.1".
+      data_dir: the folder of prepared datasets, by default `$TFDS_DATA_DIR` or `~/tensorflow_datasets`.
+
+    Returns:
+      The dataset.
 
     Raises:
-      NotPreparedError: if there is nothing prepared.
-      DataError: if it is unknown, not prepared in a format that needs no TensorFlow, damaged, or has no
-        `image` and `label` features, no `train` and `test` splits, images that are not what its description says,
-        or what `checked` refuses.
+      NotPreparedError: if the dataset has not been prepared.
+      DataError: if the dataset is unknown or damaged, is stored in a format that only TensorFlow can read, lacks
+        `image` and `label` features or `train` and `test` splits, has images that contradict its description, or is
+        rejected by `checked`.
     """
     builder = _open(name, data_dir)
     described = _outline(name, builder)
@@ -39,9 +43,9 @@ def load_tfds(name: str, data_dir: str | None = None) -> Dataset:
 
 
 MAX_EXAMPLES = 2**31 - 1  # of a split
-MAX_SIZE = 2**15 - 1  # of an image
+MAX_SIZE = 2**15 - 1  # of an image's height, width and number of channels
 
-# Images and classes of the datasets that the configs here name: they can be planned for where they are not.
+# Numbers of images, shapes and classes of common datasets, for planning without the data.
 PUBLISHED = {
     "mnist": (60_000, 10_000, (28, 28, 1), 10),
     "cifar10": (50_000, 10_000, (32, 32, 3), 10),
@@ -50,15 +54,19 @@ PUBLISHED = {
 
 
 def outline_tfds(name: str, data_dir: str | None = None) -> Dataset:
-    """A prepared dataset's shapes and dtypes, from its description alone: its images and labels are all zero.
+    """Read the description of a prepared dataset, for its shapes and dtypes.
 
-    They take no memory. MNIST, CIFAR-10 and CIFAR-100 need not be prepared.
+    MNIST, CIFAR-10 and CIFAR-100 need not be prepared.
 
     Args:
-      name, data_dir: see `load_tfds`.
+      name: as for `load_tfds`.
+      data_dir: as for `load_tfds`.
+
+    Returns:
+      A dataset whose images and labels are zeros, which take no memory.
 
     Raises:
-      DataError: as `load_tfds` does, for all that does not take reading images and labels.
+      DataError: as `load_tfds`, except for errors in images and labels.
     """
     try:
         builder = _open(name, data_dir)
@@ -68,13 +76,13 @@ def outline_tfds(name: str, data_dir: str | None = None) -> Dataset:
         train, test, shape, num_classes = PUBLISHED[name]
         return _zeros(name, train, test, shape, np.dtype(np.uint8), num_classes)
     if None in builder.info.features["image"].shape:
-        # The description does not say it; all images may be of one size all the same.
+        # The description does not give the size, but all images may still have the same one.
         return load_tfds(name, data_dir)
     return _outline(name, builder)
 
 
 def _outline(name: str, builder: Any) -> Dataset:
-    """What the description says, checked; sizes that it leaves open are 1."""
+    """The dataset as its description says, checked; sizes that the description leaves open are 1."""
     features, splits = builder.info.features, builder.info.splits
     image = features["image"]
     for split in "train", "test":
@@ -101,7 +109,7 @@ def _zeros(name: str, train: int, test: int, shape: tuple[int, ...], dtype: np.d
 
 
 def tensorflow_datasets() -> Any:
-    """The package, which is imported where it is needed: that costs half a second.
+    """Import the package `tensorflow_datasets`, which takes half a second.
 
     Raises:
       DataError: if it cannot be imported.
@@ -116,7 +124,7 @@ def tensorflow_datasets() -> Any:
 
 
 def _open(name: str, data_dir: str | None) -> Any:
-    """The builder of a prepared dataset whose description is one of image classification."""
+    """The builder of a prepared dataset, whose description is checked to be one for image classification."""
     folder = find(name, data_dir)
     tfds = tensorflow_datasets()
     try:
@@ -144,7 +152,7 @@ def _open(name: str, data_dir: str | None) -> Any:
     label = features["label"]
     if label.num_classes and len(label.names) != label.num_classes:
         raise DataError(
-            f"dataset {name!r} has {label.num_classes} classes, but names of {len(label.names)} in label.labels.txt"
+            f"dataset {name!r} has {label.num_classes} classes, but {len(label.names)} names in label.labels.txt"
         )
     if missing := {"train", "test"} - set(splits):
         raise DataError(f"dataset {name!r} has no {min(missing)!r} split; it has {', '.join(splits)}")
@@ -164,7 +172,7 @@ def _read(name: str, builder: Any, split: str) -> Split:
         source = builder.as_data_source(split=split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
         _check_count(where, builder, split, len(source))
         for number, record in enumerate(source.__getitems__(range(len(source)))):
-            # Image and label alone, whatever else there is, and the image is decoded here: twice as fast as in TFDS.
+            # Reading only image and label, and decoding the image here, is twice as fast as TFDS.
             fields = tf_example_pb2.Example.FromString(record).features.feature
             image, label = fields["image"].bytes_list.value, fields["label"].int64_list.value
             if not len(image) == len(label) == 1:
@@ -190,12 +198,12 @@ def _read(name: str, builder: Any, split: str) -> Split:
 
 
 def _check_count(where: str, builder: Any, split: str, readable: int) -> None:
-    """Refuse files that hold other numbers of examples than the description says."""
+    """Reject files whose number of examples differs from the description."""
     import tensorflow_datasets as tfds
 
     info = builder.info.splits[split]
     found = readable
-    if builder.info.file_format == tfds.core.FileFormat.ARRAY_RECORD:  # of which no more is read than is described
+    if builder.info.file_format == tfds.core.FileFormat.ARRAY_RECORD:  # whose source hides further examples
         from array_record.python.array_record_module import ArrayRecordReader
 
         found = 0
@@ -209,15 +217,15 @@ def _check_count(where: str, builder: Any, split: str, readable: int) -> None:
 
 
 def _decode(encoded: bytes, height: int | None, width: int | None, dtype: np.dtype, mode: str) -> np.ndarray:
-    """An image of the size and kind that the description says.
+    """Decode an image, which must have the size and the mode of the description.
 
     Raises:
-      ValueError: saying what it is instead.
+      ValueError: if it does not; the message says what it is instead.
     """
     from PIL import Image, UnidentifiedImageError
 
     try:
-        # No other formats: of one, PostScript, Pillow would run the program in it.
+        # No other formats, since Pillow would run the program in a PostScript file.
         image: Image.Image = Image.open(io.BytesIO(encoded), formats=("PNG", "JPEG"))
     except UnidentifiedImageError as error:
         raise ValueError("is neither PNG nor JPEG") from error

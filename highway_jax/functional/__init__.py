@@ -1,4 +1,4 @@
-"""Arrays in, arrays out: the highway operation, activations, initializers, convolution, pooling."""
+"""Pure functions of arrays: the highway operation, activations, initializers, convolution and pooling."""
 
 from highway_jax.functional.ops import highway, resize
 

@@ -1,7 +1,7 @@
-"""The nonlinearity of a layer: a name, a function, or an index that may be traced.
+"""Activations of layers, given by name, as a function, or as an index that may be traced.
 
-A population trains relu and tanh networks in one compiled program, so there the choice is data: an
-integer array indexing `ACTIVATIONS`. Computing both and selecting is far cheaper than a branch.
+A population trains relu and tanh networks in one compiled program. There, the choice is data: an integer array that
+indexes `ACTIVATIONS`. Computing both and selecting one is far cheaper than a branch.
 """
 
 from collections.abc import Callable
@@ -18,32 +18,35 @@ Function = Callable[[jax.Array], jax.Array]
 
 @jax.tree_util.register_pytree_node_class
 class TracedActivation:
-    """One of `ACTIVATIONS`, by an index that may be traced: a function, and an activation for every layer here.
+    """One of `ACTIVATIONS`, given by an index that may be traced.
 
-    It is what a task gets of `population.choice("relu", "tanh")`. Which of the two it is decides no branch of Python.
+    It is a function, and every layer of this library accepts it as `activation`. A task receives it for
+    `population.choice("relu", "tanh")`. Since its index is traced, Python code cannot branch on it.
 
     Attributes:
       index: an integer scalar.
 
     Example:
-
-        x = hp["activation"](nn.Dense(50)(x))
+      ```python
+      x = hp["activation"](nn.Dense(50)(x))
+      ```
     """
 
     def __init__(self, index: int | jax.Array):
         self.index = index
 
     def __call__(self, z: jax.Array) -> jax.Array:
+        """Apply the activation elementwise."""
         return activate(z, self.index)
 
     def __jax_array__(self) -> jax.Array:
         return jnp.asarray(self.index)
 
     def __eq__(self, other: Any) -> Any:
-        """Whether the index equals another.
+        """Whether the index equals another one.
 
         Raises:
-          TypeError: for text, which an index never equals.
+          TypeError: if `other` is a string, which an index never equals.
         """
         if isinstance(other, str):
             raise TypeError(f"a traced activation is an index, which cannot be compared with {other!r}")
@@ -52,12 +55,12 @@ class TracedActivation:
     __hash__ = None  # type: ignore[assignment]
 
     def tree_flatten(self) -> tuple[tuple[Any], None]:
-        """The index."""
+        """The index as the only child."""
         return (self.index,), None
 
     @classmethod
     def tree_unflatten(cls, structure: None, children: tuple[Any]) -> "TracedActivation":
-        """The inverse."""
+        """The inverse of `tree_flatten`."""
         return cls(*children)
 
 
@@ -65,9 +68,10 @@ Activation = str | int | jax.Array | TracedActivation | Function
 
 
 def canonical(activation: Activation) -> Any:
-    """Turn any accepted form into an index (an int or a traced integer scalar) or a function.
+    """Convert an activation to an index (an int or a traced integer scalar) or to a function.
 
-    Raises ValueError for an unknown name and for an index outside `ACTIVATIONS`, unless that is an array.
+    Raises:
+      ValueError: if a name is unknown, or an index that is not an array is out of range.
     """
     if isinstance(activation, TracedActivation):
         return activation.index
@@ -77,7 +81,7 @@ def canonical(activation: Activation) -> Any:
                 f"activation is {activation!r}; it must be one of {', '.join(map(repr, ACTIVATIONS))}, or a function"
             )
         return ACTIVATIONS.index(activation)
-    if callable(activation) or isinstance(activation, jax.Array):  # an array's value may not be known yet
+    if callable(activation) or isinstance(activation, jax.Array):  # an array may be traced, so it is not checked
         return activation
     if activation not in range(len(ACTIVATIONS)):
         raise ValueError(f"activation is {activation}; as an index it must be 0 to {len(ACTIVATIONS) - 1}")
@@ -85,14 +89,22 @@ def canonical(activation: Activation) -> Any:
 
 
 def activate(z: jax.Array, activation: Activation) -> jax.Array:
-    """Apply an activation elementwise; same shape and dtype as `z`.
+    """Apply an activation elementwise.
 
     Args:
-      z: any array.
+      z: an array of any shape.
       activation: "relu", "tanh", a function, or an index into `ACTIVATIONS`, which may be traced.
 
+    Returns:
+      An array of the shape and dtype of `z`.
+
     Raises:
-      ValueError: for an unknown name or index.
+      ValueError: if the name or the index is unknown.
+
+    Example:
+      ```python
+      y = highway_jax.activate(x, "tanh")
+      ```
     """
     choice = canonical(activation)
     if callable(choice):
@@ -100,18 +112,18 @@ def activate(z: jax.Array, activation: Activation) -> jax.Array:
     return jnp.where(jnp.equal(choice, RELU), jax.nn.relu(z), jnp.tanh(z))
 
 
-# With backward passes that keep nothing but the output, for the cells of deep stacks.
+# The same functions with backward passes that keep only the output, for the cells of deep stacks.
 
 
 @jax.custom_vjp
 def indexed(z: jax.Array, index: int | jax.Array) -> jax.Array:
-    """`ACTIVATIONS[index]` of `z`, elementwise."""
+    """Apply `ACTIVATIONS[index]` elementwise."""
     return activate(z, index)
 
 
 @jax.custom_vjp
 def gate(z: jax.Array) -> jax.Array:
-    """The logistic sigmoid of `z`, elementwise: a gate's activity from its pre-activation."""
+    """Apply the logistic sigmoid elementwise, which gives a gate's activity from its pre-activation."""
     return jax.nn.sigmoid(z)
 
 

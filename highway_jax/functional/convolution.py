@@ -1,9 +1,8 @@
 """Convolution with gradients that are fast on a CPU.
 
-XLA's CPU compiler runs a convolution whose dimensions are in its own order, (batch, *spatial, channels), on
-fast kernels, but brings those of the gradients into that order outside loops only; in a training scan they were 5
-to 20 times slower (jax issue 12868). Here the tangents are written such that their transposes, which are the
-gradients, have that order.
+XLA's CPU compiler has fast kernels for convolutions in its native order of dimensions, `(batch, *spatial, channels)`.
+It brings gradients into this order only outside of loops; in a training scan, they were 5 to 20 times slower (JAX issue
+12868). Here, the tangents are written so that their transposes, the gradients, are in native order.
 """
 
 import contextlib
@@ -27,7 +26,7 @@ from highway_jax.functional.direct import Affine
 from highway_jax.functional.ops import highway
 from highway_jax.native import check_implementation
 
-# What `lax.conv_general_dilated` does, but for its first two arguments and the order of their dimensions.
+# `lax.conv_general_dilated` with everything but the two arrays and the order of their dimensions bound.
 Convolution = Callable[..., jax.Array]
 
 
@@ -42,25 +41,35 @@ def conv(
     implementation: str = "xla",
     **options: Any,
 ) -> jax.Array:
-    """Convolve as `jax.lax.conv_general_dilated` does, by default with channels last, for a Flax `Conv` for example.
+    """Convolve like `jax.lax.conv_general_dilated`, by default with channels last; Flax's `Conv` accepts it.
 
-    It takes all of its options, and has derivatives of both modes and any order. Gradients are fast in a loop on a CPU
-    with channels last and without explicit shardings. Forward mode and higher orders are as slow there as JAX's own
-    gradients.
+    It takes all options of `conv_general_dilated`, and has derivatives of any order in both modes. With channels last
+    and without explicit shardings, gradients are fast in a loop on a CPU. Forward mode and higher orders are as slow
+    there as JAX's own gradients.
 
     Args:
-      lhs: (batch, *spatial, channels).
-      rhs: the kernel, (*kernel_size, channels, features).
-      window_strides, padding, dimension_numbers, out_sharding, options: as in `jax.lax.conv_general_dilated`.
-      implementation: "xla", or "fused": the kernels of `functional.direct` on a CPU, for images in float32 with neither
-        groups nor dilation, and XLA for anything else. Devices that share a batch each compute all of it.
+      lhs: the input, `(batch, *spatial, channels)`.
+      rhs: the kernel, `(*kernel_size, channels, features)`.
+      window_strides: as in `jax.lax.conv_general_dilated`.
+      padding: as in `jax.lax.conv_general_dilated`.
+      dimension_numbers: as in `jax.lax.conv_general_dilated`; channels are last by default.
+      out_sharding: as in `jax.lax.conv_general_dilated`.
+      implementation: "xla", or "fused" for the kernels of `functional.direct`. These compute convolutions of float32
+        images on a CPU without groups and dilation; XLA computes everything else. Devices that share a batch then each
+        compute the whole batch.
+      **options: further options of `jax.lax.conv_general_dilated`.
 
     Returns:
-      (batch, *spatial', features).
+      The output, `(batch, *spatial', features)`.
 
     Raises:
-      ValueError: for an unknown implementation.
-      native.Unavailable: when "fused" is lowered for a CPU that cannot build the kernels.
+      ValueError: if the implementation is unknown.
+      native.Unavailable: if "fused" is lowered for a CPU for which the kernels cannot be built.
+
+    Example:
+      ```python
+      layer = nn.Conv(32, (3, 3), conv_general_dilated=conv)
+      ```
     """
     check_implementation(implementation)
     run: Convolution = partial(lax.conv_general_dilated, window_strides=window_strides, padding=padding, **options)
@@ -78,7 +87,7 @@ def conv(
 
 
 def _geometry(lhs, rhs, strides, padding, options):
-    """Of a convolution of images without groups and dilation, or None."""
+    """The geometry of a convolution of images without groups and dilation; None for any other convolution."""
     known = {"precision", "batch_group_count", "feature_group_count", "lhs_dilation", "rhs_dilation"}
     groups = [options.get(f"{name}_group_count", 1) for name in ("batch", "feature")]
     dilations = [*(options.get("lhs_dilation") or ()), *(options.get("rhs_dilation") or ())]
@@ -114,22 +123,22 @@ class _ByXla:
 
 @functools.cache
 def implemented(implementation: str) -> Convolution:
-    """`conv` of an implementation, "xla" or "fused", for a Flax `Conv`.
+    """Return `conv` with an implementation, "xla" or "fused", for a Flax `Conv`.
 
     Raises:
-      ValueError: for another.
+      ValueError: if the implementation is unknown.
     """
     check_implementation(implementation)
     return conv if implementation == "xla" else partial(conv, implementation=implementation)
 
 
 def window(kernel_size: Any) -> tuple[int, ...]:
-    """The receptive field of a layer, one number per spatial dimension.
+    """Convert the kernel size of a layer to a tuple with one integer per spatial dimension.
 
     Raises:
-      ValueError: if it is anything else.
+      ValueError: if it is not a sequence of positive integers.
     """
-    with contextlib.suppress(TypeError):  # neither iterable nor of integers
+    with contextlib.suppress(TypeError):  # not iterable, or not integers
         size = tuple(map(operator.index, kernel_size))
         if size and min(size) > 0:
             return size
@@ -139,9 +148,9 @@ def window(kernel_size: Any) -> tuple[int, ...]:
 
 
 def centered(kernel_size: Sequence[int]) -> list[tuple[int, int]]:
-    """Zero-padding that centres receptive fields on the positions 0, stride, 2 * stride, ... of the input.
+    """Return the zero-padding that centers receptive fields on the positions 0, stride, 2 * stride, ... of the input.
 
-    With a stride of 1 it is "SAME", which shifts the fields with any other.
+    With a stride of 1, it equals "SAME"; with any other stride, "SAME" would shift the receptive fields.
     """
     return [((size - 1) // 2, size // 2) for size in window(kernel_size)]
 
@@ -149,18 +158,21 @@ def centered(kernel_size: Sequence[int]) -> list[tuple[int, int]]:
 def fused_highway(
     x: jax.Array, h: Affine, t: Affine, activation: Activation
 ) -> tuple[jax.Array, jax.Array, jax.Array] | None:
-    """The states of a convolutional highway layer with coupled gates, forward and backward in one kernel each.
+    """Compute a convolutional highway layer with coupled gates, with one kernel forward and one backward.
 
-    A gradient has no further derivative, and there is no forward mode.
+    There is no forward mode, and gradients have no further derivatives.
+
+    The kernels cannot compute a layer if JAX's default device is not a CPU, the input is not a batch of float32 images,
+    the arrays have other shapes, or the activation is a function.
 
     Args:
-      x: (batch, *spatial, channels).
-      h, t: kernels (*kernel_size, channels, channels) and biases (channels,) of H and T.
+      x: the input, `(batch, *spatial, channels)`.
+      h: the kernel of H, `(*kernel_size, channels, channels)`, and its bias, `(channels,)`.
+      t: the kernel and the bias of T, of the same shapes.
       activation: see `highway_jax.functional.activations`.
 
     Returns:
-      The output, H(x) and T(x), each of x's shape; None where the kernels cannot compute them: if JAX's default device
-      is no CPU, or for anything but images in float32, arrays of these shapes and an activation that is no function.
+      The output, H(x) and T(x), each of x's shape, or None if the kernels cannot compute the layer.
     """
     choice, kernel, weights = canonical(activation), h[0], (*h, *t)
     geometry = _geometry(x, kernel, (1, 1), centered(kernel.shape[:-2]), {}) if kernel.ndim == 4 else None
@@ -173,7 +185,7 @@ def fused_highway(
 
 
 def _highway_of_two(x, h, t, activation):
-    """The same, as two convolutions and the highway operation."""
+    """The same layer as two convolutions and the highway operation."""
 
     def affine(kernel, bias):
         strides, padding = (1,) * (x.ndim - 2), centered(kernel.shape[:-2])
@@ -184,7 +196,7 @@ def _highway_of_two(x, h, t, activation):
 
 
 def _numbers(ndim: int) -> lax.ConvDimensionNumbers:
-    """(batch, *spatial, channels), (*kernel_size, channels, features)."""
+    """The native order of dimensions: `(batch, *spatial, channels)` and `(*kernel_size, channels, features)`."""
     last = ndim - 1
     order = (0, last, *range(1, last))
     return lax.ConvDimensionNumbers(order, (last, last - 1, *range(last - 1)), order)
@@ -200,7 +212,7 @@ def _jvp(run, primals, tangents):
     dlhs, drhs = tangents
 
     def either(*args, **platforms):
-        # The arrays are reordered where they are needed, in the backward pass, and not kept in both orders.
+        # With the checkpoint, the backward pass reorders the arrays, which are not kept in both orders.
         default = partial(_conv, run)
         return jax.checkpoint(partial(lax.platform_dependent, default=default, **platforms), prevent_cse=False)(*args)
 
@@ -216,19 +228,20 @@ def _jvp(run, primals, tangents):
 _conv.defjvp(_jvp, symbolic_zeros=True)
 
 
-# A convolution's transpose has the orders of lhs and output exchanged, and features for channels in that of rhs; or,
-# for rhs, the orders of rhs and output exchanged, and in all three batch for channels or channels for features.
+# The transpose of a convolution for lhs exchanges the orders of lhs and output, and features with channels in that of
+# rhs. The transpose for rhs exchanges the orders of rhs and output, and the first two dimensions of all three: batch
+# with channels, or features with channels.
 
 
 def _of_lhs(run: Convolution, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
-    """The same, with a transpose for `lhs` that is in native order."""
+    """The same convolution, with a transpose for `lhs` in native order."""
     order, (features, channels, *size), _ = _numbers(lhs.ndim)
     numbers = lax.ConvDimensionNumbers(order, (channels, features, *size), order)
     return run(lhs, rhs.swapaxes(-1, -2), dimension_numbers=numbers)
 
 
 def _of_rhs(run: Convolution, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
-    """The same, with a transpose for `rhs` that is in native order."""
+    """The same convolution, with a transpose for `rhs` in native order."""
     (batch, channels, *spatial), (features, inner, *size), _ = _numbers(lhs.ndim)
     order = (channels, batch, *spatial)
     numbers = lax.ConvDimensionNumbers(order, order, (inner, features, *size))
@@ -236,18 +249,18 @@ def _of_rhs(run: Convolution, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
     return jnp.moveaxis(y, -2, 0)
 
 
-THIN = 8  # channels: a TPU's compiler may take a minute and more over the gradient of such a kernel, in float32
+THIN = 8  # with fewer channels, a TPU's compiler may take over a minute for the gradient of a float32 kernel
 
 
 def _is_thin(run: Convolution, lhs: jax.Array) -> bool:
-    """Whether `_of_windows` takes it: few channels, and neither groups nor dilated inputs."""
+    """Whether `_of_windows` is used: for few channels, without groups and dilated inputs."""
     options = run.keywords  # type: ignore[attr-defined]
     groups = options.get("feature_group_count", 1), options.get("batch_group_count", 1)
     return lhs.shape[-1] < THIN and groups == (1, 1) and set(options.get("lhs_dilation") or (1,)) == {1}
 
 
 def _of_windows(run: Convolution, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
-    """The same, as a product of all windows with the kernel."""
+    """The same convolution, as a product of all windows with the kernel."""
     options = run.keywords  # type: ignore[attr-defined]
     (batch, *spatial, channels), size = lhs.shape, rhs.shape[:-2]
     strides, padding = options["window_strides"], options["padding"]
@@ -257,7 +270,7 @@ def _of_windows(run: Convolution, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
         padding = lax.padtype_to_pads(spatial, reach, strides, padding)
     padded = lax.pad(lhs, jnp.zeros((), lhs.dtype), [(0, 0, 0), *((*pair, 0) for pair in padding), (0, 0, 0)])
     if any(n < r for n, r in zip(padded.shape[1:-1], reach, strict=True)):
-        return run(lhs, rhs, dimension_numbers=_numbers(lhs.ndim))  # there is no window
+        return run(lhs, rhs, dimension_numbers=_numbers(lhs.ndim))  # no window fits
     spans = [1 + (n - r) // s * s for n, r, s in zip(padded.shape[1:-1], reach, strides, strict=True)]
     places = itertools.product(*(range(0, r, step) for r, step in zip(reach, dilation, strict=True)))
     windows = [

@@ -1,10 +1,10 @@
 // Convolutions of images with channels last and convolutional highway layers, forward and backward, on a CPU, for
 // highway_jax/functional/direct.py.
 //
-// A direct convolution: in an image whose rows lie one after another, a row of a window, all its columns and channels,
-// is one run of floats. So a convolution is a matrix product with the kernel's rows, which reads the images where they
-// lie. A tile of pixels and vectors of features stays in registers for the whole sum. Images are copied only to have
-// zeros around them, and few at a time, which stay in the caches.
+// This is a direct convolution. With channels last, a row of a window (all of its columns and channels) is contiguous.
+// A convolution is therefore a matrix product with the rows of the kernel that reads the images in place. A tile of
+// pixels and vectors of features stays in registers for the whole sum. Images are copied only to pad them with zeros,
+// and only a few at a time, so that the copies stay in the caches.
 
 #include <atomic>
 #include <initializer_list>
@@ -18,7 +18,8 @@ namespace {
 
 namespace ffi = xla::ffi;
 
-// A tile is `rows` x `vectors` accumulators, with registers left for a row's factor and the vectors it multiplies.
+// A tile has `rows` x `vectors` accumulators, which leaves registers for the factor of a row and the vectors that it
+// multiplies.
 constexpr int kMaxVectors = kRegisters == 32 ? 5 : 3;
 constexpr int tile_rows(int vectors) {
   constexpr int wide[] = {14, 12, 9, 6, 5}, narrow[] = {12, 6, 4};
@@ -26,7 +27,7 @@ constexpr int tile_rows(int vectors) {
 }
 constexpr int kMaxTile = 30;  // accumulators
 
-// Calls work(first, size) for about equal parts of at most `most` that make up `count`.
+// Calls work(first, size) for about equal parts of `count`, each of at most `most`.
 template <typename Work>
 INLINE void in_parts(int64_t count, int64_t most, Work work) {
   const int64_t parts = (count + most - 1) / most;
@@ -36,7 +37,7 @@ INLINE void in_parts(int64_t count, int64_t most, Work work) {
   }
 }
 
-// Calls work(number) with a static number, from 1 to `kMost`.
+// Calls work(number) with `number`, which is from 1 to `kMost`, as a constant.
 template <int kMost, typename Work>
 INLINE void with_static(int64_t number, Work work) {
   if constexpr (kMost > 1)
@@ -48,7 +49,7 @@ struct Shape {
   int64_t batch, in_height, in_width, channels, height, width, features;
   int64_t rows, columns;                           // of the window
   int64_t down, right;                             // strides
-  int64_t dilation_down, dilation_right;           // of an image: from one of its pixels to the next
+  int64_t dilation_down, dilation_right;           // distances between the pixels of an image
   int64_t top, left, padded_height, padded_width;  // of an image with its zeros
   int64_t run() const { return columns * channels; }
   int64_t taps() const { return rows * run(); }
@@ -63,7 +64,7 @@ struct Shape {
   bool is_padded() const { return padded_size() != in_size(); }
 };
 
-// Copies an image to where it has zeros around it and between its pixels.
+// Copies an image into an array with zeros around it and between its pixels.
 void pad(const Shape& s, const float* image, float* padded) {
   for (int64_t row = 0; row < s.in_height; row++, image += s.in_width * s.channels) {
     float* to = padded + (s.top + row * s.dilation_down) * s.padded_row() + s.left * s.channels;
@@ -76,10 +77,10 @@ void pad(const Shape& s, const float* image, float* padded) {
   }
 }
 
-// A packed kernel is made of blocks of a few vectors of features, (block, taps, parts, vectors), with zeros beyond the
-// last feature. Its parts are kernels side by side: of a layer's H alone, or of H and T.
+// A packed kernel consists of blocks of a few vectors of features, (block, taps, parts, vectors), with zeros beyond the
+// last feature. Its parts are kernels side by side: one kernel, or those of a layer's H and T.
 
-// Calls work(first, lanes, at) for each block: its first feature, how many there is room for, and where it begins.
+// Calls work(first, lanes, at) for each block, with its first feature, the features it has room for, and its offset.
 template <typename Work>
 INLINE void in_blocks(const Shape& s, int64_t parts, Work work) {
   in_parts(s.vectors(), kMaxVectors / parts, [&](int64_t first, int64_t vectors) ALWAYS {
@@ -87,7 +88,7 @@ INLINE void in_blocks(const Shape& s, int64_t parts, Work work) {
   });
 }
 
-// From kernels (rows, columns, channels, features).
+// Packs kernels (rows, columns, channels, features).
 void pack(const Shape& s, std::initializer_list<const float*> kernels, float* packed) {
   in_blocks(s, kernels.size(), [&](int64_t first, int64_t lanes, int64_t at) {
     const int64_t count = std::min(lanes, s.features - first);
@@ -99,8 +100,8 @@ void pack(const Shape& s, std::initializer_list<const float*> kernels, float* pa
   });
 }
 
-// The transpose, from a kernel (rows, columns, features, channels): of `channels` channels, the first of which is
-// `offset`.
+// Packs the transpose of a kernel (rows, columns, features, channels) into `channels` channels of the packed kernel,
+// the first of which is `offset`.
 void pack_flipped(const Shape& s, const float* kernel, int64_t offset, int64_t channels, float* packed) {
   in_blocks(s, 1, [&](int64_t first, int64_t lanes, int64_t at) {
     const int64_t count = std::min(lanes, s.features - first), windows = s.rows * s.columns;
@@ -114,7 +115,8 @@ void pack_flipped(const Shape& s, const float* kernel, int64_t offset, int64_t c
   });
 }
 
-// To a kernel (rows, columns, channels, features), those features of the packed one that begin with `offset`.
+// Unpacks `features` features of a packed kernel, the first of which is `offset`, to a kernel (rows, columns, channels,
+// features).
 void unpack(const Shape& s, const float* packed, int64_t offset, int64_t features, float* kernel) {
   in_blocks(s, 1, [&](int64_t first, int64_t lanes, int64_t at) {
     const int64_t begin = std::max(first, offset), end = std::min(first + lanes, offset + features);
@@ -124,13 +126,13 @@ void unpack(const Shape& s, const float* packed, int64_t offset, int64_t feature
   });
 }
 
-// Where a tile goes: its pixels so far from each other, with room for so many floats of each.
+// The destination of a tile: the distance between its pixels, and the number of floats with room for each.
 struct Place {
   float* first;
   int64_t pixel, room;
 };
 
-// The convolution of a padded image with a block, of those pixels that begin with `pixel`.
+// Convolves a padded image with a block, for `pixels` pixels, the first of which is `pixel`.
 void convolve_tile(const Shape& s, const float* image, int64_t pixel, int64_t pixels, const float* block,
                    int64_t vectors, const Place& to) {
   with_static<kMaxVectors>(vectors, [&](auto wide) ALWAYS {
@@ -156,7 +158,7 @@ void convolve_tile(const Shape& s, const float* image, int64_t pixel, int64_t pi
               for (int v = 0; v < kVectors; v++) tile[p][v] += one * lines[i][v];
             }
         };
-        // Several at once where a window's place, for which registers are short, is used for few products.
+        // Several steps at once if there are few products for each pointer to a window, for which registers are scarce.
         constexpr int kSteps = kVectors <= 2 ? (kRegisters == 32 ? 4 : 2) / kVectors : 1;
         int64_t k = 0;
         for (; k + kSteps <= run; k += kSteps) add(std::integral_constant<int, kSteps>{}, k);
@@ -180,7 +182,7 @@ INLINE void in_tiles(const Shape& s, int64_t parts, Work work) {
   });
 }
 
-// y = the convolution of a padded image.
+// y = the convolution of a padded image with a packed kernel.
 void convolve(const Shape& s, const float* image, const float* packed, float* y) {
   in_tiles(s, 1, [&](int64_t first, int64_t lanes, int64_t at, int64_t pixel, int64_t pixels) ALWAYS {
     convolve_tile(s, image, pixel, pixels, packed + at, lanes / kLanes,
@@ -188,8 +190,8 @@ void convolve(const Shape& s, const float* image, const float* packed, float* y)
   });
 }
 
-// Convolves a padded image, and calls emit(pixel, feature, z) for every pixel and vector of features, which begins at
-// `feature`; z[part] is the sum of a part. What is beyond the last feature is zero.
+// Convolves a padded image and calls emit(pixel, feature, z) for each pixel and each vector of features, the first of
+// which is `feature`. z[part] is the result of a part, which is zero beyond the last feature.
 template <int kParts, typename Emit>
 void convolve_and(const Shape& s, const float* image, const float* packed, Emit emit) {
   in_tiles(s, kParts, [&](int64_t first, int64_t lanes, int64_t at, int64_t pixel, int64_t pixels) ALWAYS {
@@ -205,13 +207,13 @@ void convolve_and(const Shape& s, const float* image, const float* packed, Emit 
   });
 }
 
-// The cotangents of some images, in whole vectors of features: where they begin, and how far apart images and rows lie.
+// The cotangents of some images, in whole vectors of features, with the distances between images and between rows.
 struct Lines {
   const float* first;
   int64_t image, row;
 };
 
-// Adds to a tile of a packed kernel, (taps, vectors), its gradient from padded images, which lie `image_size` apart.
+// Adds the gradient from padded images, which are `image_size` apart, to a tile (taps, vectors) of a packed kernel.
 void correlate_tile(const Shape& s, int64_t count, const float* images, int64_t image_size, const Lines& dy,
                     int64_t taps, int64_t vectors, float* packed) {
   with_static<kMaxVectors>(vectors, [&](auto wide) ALWAYS {
@@ -241,7 +243,7 @@ void correlate_tile(const Shape& s, int64_t count, const float* images, int64_t 
   });
 }
 
-// Adds the gradient of the kernel from `count` padded images to a packed one.
+// Adds the gradient of the kernel from `count` padded images to a packed kernel.
 void correlate(const Shape& s, int64_t count, const float* images, int64_t image_size, const Lines& dy,
                float* packed) {
   in_blocks(s, 1, [&](int64_t first, int64_t lanes, int64_t at) {
@@ -253,9 +255,9 @@ void correlate(const Shape& s, int64_t count, const float* images, int64_t image
   });
 }
 
-// How a batch is divided for gradients of weights: the sums of a group's images are made one after another, those of
-// groups side by side, and some images are at hand together, so that their sums stay in registers for long. It depends
-// on the sizes alone, and not on the threads: so does how sums are rounded.
+// How a batch is divided to sum gradients of weights. Groups are summed in parallel, the images of a group in sequence.
+// A few images are processed together, so that sums stay in registers for longer. The division depends only on the
+// sizes and not on the number of threads, and so does the rounding of the sums.
 struct Groups {
   int64_t batch, count, together;
   explicit Groups(const Shape& s)
@@ -278,7 +280,7 @@ using Numbers = ffi::Span<const int64_t>;
 
 ffi::Error no_memory() { return ffi::Error(ffi::ErrorCode::kResourceExhausted, "no memory for a convolution"); }
 
-// What is the same in all calls. Arrays begin with dimensions of runs, each of which has weights of its own.
+// The part that all calls share. Arrays have leading dimensions for runs, each of which has its own weights.
 struct Call {
   ffi::ThreadPool pool;
   int64_t threads, runs;
@@ -288,14 +290,14 @@ struct Call {
     for (size_t axis = 0; axis + 4 < x.dimensions().size(); axis++) runs *= x.dimensions()[axis];
   }
 
-  // Calls work(i) for each i < count, in this thread and those of the pool that are free; returns when all are done.
+  // Calls work(i) for each i < count, in this thread and in free threads of the pool, and returns when all are done.
   template <typename Work>
   void in_threads(int64_t count, const Work& work) {
     struct Progress {
       std::atomic<int64_t> begun{0}, done{0};
     };
     const auto progress = std::make_shared<Progress>();
-    const auto take = [progress, count, &work] {  // `work` is gone when a late thread comes, which then finds none
+    const auto take = [progress, count, &work] {  // a late thread, for which `work` is gone, finds nothing to do
       for (int64_t i; (i = progress->begun++) < count; progress->done++) work(i);
     };
     for (int64_t i = 1; i < std::min(threads, count); i++) pool.Schedule([take] { take(); });
@@ -303,8 +305,8 @@ struct Call {
     while (progress->done < count) std::this_thread::yield();
   }
 
-  // Calls work(i, image, padded) for every image of a run, in threads; `i` counts those of all runs. False if there is
-  // no memory.
+  // Calls work(i, image, padded) for each image of a run, in threads; `i` counts the images of all runs. Returns false
+  // if there is not enough memory.
   template <typename Work>
   bool over_images(const Shape& s, const Array& x, int64_t run, const Work& work) {
     const int64_t chunks = threads == 1 ? 1 : std::min(s.batch, 4 * threads);
@@ -322,9 +324,9 @@ struct Call {
     return !failed;
   }
 
-  // Calls work(group, i, count, images, scratch) for a few images of each group at a time, in threads. `images` have
-  // their zeros, and the first of them is number `i`; `scratch` has so many floats for each, zeros at first. False if
-  // there is no memory.
+  // Calls work(group, i, count, images, scratch) for a few images of each group at a time, in threads. `images` are
+  // padded, and `i` is the number of the first. `scratch` has `scratch` floats for each image, which are zero at first.
+  // Returns false if there is not enough memory.
   template <typename Work>
   bool over_groups(const Shape& s, const Groups& groups, const Array& x, int64_t run, int64_t scratch,
                    const Work& work) {
@@ -351,7 +353,7 @@ struct Sizes {
   Numbers window, strides, dilation, padding;
 };
 
-// Of a convolution from x (..., batch, height, width, channels) to y (..., batch, height', width', features).
+// The shape of a convolution from x (..., batch, height, width, channels) to y (..., batch, height', width', features).
 Shape shape_of(const Array& x, const Array& y, const Sizes& sizes) {
   const auto in = x.dimensions().last(4), out = y.dimensions().last(4);
   const auto padded = [&](int axis) {
@@ -378,7 +380,7 @@ Shape shape_of(const Array& x, const Array& y, const Sizes& sizes) {
 
 constexpr int64_t kOnes[] = {1, 1};
 
-// Of (x, kernel), y; or of (kernel, y), x, which is a convolution of y with the flipped kernel.
+// Computes y from (x, kernel), or, if `flipped`, x from (kernel, y), as a convolution of y with the flipped kernel.
 ffi::Error convolution(ffi::ThreadPool pool, Array first, Array second, Result y, Numbers window, Numbers strides,
                        Numbers dilation, Numbers padding, bool flipped, int64_t devices) {
   const Array &x = flipped ? second : first, &kernel = flipped ? first : second;
@@ -400,7 +402,7 @@ ffi::Error convolution(ffi::ThreadPool pool, Array first, Array second, Result y
   return ffi::Error::Success();
 }
 
-// Of x and y's cotangents, the kernel's gradient.
+// Computes the gradient of the kernel from x and the cotangent of y.
 ffi::Error kernel_gradient(ffi::ThreadPool pool, Array x, Array dy, Result dkernel, Numbers window, Numbers strides,
                            Numbers padding, int64_t devices) {
   const Shape s = shape_of(x, dy, {window, strides, Numbers(kOnes, 2), padding});
@@ -426,7 +428,7 @@ ffi::Error kernel_gradient(ffi::ThreadPool pool, Array x, Array dy, Result dkern
   return ffi::Error::Success();
 }
 
-// A convolutional highway layer (Eq. 1 and 3): y, and h and t for the backward pass, all of x's shape.
+// Computes a convolutional highway layer (Eq. 1 and 3): y, and h and t for the backward pass, all of x's shape.
 ffi::Error highway_forward(ffi::ThreadPool pool, Array x, Array h_kernel, Array h_bias, Array t_kernel, Array t_bias,
                            Index index, Result y, Result h, Result t, Numbers window, Numbers padding,
                            int64_t devices) {
@@ -456,13 +458,14 @@ ffi::Error highway_forward(ffi::ThreadPool pool, Array x, Array h_kernel, Array 
   return ffi::Error::Success();
 }
 
-// Eq. 9 and the chain rule, for the same. `transposed` is the padding of dz, of which the flipped kernels make dx.
+// Computes the gradients of a convolutional highway layer (Eq. 9 and the chain rule). `transposed` is the padding of
+// dz, which is convolved with the flipped kernels to give dx.
 ffi::Error highway_backward(ffi::ThreadPool pool, Array dy, Array x, Array h, Array t, Array h_kernel, Array,
                             Array t_kernel, Array, Index index, Result dx, Result dh_kernel, Result dh_bias,
                             Result dt_kernel, Result dt_bias, Numbers window, Numbers padding, Numbers transposed,
                             int64_t devices) {
   const Numbers ones(kOnes, 2);
-  // The kernels' gradients have dz of H and of T beside each other for features, rounded up to whole vectors.
+  // For the gradients of the kernels, the features are those of H's and of T's dz side by side, in whole vectors.
   Shape s = shape_of(x, dy, {window, ones, ones, padding}), back = shape_of(dy, x, {window, ones, ones, transposed});
   const int64_t width = s.features, side = whole_vectors(2 * width), pixels = s.pixels(), size = s.out_size();
   const int64_t kernel_size = s.kernel_size();

@@ -1,6 +1,6 @@
-"""Convolutions of images and convolutional highway layers by kernels of our own on a CPU (direct.cc).
+"""Convolutions of images and convolutional highway layers by this library's CPU kernels (direct.cc).
 
-The machine's compiler builds them when they are first needed, in seconds (`highway_jax.native`).
+The machine's compiler builds the kernels on first use, in seconds (see `highway_jax.native`).
 """
 
 import dataclasses
@@ -28,13 +28,13 @@ Pair = tuple[int, int]
 
 @dataclasses.dataclass(frozen=True)
 class Geometry:
-    """The sizes of a convolution of images, each a pair: of the height and the width.
+    """The sizes of a convolution of images, each as a pair for height and width.
 
     Attributes:
-      image: pixels of x.
-      window: pixels of the kernel.
-      strides: from a window to the next.
-      padding: zeros before and after the pixels.
+      image: the size of x in pixels.
+      window: the size of the kernel in pixels.
+      strides: the distances between windows.
+      padding: the numbers of zeros before and after the pixels.
     """
 
     image: Pair
@@ -44,40 +44,40 @@ class Geometry:
 
     @property
     def output(self) -> Pair:
-        """Pixels of y; below 1 where the window does not fit."""
+        """The size of y in pixels, which is below 1 if the window does not fit."""
         sizes = zip(self.image, self.padding, self.window, self.strides, strict=True)
         rows, columns = ((n + sum(pads) - window) // stride + 1 for n, pads, window, stride in sizes)
         return rows, columns
 
     @property
     def is_product(self) -> bool:
-        """Whether y is a product of all pixels with the kernel."""
+        """Whether y is the matrix product of the pixels with the kernel."""
         return (self.window, self.strides, self.padding) == ((1, 1), (1, 1), ((0, 0), (0, 0)))
 
     @property
     def transposed_padding(self) -> tuple[Pair, Pair]:
-        """The zeros around y's pixels, `strides` apart, with which the flipped kernel's windows give x's size."""
+        """The padding of the transposed convolution, from y's pixels, `strides` apart, to an output of x's size."""
         sizes = zip(self.image, self.padding, self.window, self.strides, self.output, strict=True)
         rows, columns = ((window - 1 - low, n + low - 1 - (m - 1) * stride) for n, (low, _), window, stride, m in sizes)
         return rows, columns
 
 
 def convolve(x: jax.Array, kernel: jax.Array, geometry: Geometry, otherwise: Convolution) -> jax.Array:
-    """Convolve images: with direct.cc on a CPU, with another function elsewhere and in exported programs.
+    """Convolve images with direct.cc on a CPU, and with another function elsewhere and in exported programs.
 
-    It has derivatives of both modes and any order.
+    Derivatives of any order exist in both modes.
 
     Args:
-      x: (batch, *image, channels), float32.
-      kernel: (*window, channels, features), float32.
+      x: the images, `(batch, *image, channels)`, float32.
+      kernel: the kernel, `(*window, channels, features)`, float32.
       geometry: the sizes, for which `computes` must hold.
       otherwise: a hashable function of x and kernel that computes the same.
 
     Returns:
-      (batch, *output, features), float32.
+      The output, `(batch, *output, features)`, float32.
 
     Raises:
-      Unavailable: when it is lowered for a CPU that cannot build the kernel.
+      Unavailable: if it is lowered for a CPU for which the kernels cannot be built.
     """
     return _part("y", {"x": x, "kernel": kernel}, geometry=geometry, otherwise=otherwise)
 
@@ -85,31 +85,34 @@ def convolve(x: jax.Array, kernel: jax.Array, geometry: Geometry, otherwise: Con
 def highway(
     x: jax.Array, h: Affine, t: Affine, activation: jax.Array, geometry: Geometry, otherwise: Layer
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """A convolutional highway layer (Eq. 1 and 3): with direct.cc on a CPU, otherwise as `convolve` does.
+    """Compute a convolutional highway layer (Eq. 1 and 3) with direct.cc on a CPU, and with another function elsewhere.
 
-    Forward and backward are one call each. There is no forward mode and no derivative of a gradient.
+    The forward and the backward pass are one call each. There is no forward mode, and gradients have no further
+    derivatives.
 
     Args:
-      x: (batch, *image, channels), float32.
-      h, t: kernels (*window, channels, channels) and biases (channels,) of H and T, float32.
+      x: the images, `(batch, *image, channels)`, float32.
+      h: the kernel of H, `(*window, channels, channels)`, and its bias, `(channels,)`, float32.
+      t: the kernel and the bias of T, of the same shapes.
       activation: an index into `highway_jax.functional.activations.ACTIVATIONS`, int32.
       geometry: the sizes, for which `computes` must hold, with an output of the image's size.
       otherwise: a hashable function of x, h, t and activation that computes the same.
 
     Returns:
-      The output, H(x) and T(x), each of x's shape. Gradients of the latter two are computed by the other function.
+      The output, H(x) and T(x), each of x's shape. `otherwise` computes gradients that flow through the latter two.
 
     Raises:
-      Unavailable: when it is lowered for a CPU that cannot build the kernel.
+      Unavailable: if it is lowered for a CPU for which the kernels cannot be built.
     """
     return _highway(geometry, otherwise, x, h, t, activation)
 
 
 def computes(geometry: Geometry, x: jax.Array, kernel: jax.Array, *others: jax.Array) -> bool:
-    """Whether `convolve` can: in float32, with nothing empty, and no padding that is negative or beyond a window.
+    """Whether the kernels can compute a convolution.
 
-    The kernel must have x's channels. No array's type may say anything of devices, as with explicit shardings and in a
-    `jax.shard_map` that checks its results.
+    All arrays must be in float32 and not empty, the kernel must have x's channels, and the padding must be neither
+    negative nor wider than a window allows. The types of the arrays must not mention devices, as they do with explicit
+    shardings and in a `jax.shard_map` that checks its results.
     """
     arrays = x, kernel, *others
     pads = (*sum(geometry.padding, ()), *sum(geometry.transposed_padding, ()))
@@ -120,23 +123,24 @@ def computes(geometry: Geometry, x: jax.Array, kernel: jax.Array, *others: jax.A
 
 
 def is_sharded(array: jax.Array) -> bool:
-    """Whether its type says how devices divide it, as in a mesh of explicit axes."""
+    """Whether the type of an array says how devices divide it, as in a mesh with explicit axes."""
     return any(axis is not None for axis in jax.typeof(array).sharding.spec)
 
 
 def _is_varying(array: jax.Array) -> bool:
-    """Whether its type says that devices differ in it, as in a `jax.shard_map` that checks this."""
+    """Whether the type of an array says that its values differ between devices, as in a checking `jax.shard_map`."""
     return bool(jax.typeof(array).manual_axis_type.varying)
 
 
 def library() -> Library:
-    """The kernels for this machine's CPU; loading it builds them, unless they have been built before."""
+    """The library of kernels for this machine's CPU; loading it builds the kernels if necessary."""
     names = "", "_kernel", "_forward", "_backward"
     return for_cpu(Path(__file__).with_suffix(".cc"), *(f"highway_convolution{name}" for name in names))
 
 
-# A convolution and its two gradients are linear in x, in the kernel, and in the cotangents of y: they are the parts of
-# one trilinear form, each of which leaves one of the three out. So the derivatives of every part are the two others.
+# A convolution and its two gradients are the three parts of one trilinear form of x, the kernel and the cotangent of y.
+# Each part leaves one of the three out and is linear in the other two. So the derivatives of each part are the other
+# parts.
 
 ARGUMENTS = ("x", "kernel", "y")
 
@@ -145,7 +149,7 @@ _primitive.def_impl(partial(xla.apply_primitive, _primitive))
 
 
 def _part(out: str, operands: dict[str, jax.Array], **params: Any) -> jax.Array:
-    """The part without the argument `out`, which has its shape; all may have more dimensions in front, of runs."""
+    """Compute the part without the argument `out`, whose shape it has. Arrays may have leading dimensions for runs."""
     return _primitive.bind(*(operands[name] for name in _operands(out)), out=out, **params)
 
 
@@ -181,7 +185,7 @@ ad.defbilinear(_primitive, partial(_transpose, 0), partial(_transpose, 1))
 
 def _batch(operands, axes, *, out, **params):
     mapped = _named(out, axes)
-    if mapped.get("kernel", 0) is None:  # one for all: they are one larger batch
+    if mapped.get("kernel", 0) is None:  # a kernel shared by all runs, which become one larger batch
         known = _named(out, operands)
         name = next(name for name in known if name != "kernel")
         images = jnp.moveaxis(known[name], mapped[name], -5)
@@ -193,7 +197,7 @@ def _batch(operands, axes, *, out, **params):
 
 
 def _in_front(operands, axes):
-    """The mapped axes in front, in all operands."""
+    """Move the mapped axis of each operand to the front, adding one where there is none."""
     runs = next(operand.shape[axis] for operand, axis in zip(operands, axes, strict=True) if axis is not None)
     return [
         jnp.broadcast_to(operand, (runs, *operand.shape)) if axis is None else jnp.moveaxis(operand, axis, 0)
@@ -205,7 +209,7 @@ batching.primitive_batchers[_primitive] = _batch
 
 
 def _elsewhere(*operands, out, geometry, otherwise):
-    """By the other function alone."""
+    """Compute a part with `otherwise` only."""
     if operands[0].ndim > 4:
         return jax.vmap(partial(_elsewhere, out=out, geometry=geometry, otherwise=otherwise))(*operands)
     known = _named(out, operands)
@@ -232,16 +236,16 @@ def _call(name: str, context: Any, operands: Any, sizes: dict[str, Any], **attri
     arrays = {name: np.array(size, np.int64).ravel() for name, size in sizes.items()}
     axes = context.module_context.axis_context
     devices = axes.mesh.size if hasattr(axes, "mesh") else axes.num_devices
-    sharing = np.int64(-(-devices // jax.process_count()))  # the threads
+    sharing = np.int64(-(-devices // jax.process_count()))  # the devices that share the threads of this process
     return jax.ffi.ffi_lowering(name)(context, *operands, devices=sharing, **arrays, **attributes)
 
 
 def _register(primitive: Primitive, elsewhere: Callable[..., Any], on_cpu: Callable[..., Any]) -> None:
-    """Have a primitive computed by a kernel on a CPU and by JAX's functions elsewhere."""
+    """Register the lowerings of a primitive: a kernel on a CPU, JAX's functions elsewhere."""
     by_jax = mlir.lower_fun(elsewhere, primitive.multiple_results)
 
     def lower(context, *operands, **params):
-        exported = context.module_context.lowering_parameters.for_export  # without what a program calls
+        exported = context.module_context.lowering_parameters.for_export  # it cannot contain kernels
         return (by_jax if exported else on_cpu)(context, *operands, **params)
 
     mlir.register_lowering(primitive, by_jax)
@@ -255,7 +259,7 @@ _register(_primitive, _elsewhere, _lower)
 
 
 def _layer_primitive(name, shapes, elsewhere, on_cpu):
-    """One of a layer's calls; all operands and results may have more dimensions in front, of runs."""
+    """Make the primitive of a layer's forward or backward pass. Arrays may have leading dimensions for runs."""
     primitive = Primitive(name)
     primitive.multiple_results = True
     primitive.def_impl(partial(xla.apply_primitive, primitive))

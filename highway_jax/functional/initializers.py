@@ -1,4 +1,4 @@
-"""Initial values: normalized weights, and transform gates biased to carry."""
+"""Initializers: normalized weights, and transform gates that are biased towards carrying."""
 
 import jax
 import jax.numpy as jnp
@@ -8,10 +8,10 @@ from highway_jax.functional.activations import RELU, TANH, Activation, canonical
 
 
 def normalized(activation: Activation) -> Initializer:
-    """Initializer that preserves variance through an activation (Section 3.1, refs [16] and [17]).
+    """Return an initializer that preserves the variance through an activation (Section 3.1, refs [16] and [17]).
 
-    Glorot's uniform for tanh, He's normal for relu and for other functions (modern ones are
-    rectifiers at heart). A traced index selects between the two.
+    It is Glorot's uniform initializer for tanh, and He's normal initializer for relu and all other functions, most of
+    which resemble relu. A traced index selects between the two.
     """
     choice = canonical(activation)
     if callable(choice):
@@ -25,7 +25,7 @@ def normalized(activation: Activation) -> Initializer:
 
 
 def constant(value: float | jax.Array) -> Initializer:
-    """Initializer that fills with one value, which may be traced (a run's `transform_bias`)."""
+    """Return an initializer that fills an array with one value, which may be traced (a run's `transform_bias`)."""
 
     def init(key, shape, dtype=jnp.float32, out_sharding=None):
         return jnp.full(shape, value, dtype)
@@ -34,7 +34,7 @@ def constant(value: float | jax.Array) -> Initializer:
 
 
 def column_blocks(kernel: Initializer, parts: int) -> Initializer:
-    """Initializer of `parts` equal kernels stored side by side, each drawn as if it stood alone."""
+    """Return an initializer for `parts` kernels of equal shape side by side, each drawn as if it were alone."""
 
     def init(key, shape, dtype=jnp.float32, out_sharding=None):
         one = (*shape[:-1], shape[-1] // parts)
@@ -44,7 +44,7 @@ def column_blocks(kernel: Initializer, parts: int) -> Initializer:
 
 
 def layerwise(layer: Initializer) -> Initializer:
-    """Initializer of a stack: the leading axis counts layers, each drawn as if it stood alone."""
+    """Return an initializer for a stack whose leading axis counts layers, each drawn as if it were alone."""
 
     def init(key, shape, dtype=jnp.float32, out_sharding=None):
         return jax.vmap(lambda k: layer(k, shape[1:], dtype))(jax.random.split(key, shape[0]))

@@ -1,4 +1,4 @@
-"""The highway operation (paper, Appendix A)."""
+"""The highway operation and its gradient (Appendix A of the paper)."""
 
 import jax
 import jax.numpy as jnp
@@ -8,34 +8,39 @@ import numpy as np
 def highway(x: jax.Array, h: jax.Array, t: jax.Array, c: jax.Array | None = None) -> jax.Array:
     """Mix a transformed input with the input itself: `h * t + x * c` (Eq. 2 and 7).
 
-    The carry gate is `c = 1 - t` where it is not given (Eq. 3 and 8). All derivatives exist, of any order and in
-    both modes. A gradient is the paper's (Eq. 9) and keeps nothing but the arguments.
+    The carry gate defaults to `c = 1 - t` (Eq. 3 and 8). Derivatives of any order exist in both forward and reverse
+    mode. The gradient is that of the paper (Eq. 9); only the arguments are kept for it.
 
     Args:
-      x: the layer's input, of any shape.
+      x: the input of the layer, of any shape.
       h: the block state H(x), of the same shape.
       t: the transform gate T(x), of the same shape, usually in (0, 1).
       c: the carry gate C(x), of the same shape, or None for `1 - t`.
 
     Returns:
-      The block output y, of the same shape; its dtype is the arguments' promoted dtype.
+      The block output y, of the same shape and of the promoted dtype of the arguments.
 
     Raises:
       ValueError: if the shapes differ.
+
+    Example:
+      ```python
+      y = highway_jax.highway(x, jnp.tanh(x @ w_h + b_h), jax.nn.sigmoid(x @ w_t + b_t))
+      ```
     """
     args = _arguments(x, h, t, c)
     operation = _coupled if c is None else _independent
-    return jax.checkpoint(operation, prevent_cse=False)(*args)  # or 1 - t would be kept too
+    return jax.checkpoint(operation, prevent_cse=False)(*args)  # otherwise 1 - t would be kept too
 
 
 def explicit_highway(x: jax.Array, h: jax.Array, t: jax.Array, c: jax.Array | None = None) -> jax.Array:
-    """`highway` with Eq. 9 written out, for the cells of stacks. Reverse mode only: it is a `jax.custom_vjp`."""
+    """`highway` as a `jax.custom_vjp` that computes Eq. 9, for the cells of stacks. It has no forward mode."""
     args = _arguments(x, h, t, c)
     return (_explicit_coupled if c is None else _explicit_independent)(*args)
 
 
 def _arguments(x, h, t, c):
-    """In one dtype."""
+    """Check that the arguments have one shape, and convert them to one dtype."""
     gates = (x, h, t) if c is None else (x, h, t, c)
     if any(jnp.shape(a) != jnp.shape(x) for a in gates):
         given = ", ".join(f"{name} {jnp.shape(a)}" for name, a in zip("xhtc", gates, strict=False))
@@ -45,15 +50,16 @@ def _arguments(x, h, t, c):
 
 
 def resize(x: jax.Array, features: int, strides: int = 1) -> jax.Array:
-    """Change the size of a representation by sub-sampling and zero-padding (x-hat of Section 2.1).
+    """Change the size of a representation by sub-sampling and zero-padding (x-hat in Section 2.1).
 
     Args:
-      x: (..., n), or (batch, *spatial, n) with strides.
-      features: size of the last axis: zeros follow x's n values, or evenly spaced ones of them are taken.
-      strides: keep every so manieth value of each spatial axis, the first included.
+      x: `(..., n)`, or `(batch, *spatial, n)` with strides.
+      features: the new size of the last axis. If it is larger than n, zeros are appended; if it is smaller, evenly
+        spaced values are taken.
+      strides: the step between the values that are kept along each spatial axis, starting with the first.
 
     Returns:
-      (..., features), or (batch, *spatial', features) with spatial' = ceil(spatial / strides).
+      `(..., features)`, or `(batch, *spatial', features)` with spatial' = ceil(spatial / strides).
     """
     n = x.shape[-1]
     if strides != 1:
@@ -64,14 +70,14 @@ def resize(x: jax.Array, features: int, strides: int = 1) -> jax.Array:
 
 
 def highway_vjp(x: jax.Array, h: jax.Array, t: jax.Array, dy: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Cotangents (dx, dh, dt) of the coupled operation (Eq. 9); all arrays of one shape."""
+    """Return the cotangents (dx, dh, dt) of the coupled operation (Eq. 9); all arrays have the same shape."""
     return (1 - t) * dy, t * dy, (h - x) * dy
 
 
 def independent_vjp(
     x: jax.Array, h: jax.Array, t: jax.Array, c: jax.Array, dy: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Cotangents (dx, dh, dt, dc) with an independent carry gate (from Eq. 7); all arrays of one shape."""
+    """Return the cotangents (dx, dh, dt, dc) with an independent carry gate (Eq. 7); all arrays have the same shape."""
     return c * dy, t * dy, h * dy, x * dy
 
 

@@ -1,6 +1,6 @@
-"""Pooling as in Caffe, where the authors' networks come from: the size of the output is rounded up.
+"""Pooling as in Caffe, which the authors used: the size of the output is rounded up.
 
-The last windows of a row or column may reach beyond the image; what is beyond does not count.
+The last windows of a row or column may extend beyond the image. Only the part inside the image counts.
 """
 
 import functools
@@ -12,20 +12,21 @@ from jax import lax
 
 
 def max_pool(x: jax.Array, window: tuple[int, int], stride: int) -> jax.Array:
-    """Largest value of every window; a gradient goes to the first of equal ones, NaN is kept.
+    """Take the maximum of each window.
 
-    Rows and columns are pooled one after the other with elementwise operations, which give the results and
-    gradients of `jax.lax.reduce_window` exactly, several times faster on a CPU.
+    The gradient goes to the first of several equal values, and NaN is propagated. Columns and rows are pooled one after
+    the other with elementwise operations. Results and gradients are exactly those of `jax.lax.reduce_window`, but
+    several times faster on a CPU.
 
     Args:
-      x: (batch, height, width, channels), no smaller than the window.
-      window: height and width.
-      stride: in both directions, at most the window.
+      x: (batch, height, width, channels), at least as large as the window.
+      window: height and width of the window.
+      stride: the stride in both directions, at most the size of the window.
 
     Returns:
       (batch, height', width', channels) with height' = ceil((height - window height) / stride) + 1.
     """
-    # The innermost first, so that the first of equal values is the first in row-major order.
+    # The innermost axis comes first, so that the first of equal values is the first in row-major order.
     for axis, size in (2, window[1]), (1, window[0]):
         n = x.shape[axis]
         extra = _beyond(n, size, stride)
@@ -36,16 +37,16 @@ def max_pool(x: jax.Array, window: tuple[int, int], stride: int) -> jax.Array:
 
 
 def avg_pool(x: jax.Array, window: tuple[int, int], stride: int) -> jax.Array:
-    """Mean of every window, of what it has in the image; otherwise as `max_pool`."""
+    """Take the mean of each window over its pixels inside the image; arguments and shapes are as in `max_pool`."""
     padding = [(0, _beyond(n, size, stride)) for n, size in zip(x.shape[1:3], window, strict=True)]
     return nn.avg_pool(x, window, (stride, stride), padding, count_include_pad=False)
 
 
 def _larger(a: jax.Array, b: jax.Array) -> jax.Array:
-    # Not jnp.maximum, which would share the gradient among equal values.
+    # jnp.maximum would divide the gradient among equal values.
     return jnp.where((a >= b) | jnp.isnan(a), a, b)
 
 
 def _beyond(n: int, size: int, stride: int) -> int:
-    """How far the last window reaches beyond n values."""
+    """How far the last window extends beyond n values."""
     return -(n - size) % stride

@@ -1,7 +1,7 @@
-"""Random numbers as JAX draws them, compiled faster on a CPU.
+"""JAX's random numbers, drawn faster on a CPU.
 
-On a CPU, JAX compiles Threefry (Salmon et al. 2011) as a loop of many small operations. Written in full, it is a single
-pass. The numbers are the same, bit by bit.
+On a CPU, JAX compiles Threefry (Salmon et al., 2011) to a loop of many small operations. Unrolled, it is a single pass
+over the numbers. The numbers are equal bit for bit.
 """
 
 import jax
@@ -14,12 +14,12 @@ PARITY = np.uint32(0x1BD11BDA)
 
 
 def bernoulli(key: jax.Array, p: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Draw `jax.random.bernoulli(key, p, shape)`, number for number: True with probability p.
+    """Draw the same booleans as `jax.random.bernoulli(key, p, shape)`, True with probability p.
 
     Args:
-      key: a random key, of any implementation; Threefry's in JAX's default way is the one that is faster.
+      key: a random key of any implementation. Only JAX's default, partitionable Threefry is faster.
       p: the probability, of shape ().
-      shape: of the result.
+      shape: the shape of the result.
     """
     typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
     threefry = typed and jax.random.key_impl(key) == "threefry2x32" and jax.threefry_partitionable.value
@@ -43,13 +43,13 @@ def _bernoulli(key: jax.Array, p: jax.Array, shape: tuple[int, ...]) -> jax.Arra
         mantissa = (high ^ low) >> np.uint32(9) | np.float32(1).view(np.uint32)
         return lax.bitcast_convert_type(mantissa, jnp.float32) - 1 < p
 
-    # In a loop, or XLA would draw them again for each of their uses.
+    # Without the loop, XLA would draw the numbers again for each of their uses.
     halves = lax.map(draw, jnp.arange(2, dtype=jnp.uint32) * half)
     return halves.reshape(-1)[:size].reshape(shape)
 
 
 def _threefry(key: jax.Array, x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Threefry-2x32 of 20 rounds."""
+    """Threefry-2x32 with 20 rounds."""
     keys = key[0], key[1], key[0] ^ key[1] ^ PARITY
     x, y = x + keys[0], y + keys[1]
     for block in range(5):

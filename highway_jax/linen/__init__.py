@@ -1,4 +1,4 @@
-"""The layers as Flax Linen modules, and networks of them."""
+"""Layers and networks as Flax Linen modules."""
 
 from highway_jax.linen.layers import Dropout, Highway, HighwayConv, HighwayDense, PlainConv, PlainDense, Skippable
 from highway_jax.linen.maxout import Maxout

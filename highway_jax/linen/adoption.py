@@ -1,7 +1,8 @@
-"""Parameters of a module that another one holds, under their holder's name for it.
+"""Consistent parameter names for modules that are fields of other modules.
 
-In a compact method, `Holder(nn.Dense(8))` makes Flax name both modules after their classes, side by side: the kernel is
-in `Dense_0` and not in `Holder_0`. Anywhere else the inner one is named after the holder's field. Here it always is.
+If `Holder(nn.Dense(8))` is built in a compact method, Flax names both modules after their classes and puts them side by
+side, so that the kernel is in `Dense_0` rather than in `Holder_0`. Built anywhere else, the inner module is named after
+the holder's field. `adopt` always gives it the name of the field.
 """
 
 import dataclasses
@@ -11,14 +12,18 @@ import jax
 
 
 class _Place(nn.Module):
-    """Has a scope to share."""
+    """A module whose scope is shared with an adopted one."""
 
 
 def adopt(holder: nn.Module, *fields: str) -> None:
-    """Move modules in some fields of a module, and the modules in their fields, into its scope.
+    """Move the modules in some fields of a module, and the modules in their fields, into its scope.
 
-    It is for the end of `__post_init__`, before any of them is used. Whoever else holds such a module goes on sharing
-    its parameters. A module that has variables already stays where they are.
+    Call it at the end of `__post_init__`, before any of these modules is used. Other holders of an adopted module keep
+    sharing its parameters. A module that already has variables is not moved.
+
+    Args:
+      holder: the module that holds the others; it must have a scope.
+      *fields: the names of its fields.
     """
     assert holder.scope is not None
     for field in fields:

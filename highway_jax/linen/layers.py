@@ -1,10 +1,10 @@
-"""One layer: plain and highway, dense and convolutional, or around any other module.
+"""Single layers for Flax Linen: plain and highway, dense and convolutional, and a highway layer around any module.
 
-Each sows its inner states into the `intermediates` collection: `transform_gate`, `carry_gate`, `block_state` and
-`block_output`, a plain layer `block_output` alone.
+Each layer sows its inner states into the `intermediates` collection: `transform_gate`, `carry_gate`, `block_state` and
+`block_output`; a plain layer sows only `block_output`.
 
-Each is an ordinary Flax Linen module for use in any model. Whole networks of many equal layers
-(`highway_jax.models`) run the same mathematics as one scan instead.
+The layers are ordinary Linen modules for use in any model. `HighwayStack` and `MLP` compute many equal layers as one
+scan.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -24,25 +24,30 @@ from highway_jax.functional.random import bernoulli
 from highway_jax.linen.adoption import adopt
 
 CARRIES = ("coupled", "independent")
-# The biases that make T = 0 and C = 1 exactly, and so a layer the identity (Eq. 4); coupled gates need only T's.
+# The biases that give T = 0 and C = 1 exactly, which make a layer the identity (Eq. 4). Coupled gates need only T's.
 CLOSED = {"t": -jnp.inf, "c": jnp.inf}
 
 
 class PlainDense(nn.Module):
-    """A plain layer, y = H(x): an affine map and an activation (Eq. 1).
+    """A plain fully connected layer, y = H(x): an affine map and an activation (Eq. 1).
 
-    Maps (..., n) to (..., features). Parameters: `h/kernel` (n, features), `h/bias` (features,).
+    It maps `(..., n)` to `(..., features)`. Its parameters are `h/kernel` `(n, features)` and `h/bias` `(features,)`.
 
     Attributes:
-      features: number of units.
+      features: the number of units.
       activation: "relu", "tanh" or a function.
-      kernel_init: initializer of the kernel; the normalized one of the activation by default.
-      dtype: of the computation; the inputs' and parameters' promoted dtype by default.
-      param_dtype: of the parameters.
-      dot_general: as `flax.linen.Dense` has it.
+      kernel_init: the initializer of the kernel; by default, the normalized one of the activation.
+      dtype: the dtype of the computation; by default, the promoted dtype of input and parameters.
+      param_dtype: the dtype of the parameters.
+      dot_general: as in `flax.linen.Dense`.
 
     Raises:
-      ValueError: for an unknown activation.
+      ValueError: if the activation is unknown.
+
+    Example:
+      ```python
+      x = PlainDense(50, activation="tanh")(x)
+      ```
     """
 
     features: int
@@ -54,6 +59,7 @@ class PlainDense(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        """Apply the layer to x `(..., n)`."""
         options = _affine_options(self, 0.0)
         return _plain(self, nn.Dense(self.features, name="h", dot_general=self.dot_general, **options)(x))
 
@@ -61,19 +67,29 @@ class PlainDense(nn.Module):
 class PlainConv(nn.Module):
     """A plain convolutional layer, y = H(x) (Eq. 1).
 
-    Maps (batch, *spatial, channels) to (batch, *spatial', features). Parameters under `h`.
+    It maps `(batch, *spatial, channels)` to `(batch, *spatial', features)`. Its parameters are `h/kernel`
+    `(*kernel_size, channels, features)` and `h/bias` `(features,)`.
 
     Attributes:
-      features: number of feature maps.
-      kernel_size: receptive field, one number per spatial dimension.
+      features: the number of feature maps.
+      kernel_size: the size of the receptive field, one number per spatial dimension.
       padding: as in `flax.linen.Conv`.
-      strides: of the windows, in every dimension.
-      activation, kernel_init, dtype, param_dtype: as in `PlainDense`.
-      implementation: "xla", or "fused": this project's kernels where they can (`functional.convolution.conv`).
+      activation: "relu", "tanh" or a function.
+      strides: the stride of the windows in every spatial dimension.
+      kernel_init: as in `PlainDense`.
+      dtype: as in `PlainDense`.
+      param_dtype: as in `PlainDense`.
+      implementation: "xla", or "fused" for this library's CPU kernels where they apply (see
+        `functional.convolution.conv`).
 
     Raises:
-      ValueError: for an unknown activation or implementation, an invalid kernel size, or an input with another number
-        of dimensions.
+      ValueError: if the activation or the implementation is unknown, the kernel size is invalid, or the input has a
+        wrong number of dimensions.
+
+    Example:
+      ```python
+      x = PlainConv(32, kernel_size=(5, 5))(images)
+      ```
     """
 
     features: int
@@ -88,22 +104,27 @@ class PlainConv(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        """Apply the layer to x `(batch, *spatial, channels)`."""
         _check_images(x, self.kernel_size)
         return _plain(self, _conv(self, self.features, self.padding, "h")(x))
 
 
 class Gated:
-    """What `highway_jax.analysis` asks of a module with transform gates: here, of one with affine T and C."""
+    """The interface between `highway_jax.analysis` and a module with transform gates; here with affine T and C."""
 
     def gate_bias(self, params: Any) -> jax.Array | None:
-        """The transform gates' biases, from the module's parameters; None where they have none."""
+        """Return the biases of the transform gates from the module's parameters, or None if they have none."""
         return bias_of(params, "t")
 
     def closing(self, params: Any, closed: jax.Array) -> Any:
-        """The parameters to change or to add such that T = 0 and C = 1 exactly where `closed`.
+        """Return the parameters to change or add so that T = 0 and C = 1 exactly where `closed`.
+
+        Args:
+          params: the parameters of the module.
+          closed: a boolean for each layer of the module.
 
         Raises:
-          ValueError: where that cannot be.
+          ValueError: if the layer cannot be closed by its parameters.
         """
         biases = {name: bias for name in CLOSED if (bias := bias_of(params, name)) is not None}
         if "t" not in biases:
@@ -112,29 +133,39 @@ class Gated:
 
 
 class Flagged(Gated):
-    """A module without affine gates, which one more parameter closes: `closed`, an attribute of NNX modules."""
+    """A module without affine gates, which an additional parameter `closed` closes; in NNX, it is an attribute."""
 
     def closing(self, params: Any, closed: jax.Array) -> Any:
-        # A parameter, as these alone follow their layer into a scan. What was closed before stays so.
+        """Return the parameter `closed` that closes the layer where `closed`."""
+        # It is a parameter, since only parameters follow their layer into a scan. Closed layers stay closed.
         return {"closed": closed | params.get("closed", False)}
 
 
 class HighwayDense(Gated, nn.Module):
     """A fully connected highway layer, y = H(x) T(x) + x C(x) (Eq. 2 and 3).
 
-    Maps (..., n) to (..., n): a highway layer keeps its input's width, unless `features` changes it. Parameters
-    live under `h` and `t` (and `c`), each with `kernel` (n, features) and `bias` (features,).
+    It maps `(..., n)` to `(..., n)`, or to `(..., features)` if `features` is given. Its parameters are under `h` and
+    `t` (and `c`), each with `kernel` `(n, features)` and `bias` `(features,)`.
 
     Attributes:
-      activation: H's nonlinearity: "relu", "tanh" or a function.
-      transform_bias: initial bias of the transform gate (Section 2.2); negative values carry. An
-        independent carry gate starts at the opposite bias, hence open where T is closed.
-      carry: "coupled" for C = 1 - T (Eq. 3), "independent" for a gate with its own weights (Eq. 2).
-      features: number of units, if not the input's; x is then zero-padded or sub-sampled to it (`ops.resize`).
-      kernel_init, dtype, param_dtype: as in `PlainDense`.
+      activation: the nonlinearity of H: "relu", "tanh" or a function.
+      transform_bias: the initial bias of the transform gate (Section 2.2); may be traced. A negative bias makes the
+        layer start by carrying its input. An independent carry gate starts at the opposite bias.
+      carry: "coupled" for C = 1 - T (Eq. 3), or "independent" for a carry gate with its own weights (Eq. 2).
+      kernel_init: as in `PlainDense`, for the kernels of H, T and C.
+      dtype: as in `PlainDense`.
+      param_dtype: as in `PlainDense`.
+      features: the number of units, by default that of the input. If they differ, x is zero-padded or sub-sampled (see
+        `functional.resize`).
 
     Raises:
-      ValueError: for an unknown activation or carry.
+      ValueError: if the activation or the carry is unknown.
+
+    Example:
+      ```python
+      for _ in range(10):
+          x = HighwayDense(transform_bias=-2.0)(x)
+      ```
     """
 
     activation: Activation = "relu"
@@ -147,30 +178,42 @@ class HighwayDense(Gated, nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        """Apply the layer to x `(..., n)`."""
         features = x.shape[-1] if self.features is None else self.features
         return _highway(self, x, resize(x, features), partial(_dense, self, features))
 
 
 class HighwayConv(Gated, nn.Module):
-    """A convolutional highway layer (Eq. 2 and 3, Section 2.1).
+    """A convolutional highway layer, y = H(x) T(x) + x C(x) (Eq. 2 and 3, Section 2.1).
 
-    Maps (batch, *spatial, channels) to the same shape, unless `features` or `strides` change it: H and T use
-    receptive fields of one size, with zero-padding. Parameters live under `h` and `t` (and `c`), each with
-    `kernel` (*kernel_size, channels, features) and `bias` (features,).
+    It maps `(batch, *spatial, channels)` to the same shape unless `features` or `strides` change it. H and T have
+    receptive fields of the same size, with zero-padding. The parameters are under `h` and `t` (and `c`), each with
+    `kernel` `(*kernel_size, channels, features)` and `bias` `(features,)`.
 
     Attributes:
-      kernel_size: receptive field, one number per spatial dimension.
-      features: number of feature maps, if not the input's; x is then zero-padded or sub-sampled to it, as
-        by `strides` (`ops.resize`).
-      strides: of the receptive fields, in every dimension; each is centred on what x is sub-sampled to.
-      activation, transform_bias, carry, kernel_init, dtype, param_dtype: as in `HighwayDense`.
-      implementation: "xla", or "fused": this project's kernels where they can (`functional.direct`). These have no
-        forward mode and no second derivatives, and do not call H's and T's modules, so that neither
-        `capture_intermediates` nor `nn.intercept_methods` sees them.
+      kernel_size: the size of the receptive field, one number per spatial dimension.
+      activation: as in `HighwayDense`.
+      transform_bias: as in `HighwayDense`.
+      carry: as in `HighwayDense`.
+      kernel_init: as in `HighwayDense`.
+      dtype: as in `HighwayDense`.
+      param_dtype: as in `HighwayDense`.
+      features: the number of feature maps, by default that of the input. If they differ, x is zero-padded or
+        sub-sampled (see `functional.resize`).
+      strides: the stride of the receptive fields in every spatial dimension. Each receptive field is centered on the
+        pixel that the sub-sampled x keeps.
+      implementation: "xla", or "fused" for this library's CPU kernels where they apply (see `functional.direct`). The
+        kernels have no forward mode and no second derivatives. They do not call the modules of H and T, so
+        `capture_intermediates` and `nn.intercept_methods` do not see these.
 
     Raises:
-      ValueError: for an unknown activation, carry or implementation, an invalid kernel size, or an input with another
-        number of dimensions.
+      ValueError: if the activation, the carry or the implementation is unknown, the kernel size is invalid, or the
+        input has a wrong number of dimensions.
+
+    Example:
+      ```python
+      x = HighwayConv(transform_bias=-2.0)(images)  # 3 x 3, and as many feature maps as channels
+      ```
     """
 
     kernel_size: Sequence[int] = (3, 3)
@@ -186,6 +229,7 @@ class HighwayConv(Gated, nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        """Apply the layer to x `(batch, *spatial, channels)`."""
         _check_images(x, self.kernel_size)
         features = x.shape[-1] if self.features is None else self.features
         if self.implementation == "fused" and self.carry == "coupled" and (features, self.strides) == (x.shape[-1], 1):
@@ -197,27 +241,31 @@ class HighwayConv(Gated, nn.Module):
 
 
 class Highway(Flagged, nn.Module):
-    """A highway layer around any modules, y = H(x) T(x) + x C(x) (Eq. 2 and 3), whatever form H takes.
+    """A highway layer around arbitrary modules, y = H(x) T(x) + x C(x) (Eq. 2 and 3).
 
-    Maps x of any shape (..., n) to the same shape, which H keeps:
+    It maps x of any shape `(..., n)` to the same shape, which H must keep.
 
-        Highway(nn.MultiHeadDotProductAttention(num_heads=4))  # of (batch, time, n)
-        Highway(nn.RNN(nn.GRUCell(64)), transform_bias=-2.0)  # of (batch, time, 64)
-
-    Parameters and other variables live under `h`, `t` and `c`, as far as the modules have any, wherever the layer is
-    built. A module that is used in several places has them under the last layer that is given it, or where it was
-    first called, if that was before.
+    The variables of the modules are under `h`, `t` and `c`, wherever the layer is built. A module that is used in
+    several places has its variables under the last layer that receives it, or where it is first called if that is
+    earlier.
 
     Attributes:
       h: any module, called with x; its output is the block state.
-      t: any module, called with x; sigmoid(t(x) + transform_bias) is the transform gate, so that whatever starts near
-        zero starts biased to carry. By default a dense layer, which starts as that of `HighwayDense`: He's normal
-        kernel, and a bias of its own at `transform_bias`.
-      c: likewise, with the opposite bias, an independent carry gate; by default C = 1 - T.
-      transform_bias: of the gates (Section 2.2); negative values carry. May be traced.
+      t: any module, called with x; the transform gate is sigmoid(t(x) + transform_bias), so a module whose output
+        starts near zero starts biased towards carrying. By default, a dense layer that starts like that of
+        `HighwayDense`: with He's normal kernel, and its own bias at `transform_bias`.
+      c: any module, called with x, for an independent carry gate sigmoid(c(x) - transform_bias); by default, C = 1 - T.
+      transform_bias: the bias of the gates (Section 2.2); may be traced. A negative bias makes the layer start by
+        carrying its input.
 
     Raises:
-      ValueError: if what H, T or C give has another shape than x.
+      ValueError: if the output of H, T or C has another shape than x.
+
+    Example:
+      ```python
+      x = Highway(nn.MultiHeadDotProductAttention(num_heads=4))(x)  # (batch, time, n)
+      x = Highway(nn.RNN(nn.GRUCell(64)), transform_bias=-2.0)(x)  # (batch, time, 64)
+      ```
     """
 
     h: nn.Module
@@ -231,18 +279,21 @@ class Highway(Flagged, nn.Module):
             adopt(self, *"htc")
 
     def gate_bias(self, params: Any) -> jax.Array | None:
+        """Return the biases of the transform gates including `transform_bias`, or None if they are unknown."""
         bias = bias_of(params, "t")
         if self.t is None or bias is None:
             return bias
-        traced = isinstance(self.transform_bias, jax.core.Tracer)  # computed in a parent's method, so not known here
+        traced = isinstance(self.transform_bias, jax.core.Tracer)  # traced in a parent's method, so unknown here
         return None if traced else bias + self.transform_bias
 
     def closing(self, params: Any, closed: jax.Array) -> Any:
+        """Return the biases of default gates, or the parameter `closed` for custom ones (see `close_gates`)."""
         rule = Gated if self.t is None and self.c is None else Flagged
         return rule.closing(self, params, closed)
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        """Apply the layer to x `(..., n)`."""
         if self.t is None:
             bias_init = constant(self.transform_bias)
             t = nn.Dense(x.shape[-1], kernel_init=normalized("relu"), bias_init=bias_init, name="t")(x)
@@ -253,25 +304,30 @@ class Highway(Flagged, nn.Module):
 
 
 class Skippable(Flagged, nn.Module):
-    """A residual branch that can be closed, y = x + h: what `highway_jax.analysis` lesions in networks without gates.
+    """A residual connection y = x + h that can be closed, for lesions of networks without gates.
 
-    It counts as a layer whose gates are open, T = C = 1; closed, it is the identity. It has no parameters.
-
-        x = Skippable()(x, nn.Dense(64)(nn.relu(nn.LayerNorm()(x))))
+    `highway_jax.analysis` treats it as a layer with open gates, T = C = 1. If it is closed, it is the identity. It has
+    no parameters.
 
     Raises:
       ValueError: if x and h differ in shape.
+
+    Example:
+      ```python
+      x = Skippable()(x, nn.Dense(64)(nn.relu(nn.LayerNorm()(x))))
+      ```
     """
 
     @nn.compact
     def __call__(self, x: jax.Array, h: jax.Array) -> jax.Array:
+        """Add the input x and the output h of a branch, which have the same shape."""
         return _sown(self, branch(x, h, self.get_variable("params", "closed")))
 
 
 def branch(x: jax.Array, h: jax.Array, closed: jax.Array | None) -> dict[str, jax.Array]:
-    """The inner states of a `Skippable`, which is open where `closed` is None."""
+    """The inner states of a `Skippable`, which is open if `closed` is None."""
     if x.shape != h.shape:
-        raise ValueError(f"x is of shape {x.shape} and h of shape {h.shape}; both must be of the same")
+        raise ValueError(f"x is of shape {x.shape} and h of shape {h.shape}; they must have the same shape")
     t, y = jnp.ones_like(h), x + h
     if closed is not None:
         t, y = jnp.where(closed, 0, t), jnp.where(closed, x, y)
@@ -279,13 +335,22 @@ def branch(x: jax.Array, h: jax.Array, closed: jax.Array | None) -> dict[str, ja
 
 
 class Dropout(nn.Module):
-    """Dropout whose rate may be traced, such as a hyperparameter that differs from run to run.
+    """Dropout whose rate may be traced, such as a hyperparameter that differs between runs.
 
-    Otherwise as `flax.linen.Dropout`, which refuses such a rate; of an ordinary rate it drops the same units.
+    It otherwise equals `flax.linen.Dropout`, which does not accept a traced rate. With an ordinary rate, it drops the
+    same units.
 
     Attributes:
       rate: the probability of dropping a unit, from 0 to 1.
       deterministic: whether to drop nothing; may be given in the call instead.
+
+    Raises:
+      ValueError: if an ordinary rate is not from 0 to 1. A traced rate is not checked.
+
+    Example:
+      ```python
+      x = Dropout(self.rate, deterministic=not train)(x)  # `self.rate` may be a hyperparameter such as hp["rate"]
+      ```
     """
 
     rate: float | jax.Array
@@ -293,26 +358,27 @@ class Dropout(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, deterministic: bool | None = None) -> jax.Array:
+        """Drop units of x; `deterministic` must be given here or as an attribute."""
         if nn.merge_param("deterministic", self.deterministic, deterministic):
             return x
         return drop(self.make_rng("dropout"), x, self.rate)
 
 
 def drop(key: jax.Array, x: jax.Array, rate: float | jax.Array) -> jax.Array:
-    """Zero each unit of `x` with probability `rate`, and scale the others such that means stay as they are.
+    """Zero each unit of `x` with probability `rate`, and scale the others to keep the mean.
 
     Raises:
-      ValueError: for an ordinary number that is no probability; that of a traced one is not known.
+      ValueError: if an ordinary rate is not from 0 to 1. A traced rate is not checked.
     """
     if isinstance(rate, int | float) and not 0 <= rate <= 1:
         raise ValueError(f"rate is {rate}; it must be from 0 to 1")
     keep = jnp.asarray(1 - rate, x.dtype)
-    scaled = x / jnp.where(keep > 0, keep, 1)  # no gradient of infinity times zero
+    scaled = x / jnp.where(keep > 0, keep, 1)  # avoids a gradient of infinity times zero
     return jnp.where(bernoulli(key, jnp.asarray(1 - rate, jnp.result_type(rate, float)), x.shape), scaled, 0)
 
 
 def bias_of(params: Any, name: str) -> jax.Array | None:
-    """The bias of a module's affine map, None if it has none."""
+    """The bias of a module's affine map, or None if it has none."""
     affine = params.get(name)
     bias = affine.get("bias") if isinstance(affine, Mapping) else None
     return None if isinstance(bias, Mapping) else bias
@@ -332,7 +398,7 @@ def _highway(layer: Any, x: jax.Array, shortcut: jax.Array, affine: Callable[[st
 
 
 def _sown(layer: Any, states: Mapping[str, jax.Array]) -> jax.Array:
-    """A layer's output, its inner states sown."""
+    """Sow a layer's inner states and return its output."""
     for name, value in states.items():
         layer.sow("intermediates", name, value)
     return states["block_output"]
@@ -355,14 +421,14 @@ def states_of(y: jax.Array, h: jax.Array, t: jax.Array, c: jax.Array | None = No
 def mixed_of(
     x: jax.Array, h: jax.Array, t: jax.Array, c: jax.Array | None, closed: jax.Array | None
 ) -> dict[str, jax.Array]:
-    """The inner states of a `Highway`, from what H gives and from the gates' pre-activations.
+    """The inner states of a `Highway`, from the output of H and the pre-activations of the gates.
 
     Raises:
       ValueError: if one of them has another shape than x.
     """
     for name, state in {"h": h, "t": t, "c": c}.items():
         if state is not None and state.shape != x.shape:
-            raise ValueError(f"{name} must keep its input's shape {x.shape}, but gives {state.shape}")
+            raise ValueError(f"{name} must keep its input's shape {x.shape}, but returns {state.shape}")
     return mixed(x, h, jax.nn.sigmoid(t), None if c is None else jax.nn.sigmoid(c), closed)
 
 
@@ -376,7 +442,7 @@ def _conv(layer: Any, features: int, padding: Any, name: str, bias: Any = 0.0) -
 
 
 def _known(layer: nn.Module, name: str) -> tuple[jax.Array, jax.Array] | None:
-    """The kernel and bias of an affine map whose module need not run; None before it has any."""
+    """The kernel and bias of an affine map, if they exist and its module need not be called; otherwise None."""
     params: Mapping[str, Any] = layer.get_variable("params", name) or {}
     kernel, bias = params.get("kernel"), params.get("bias")
     if layer.dtype is not None or not isinstance(kernel, jax.Array) or not isinstance(bias, jax.Array):

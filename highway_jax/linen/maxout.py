@@ -1,4 +1,4 @@
-"""Maxout, the layer of the networks that Tables 1 to 3 compare highway networks with."""
+"""Maxout, the layer of networks that Tables 1 to 3 compare with highway networks."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,25 +13,30 @@ from highway_jax.functional.initializers import normalized
 
 
 class Maxout(nn.Module):
-    """A maxout layer: every unit is the largest of several affine maps (Goodfellow et al., arXiv:1302.4389).
+    """A maxout layer: each unit is the maximum of several affine maps (Goodfellow et al., arXiv:1302.4389).
 
-    Maps (..., n) to (..., features) or, with a kernel size, (batch, *spatial, channels) to
-    (batch, *spatial', features). Parameters: `h/kernel` (*kernel_size, n, features * pieces), `h/bias`
-    (features * pieces,), each unit's pieces side by side. Sows `block_output` as the layers of
-    `highway_jax.linen.layers` do.
+    It maps `(..., n)` to `(..., features)` or, with a kernel size, `(batch, *spatial, channels)` to
+    `(batch, *spatial', features)`. Its parameters are `h/kernel` `(*kernel_size, n, features * pieces)` and `h/bias`
+    `(features * pieces,)`, in which the pieces of a unit are adjacent. It sows `block_output` into the collection
+    `intermediates`.
 
     Attributes:
-      features: number of units or feature maps.
-      kernel_size: receptive field, one number per spatial dimension; None for a fully connected layer.
-      pieces: affine maps of a unit.
+      features: the number of units or feature maps.
+      kernel_size: the size of the receptive field, one number per spatial dimension; None for a fully connected layer.
+      pieces: the number of affine maps of a unit.
       padding: as in `flax.linen.Conv`.
-      kernel_init: initializer of the kernel; He's by default, as for a rectifier.
-      dtype: of the computation; the inputs' and parameters' promoted dtype by default.
-      param_dtype: of the parameters.
+      kernel_init: the initializer of the kernel; by default He's, as for a rectifier.
+      dtype: the dtype of the computation; by default, the promoted dtype of input and parameters.
+      param_dtype: the dtype of the parameters.
       implementation: of a convolution, as in `PlainConv`.
 
     Raises:
-      ValueError: for an invalid kernel size or an unknown implementation.
+      ValueError: if the kernel size is invalid or the implementation is unknown.
+
+    Example:
+      ```python
+      x = Maxout(64, kernel_size=(5, 5))(images)
+      ```
     """
 
     features: int
@@ -45,6 +50,7 @@ class Maxout(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        """Apply the layer to x `(..., n)` or `(batch, *spatial, channels)`."""
         size = self.features * self.pieces
         options: dict[str, Any] = {
             "kernel_init": self.kernel_init or normalized("relu"),

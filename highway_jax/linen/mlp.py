@@ -17,45 +17,53 @@ from highway_jax.stack.kinds import Kind
 
 
 class MLP(nn.Module):
-    """The fully connected networks of Section 3.1, highway, plain or of any other `Kind`, of any depth.
+    """A fully connected network of Section 3.1 of any depth: highway, plain, or of any other `Kind`.
 
-    A plain layer to `width`, then `depth - 1` layers of one kind as one scan, then the output layer.
-    Maps (batch, ...) to logits (batch, num_classes); images are flattened.
+    A plain layer maps the input to `width` units. It is followed by `depth - 1` layers of one kind, computed as one
+    scan, and by the output layer. The network flattens its input `(batch, ...)` and returns logits
+    `(batch, num_classes)`.
 
-    Parameters: `input/h`, `output`, and `layers`, which holds all layers' weights stacked: `kernel`
-    (depth - 1, width, 2 * width) and `bias` (depth - 1, 2 * width) with H's columns before T's; in
-    general width for each of the kind's affine maps.
-    `layer_params` hands them out layer by layer as `h`, `t` and `c`.
+    Its parameters are under `input/h`, `layers` and `output`. Those of `layers` are stacked: `kernel`
+    `(depth - 1, width, 2 * width)` and `bias` `(depth - 1, 2 * width)`, with the columns of H before those of T. Other
+    kinds have `width` columns for each of their affine maps. `layer_params` splits them into `h`, `t` and `c`.
 
-    Every layer's inner states are sown into the `intermediates` collection, each with a leading layer
-    axis: `model.apply(variables, x, mutable="intermediates")` gives `transform_gate`, `carry_gate`,
-    `block_state` and `block_output` under `layers` (`block_output` alone in a plain network); of another kind,
-    all that its cell returns.
+    The inner states of all layers are sown into the `intermediates` collection, each with a leading layer axis. With
+    `model.apply(variables, x, mutable="intermediates")`, `layers` has `transform_gate`, `carry_gate`, `block_state` and
+    `block_output`. A plain network has only `block_output`; another kind has everything that its cell returns.
 
-    There is no forward mode (`jax.jvp`); there are second derivatives, but with "xla" alone (`highway_jax.stack`).
+    Forward-mode differentiation (`jax.jvp`) is not supported. Second derivatives are supported by "xla" only.
 
     Attributes:
-      depth: layers as the paper counts them: depth 10 is the first plain layer and nine further ones.
-      width: blocks (highway) or units (plain) per layer; the paper has 50 and 71, of about as many parameters.
-      num_classes: size of the output.
-      kind: of the layers: "highway"; "independent", with carry gates that have weights of their own (Eq. 2); "plain",
-        "residual", "fixed", "lstm" (`highway_jax.stack.kinds` has their equations); or a `Kind`.
+      depth: the number of layers as the paper counts them: depth 10 is the first plain layer and nine more layers.
+      width: the number of blocks (highway) or units (plain) per layer. The paper uses 50 and 71, which give about the
+        same number of parameters.
+      num_classes: the number of classes.
+      kind: the kind of layer: "highway"; "independent" for carry gates with their own weights (Eq. 2); "plain",
+        "residual", "fixed" or "lstm" (see `highway_jax.stack.kinds` for their equations); or a `Kind`.
       activation: "relu", "tanh", a function, or a traced index into `highway_jax.functional.activations.ACTIVATIONS`.
-      transform_bias: initial bias of the transform gates; may be traced. Other kinds make of it what they say, plain
-        and residual ones nothing.
-      dtype: of the computation; the inputs' and parameters' promoted dtype by default.
-      param_dtype: of the parameters and the logits.
-      remat: keep less for the backward pass and compute the layers again there: memory for activations grows with
-        sqrt(depth) instead of depth, and a step takes up to a third longer.
-      implementation: "xla", or "fused", two to three times as fast to train on a CPU or NVIDIA GPU where layers are
-        narrow: all of them as one kernel of our own, which the machine's compiler builds (`highway_jax.stack.fused`;
-        `stack` has its limits); on a CPU it also multiplies for the first layer. It is for highway and plain networks
-        of relu or tanh in float32; other accelerators, and GPUs that cannot build it, use XLA all the same.
+      transform_bias: the initial bias of the transform gates; may be traced. Plain and residual layers ignore it; the
+        other kinds document their use of it.
+      dtype: the dtype of the computation; by default, the promoted dtype of input and parameters.
+      param_dtype: the dtype of the parameters and the logits.
+      remat: whether to recompute layers in the backward pass. The memory for activations then grows with sqrt(depth)
+        instead of depth, and a step takes up to a third longer.
+      implementation: "xla", or "fused" to compute all layers in one kernel, which trains narrow networks two to three
+        times as fast on a CPU or an NVIDIA GPU. On a CPU, it also computes the product of the first layer. "fused" is
+        for highway and plain networks with relu or tanh in float32 (see `highway_jax.stack.stack` for its limits). The
+        machine's compiler builds the kernel on first use (see `highway_jax.stack.fused`). Other accelerators, and GPUs
+        for which the kernel cannot be built, use XLA.
 
     Raises:
-      ValueError: for a depth below 2, a width or class count below 1, an unknown kind, activation or
-        implementation, and where "fused" cannot compute the network.
-      fused.Unavailable: for the gradients of "fused" on a CPU that cannot build it.
+      ValueError: if the depth is below 2, the width or the number of classes is below 1, the kind, the activation or
+        the implementation is unknown, or "fused" cannot compute the network.
+      fused.Unavailable: if "fused" computes gradients on a CPU for which the kernel cannot be built.
+
+    Example:
+      ```python
+      model = MLP(depth=50, transform_bias=-4.0)
+      variables = model.init(jax.random.key(0), images)
+      logits = model.apply(variables, images)
+      ```
     """
 
     depth: int = 10
@@ -71,6 +79,7 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        """Return the logits `(batch, num_classes)` for x `(batch, ...)`."""
         for name, least in ("depth", 2), ("width", 1), ("num_classes", 1):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
@@ -94,16 +103,22 @@ class MLP(nn.Module):
 
 
 def layer_params(params: Any, names: Sequence[str] = "htc") -> dict[str, dict[str, jax.Array]]:
-    """Hand out an MLP's stacked weights as single layers' own parameters.
+    """Split the stacked weights of an `MLP` into the parameters of its layers.
 
     Args:
       params: the `params` collection of an `MLP`.
-      names: of the kind's affine maps, in order; those of highway and plain layers by default.
+      names: the names of the affine maps of its kind, in order; by default, those of highway and plain layers.
 
     Returns:
-      `{"h": {"kernel", "bias"}, "t": {...}}` (no `t` for a plain network, also `c` of the kind
-      "independent"), each leaf with a leading layer axis; index it to get the parameters of one `HighwayDense` or
-      `PlainDense`.
+      `{"h": {"kernel": ..., "bias": ...}, "t": {...}}`, without `t` for a plain network and with `c` for the kind
+        "independent". Each leaf has a leading layer axis.
+
+    Example:
+      The parameters of one `HighwayDense`:
+
+      ```python
+      third = jax.tree.map(lambda leaf: leaf[2], layer_params(variables["params"]))
+      ```
     """
     kernel, bias = params["layers"]["kernel"], params["layers"]["bias"]
     width = kernel.shape[-2]

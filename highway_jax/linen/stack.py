@@ -1,4 +1,4 @@
-"""Many equal layers as one module."""
+"""A stack of equal layers as one module."""
 
 from typing import Any
 
@@ -16,18 +16,20 @@ from highway_jax.stack.kinds import Kind, named
 
 
 class StackGates(Gated):
-    """What `highway_jax.analysis` asks of a `HighwayStack`, of Linen or NNX.
+    """The interface between `highway_jax.analysis` and a `HighwayStack` of Linen or NNX.
 
     Attributes:
-      kind: of the stack.
+      kind: the kind of layer.
     """
 
     kind: str | Kind
 
     def gate_bias(self, params: Any) -> jax.Array | None:
+        """Return the biases of the transform gates `(layers, width)`, or None if the kind has none."""
         return self._biases(params).get("t")
 
     def closing(self, params: Any, closed: jax.Array) -> Any:
+        """Return the stack's `bias` with T = 0 and C = 1 exactly where `closed` `(layers,)`."""
         biases = self._biases(params)
         if "t" not in biases:
             raise ValueError(f"its kind's affine maps are {', '.join(biases)}, and none is named t")
@@ -40,32 +42,37 @@ class StackGates(Gated):
 
 
 class HighwayStack(StackGates, nn.Module):
-    """Highway layers, or layers of any other kind, one after another, as one scan with an explicit backward pass.
+    """A stack of highway layers, or of any other kind of layer, as one scan with an explicit backward pass.
 
-    Maps (..., width) to the same shape. Parameters: `kernel` (layers, width, parts * width) and `bias`
-    (layers, parts * width), the columns of the kind's affine maps side by side: H's, then T's, then C's where
-    it is independent. `layer_params` hands them out layer by layer.
+    It maps `(..., width)` to the same shape. Its parameters are `kernel` `(layers, width, parts * width)` and `bias`
+    `(layers, parts * width)`, with the columns of the kind's affine maps side by side: first H, then T, then an
+    independent C.
 
-    It sows every layer's inner states into the `intermediates` collection, each with a leading layer axis:
-    `transform_gate`, `carry_gate`, `block_state` and `block_output`; of another kind, all that its cell returns.
+    The inner states of all layers are sown into the `intermediates` collection, each with a leading layer axis:
+    `transform_gate`, `carry_gate`, `block_state` and `block_output`; another kind has everything that its cell returns.
 
-    There is no forward mode (`jax.jvp`); there are second derivatives, but with "xla" alone (`highway_jax.stack`).
+    Forward-mode differentiation (`jax.jvp`) is not supported. Second derivatives are supported by "xla" only.
 
     Attributes:
-      layers: how many.
-      kind: of layer: "highway", "independent", "plain", "residual", "fixed", "lstm" (`highway_jax.stack.kinds` has
-        their equations), or a `Kind`.
+      layers: the number of layers.
+      kind: the kind of layer: "highway", "independent", "plain", "residual", "fixed" or "lstm" (see
+        `highway_jax.stack.kinds` for their equations), or a `Kind`.
       activation: "relu", "tanh", a function, or a traced index.
-      transform_bias: initial bias of the transform gates (Section 2.2); negative values carry. May be traced.
-      remat, implementation, dtype, param_dtype: as in `MLP`.
+      transform_bias: the initial bias of the transform gates (Section 2.2); may be traced. A negative bias makes the
+        layers start by carrying their input.
+      remat: as in `MLP`.
+      implementation: as in `MLP`.
+      dtype: as in `MLP`.
+      param_dtype: as in `MLP`.
 
     Raises:
-      ValueError: for less than one layer, an unknown kind, activation or implementation, and where "fused"
-        cannot compute it.
+      ValueError: if there is less than one layer, the kind, the activation or the implementation is unknown, or
+        "fused" cannot compute the stack.
 
     Example:
-
-        x = HighwayStack(50, transform_bias=-3.0)(nn.relu(nn.Dense(64)(x)))
+      ```python
+      x = HighwayStack(50, transform_bias=-3.0)(nn.relu(nn.Dense(64)(x)))
+      ```
     """
 
     layers: int
@@ -79,6 +86,7 @@ class HighwayStack(StackGates, nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        """Apply the layers to x `(..., width)`."""
         kind = named(self.kind)
         kernel_init, bias_init, shapes = initial(kind, self.layers, x.shape[-1], self.activation, self.transform_bias)
         kernel = self.param("kernel", kernel_init, shapes[0], self.param_dtype)
@@ -91,7 +99,11 @@ class HighwayStack(StackGates, nn.Module):
 
 
 def initial(kind: Kind, layers: int, width: int, activation: Activation, transform_bias: Any) -> tuple[Any, Any, Any]:
-    """Initializers and shapes of a stack's kernel and bias."""
+    """The initializers and the shapes of a stack's kernel and bias.
+
+    Raises:
+      ValueError: if there is less than one layer.
+    """
     if layers < 1:
         raise ValueError(f"layers is {layers}; it must be at least 1")
     biases = kind.biases(transform_bias).values()
@@ -107,15 +119,20 @@ def initial(kind: Kind, layers: int, width: int, activation: Activation, transfo
 def applied(
     options: Any, x: jax.Array, kernel: jax.Array, bias: jax.Array, looked_into: bool
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """A stack's output, and its inner states if it is looked into.
+    """Apply a stack.
 
     Args:
-      options: has the attributes of a `HighwayStack`, of Linen or NNX.
-      x, kernel, bias: see `highway_jax.stack.stack`.
-      looked_into: whether to compute the states, from which the output is then taken.
+      options: an object with the attributes of a `HighwayStack` of Linen or NNX.
+      x: see `highway_jax.stack.stack`.
+      kernel: see `highway_jax.stack.stack`.
+      bias: see `highway_jax.stack.stack`.
+      looked_into: whether to compute the inner states, from which the output is then taken.
+
+    Returns:
+      The output, and the inner states by name; these are empty unless `looked_into`.
 
     Raises:
-      ValueError: for an x of another width.
+      ValueError: if x has a wrong width.
     """
     kind = named(options.kind)
     if x.shape[-1] != kernel.shape[1]:

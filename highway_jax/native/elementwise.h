@@ -1,5 +1,5 @@
-// Elementary functions of vectors, to about two units in the last place; polynomials of the Cephes library (Moshier).
-// All of them hand NaN on, by which a run that has diverged is known.
+// Elementary functions of vectors, accurate to about two units in the last place, with polynomials of the Cephes
+// library (Moshier). All of them propagate NaN, by which a diverged run is noticed.
 
 #pragma once
 
@@ -8,7 +8,7 @@
 INLINE Vector exponential(Vector x) {
   x = x > 88.0f ? fill(88.0f) : x;
   x = x < -87.0f ? fill(-87.0f) : x;
-  const Vector shifted = x * 1.44269504088896341f + 12582912.0f;  // 1.5 * 2^23: rounds to a whole number
+  const Vector shifted = x * 1.44269504088896341f + 12582912.0f;  // adding 1.5 * 2^23 rounds to a whole number
   const Vector n = shifted - 12582912.0f;
   const Vector r = x - n * 0.693359375f + n * 2.12194440e-4f;
   Vector p = fill(1.9875691500e-4f);

@@ -1,4 +1,4 @@
-"""Shared libraries that are built from C++ or CUDA when they are first needed, and kept for this machine."""
+"""Shared libraries that are built from C++ or CUDA on first use and cached for this machine."""
 
 import contextlib
 import ctypes
@@ -19,17 +19,17 @@ import jaxlib.version
 
 from highway_jax.files import is_private, make_private, user_cache
 
-BUILD_SECONDS = 60  # a compiler that takes longer is stopped; those here take 5 to 10
+BUILD_SECONDS = 60  # a compiler that takes longer is stopped; these libraries take 5 to 10 seconds
 COMPILERS = ("c++", "g++", "clang++")
 HEADERS = Path(__file__).parent
 
 
 class Unavailable(Exception):
-    """There is no such library on this machine; the message says why, in one line."""
+    """A library cannot be built or loaded on this machine; the message says why in one line."""
 
 
 class NoCompiler(Unavailable):
-    """There is no compiler to build it."""
+    """There is no compiler that could build a library."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,12 +37,12 @@ class Library:
     """How a shared library is built.
 
     Attributes:
-      source: its only file, but for the headers beside this module.
-      handlers: its functions, by the names under which XLA is to know them.
-      platform: of XLA, where they run: "cpu" or "CUDA".
-      compilers: names or paths, the first that there is and that can build it is taken.
-      options: for any of them, beside those that make it a library with XLA's headers.
-      machine: what distinguishes machines that cannot run each other's code.
+      source: its source file, which may include the headers next to this module.
+      handlers: the names of its functions, which are registered with XLA under the same names.
+      platform: the XLA platform on which they run, "cpu" or "CUDA".
+      compilers: names or paths of compilers; the first one that exists and can build the library is used.
+      options: options for the compiler, besides those for a shared library with XLA's headers.
+      machine: bytes that differ between machines that cannot run each other's code.
     """
 
     source: Path
@@ -53,12 +53,12 @@ class Library:
     machine: bytes
 
     def load(self) -> None:
-        """Build it, unless it has been built before, and make its handlers known to XLA.
+        """Load the library, building it if necessary, and register its handlers with XLA.
 
-        It is tried once in a process, whatever comes of it.
+        A process tries this once and remembers the outcome.
 
         Raises:
-          Unavailable: without a compiler that can build it, or a folder to keep it in (`path`).
+          Unavailable: if there is no compiler that can build it, or no folder to keep it in (see `path`).
         """
         with _loading:
             reason = _loaded(self)
@@ -66,7 +66,7 @@ class Library:
             raise type(reason)(*reason.args)
 
     def needs_build(self) -> bool:
-        """Whether `path` is about to run a compiler, for some seconds, if it can at all."""
+        """Whether `path` would run a compiler, which takes seconds."""
         try:
             compilers, _, folder, name = self._recipe()
             return bool(compilers) and _kept(folder, name) is None
@@ -74,14 +74,15 @@ class Library:
             return False
 
     def path(self) -> Path:
-        """The library, which is built unless it is there already.
+        """Return the path of the library, building it if necessary.
 
-        It is kept in `highway-jax` of the user's cache folder (`XDG_CACHE_HOME`, or ~/.cache). That folder must belong
-        to the user, and nobody else may be able to write to it or to replace it.
+        It is kept in the folder `highway-jax` of the user's cache folder (`XDG_CACHE_HOME`, or `~/.cache`). The folder
+        must belong to the user, and nobody else may be able to write to it or to replace it.
 
         Raises:
-          Unavailable: without a compiler that can build it.
-          OSError, RuntimeError: without a folder to keep it in, naming the folder.
+          Unavailable: if there is no compiler that can build it.
+          OSError: if the folder cannot be created or is not private; the message names it.
+          RuntimeError: if the user has no home directory.
         """
         compilers, options, folder, name = self._recipe()
         if compilers or folder.exists():
@@ -96,13 +97,13 @@ class Library:
                 status, said = _run([compiler, *options, "-o", str(made)])
                 if status == 0:
                     made.chmod(0o700)  # whatever the umask
-                    # At once: another process may be about to load it.
+                    # An atomic rename, since another process may be about to load it.
                     return made.replace(folder / f"{name}-{_digest(made.read_bytes())}.so")
         reason = next((line for line in said.splitlines() if "error" in line), f"status {status}")
         raise Unavailable(f"{compiler} cannot build it: {reason}")
 
     def _recipe(self) -> tuple[list[str], list[str], Path, str]:
-        """The compilers there are, their options, and the folder and the beginning of the name of what they build."""
+        """The available compilers, their options, and the folder and the start of the name of the library."""
         compilers = [path for path in map(shutil.which, self.compilers) if path]
         options = [*self.options, "-shared", "-isystem", jax.ffi.include_dir(), f"-I{HEADERS}", str(self.source)]
         said, version = " ".join(compilers + options), jaxlib.version.__version__
@@ -117,14 +118,14 @@ class Library:
 
 
 def for_cpu(source: Path, *handlers: str) -> Library:
-    """A library for the CPU of this machine, and no other."""
+    """A library that is built for the CPU of this machine and does not run on others."""
     tuned = "-march=native" if machine.machine().lower() in ("x86_64", "amd64") else "-mcpu=native"
     return Library(source, handlers, "cpu", COMPILERS, ("-std=c++17", "-O3", tuned, "-fPIC"), _cpu())
 
 
 @functools.cache
 def _cpu() -> bytes:
-    """What distinguishes machines that cannot run each other's code."""
+    """Bytes that differ between machines that cannot run each other's code."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     return next((line for line in lines if line.startswith(("flags", "Features"))), machine.processor()).encode()
@@ -135,14 +136,14 @@ _loading = threading.Lock()
 
 @functools.cache
 def _loaded(library: Library) -> Unavailable | None:
-    """What kept it from being loaded."""
+    """Load a library; return the reason if that is impossible."""
     try:
         path = library.path()
         loaded = ctypes.CDLL(str(path))
     except Unavailable as reason:
         return reason
-    except (OSError, RuntimeError) as error:  # names the file or folder; RuntimeError: there is no home
-        return Unavailable(f"it cannot be kept and loaded: {error}; XDG_CACHE_HOME may name another folder")
+    except (OSError, RuntimeError) as error:  # its message names the file or folder
+        return Unavailable(f"it cannot be stored and loaded: {error}; XDG_CACHE_HOME may name another folder")
     for name in library.handlers:
         if not hasattr(loaded, name):
             return Unavailable(f"{path} has no function {name}; remove the file")
@@ -152,7 +153,7 @@ def _loaded(library: Library) -> Unavailable | None:
 
 
 def _kept(folder: Path, name: str) -> Path | None:
-    """What was built before and is as it was; its name ends in its checksum."""
+    """Find a library that was built before and is intact, as checked by the checksum at the end of its name."""
     for library in folder.glob(f"{name}-*.so"):
         if is_private(library) and library.stem == f"{name}-{_digest(library.read_bytes())}":
             return library
@@ -160,7 +161,11 @@ def _kept(folder: Path, name: str) -> Path | None:
 
 
 def _run(command: list[str]) -> tuple[int, str]:
-    """The status and errors of a compiler; one that takes too long is stopped, with all that it has started."""
+    """Run a compiler and return its status and errors.
+
+    Raises:
+      Unavailable: if it takes too long; it is then killed with all processes that it has started.
+    """
     process = subprocess.Popen(
         command,
         stdout=subprocess.DEVNULL,
@@ -172,7 +177,7 @@ def _run(command: list[str]) -> tuple[int, str]:
     )
     try:
         _, said = process.communicate(timeout=BUILD_SECONDS)
-    except BaseException as error:  # also Ctrl-C, which does not reach it by itself
+    except BaseException as error:  # including Ctrl-C, which does not reach the compiler in its own session
         with contextlib.suppress(ProcessLookupError):  # it has just ended
             os.killpg(process.pid, signal.SIGKILL)
         process.communicate()

@@ -1,4 +1,4 @@
-// Vectors of floats in registers, as large as the CPU has them, for kernels that GCC or Clang compiles.
+// Vectors of floats as wide as the CPU's registers, for kernels that GCC or Clang compiles.
 
 #pragma once
 
@@ -31,7 +31,7 @@ INLINE Vector fill(float value) { return value - Vector{}; }
 INLINE Vector load(const float* from) { return *reinterpret_cast<const Unaligned*>(from); }
 INLINE void store(float* to, Vector value) { *reinterpret_cast<Unaligned*>(to) = value; }
 
-// Of `count` floats, the first lanes; zeros in the others.
+// Loads up to `count` floats, and zeros into the other lanes.
 INLINE Vector load_some(const float* from, int64_t count) {
   if (count >= kLanes) return load(from);
   Vector value = {};
@@ -48,13 +48,13 @@ inline int64_t whole_vectors(int64_t size) { return (size + kLanes - 1) / kLanes
 
 using Memory = std::unique_ptr<float, decltype(&std::free)>;
 
-// Aligned memory, whatever it holds, or null.
+// Allocates aligned, uninitialized memory; null if there is not enough.
 inline Memory room(int64_t count) {
-  const int64_t bytes = (count * sizeof(float) + 64) / 64 * 64;  // more than none, for which there may be no memory
+  const int64_t bytes = (count * sizeof(float) + 64) / 64 * 64;  // at least 64, since 0 may give null
   return {static_cast<float*>(std::aligned_alloc(64, bytes)), &std::free};
 }
 
-// The same, which holds zeros.
+// Allocates aligned memory that is filled with zeros; null if there is not enough.
 inline Memory zeros(int64_t count) {
   Memory memory = room(count);
   if (memory) std::memset(memory.get(), 0, count * sizeof(float));

@@ -1,6 +1,6 @@
-"""The layers as Flax NNX modules.
+"""Layers as Flax NNX modules.
 
-`import highway_jax` leaves this package alone: importing Flax NNX takes time that Linen's users need not spend.
+`import highway_jax` does not import this package, since Flax NNX takes time to import.
 """
 
 from highway_jax.nnx.layers import (

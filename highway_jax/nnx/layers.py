@@ -1,16 +1,18 @@
-"""One layer, for Flax NNX: plain and highway, dense and convolutional.
+"""Layers for Flax NNX: plain and highway, dense and convolutional, a stack, and a highway layer around any module.
 
-    from flax import nnx
-    from highway_jax.nnx import HighwayDense
+```python
+from flax import nnx
+from highway_jax.nnx import HighwayDense
 
-    layer = HighwayDense(50, transform_bias=-2.0, rngs=nnx.Rngs(0))
+layer = HighwayDense(50, transform_bias=-2.0, rngs=nnx.Rngs(0))
+```
 
-Mathematics, initial values, and the parameters' names and shapes are those of the Linen layers
-(`highway_jax.linen`): `nnx.update(layer, params)` takes a Linen layer's parameters, and a stack of layers made with
-`nnx.vmap` takes an `MLP`'s from `linen.layer_params`.
+The layers compute the same as those for Linen (`highway_jax.linen`), with the same initial values and the same names
+and shapes of parameters. `nnx.update(layer, params)` accepts the parameters of a Linen layer, and layers stacked with
+`nnx.vmap` accept those of an `MLP` from `linen.layer_params`.
 
-`nnx.capture(model, nnx.Intermediate)(x)` gives, beside the output, the inner states that the layers sow:
-`transform_gate`, `carry_gate`, `block_state` and `block_output`.
+`nnx.capture(model, nnx.Intermediate)(x)` returns the output and the inner states that the layers sow: `transform_gate`,
+`carry_gate`, `block_state` and `block_output`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -36,26 +38,27 @@ class _Plain(nnx.Module):
         self.activation = _attribute(activation)
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        """Apply the layer to x."""
         return _sown(self, {"block_output": activate(self.h(x), self.activation)})
 
 
 class PlainDense(_Plain):
-    """A plain layer, y = H(x): an affine map and an activation (Eq. 1).
+    """A plain fully connected layer, y = H(x): an affine map and an activation (Eq. 1).
 
-    Maps (..., in_features) to (..., out_features). Parameters: `h/kernel` (in_features, out_features), `h/bias`
-    (out_features,).
+    It maps `(..., in_features)` to `(..., out_features)`. Its parameters are `h/kernel` `(in_features, out_features)`
+    and `h/bias` `(out_features,)`.
 
     Args:
-      in_features: size of the input's last axis.
-      out_features: number of units.
+      in_features: the size of the last axis of the input.
+      out_features: the number of units.
       activation: "relu", "tanh" or a function.
-      kernel_init: initializer of the kernel; the normalized one of the activation by default.
-      dtype: of the computation; the inputs' and parameters' promoted dtype by default.
-      param_dtype: of the parameters.
-      rngs: the source of the initial weights' keys.
+      kernel_init: the initializer of the kernel; by default, the normalized one of the activation.
+      dtype: the dtype of the computation; by default, the promoted dtype of input and parameters.
+      param_dtype: the dtype of the parameters.
+      rngs: the random streams for the initial weights.
 
     Raises:
-      ValueError: for an unknown activation.
+      ValueError: if the activation is unknown.
     """
 
     def __init__(
@@ -78,19 +81,25 @@ class PlainDense(_Plain):
 class PlainConv(_Plain):
     """A plain convolutional layer, y = H(x) (Eq. 1).
 
-    Maps (batch, *spatial, in_features) to (batch, *spatial', out_features). Parameters under `h`.
+    It maps `(batch, *spatial, in_features)` to `(batch, *spatial', out_features)`. Its parameters are `h/kernel`
+    `(*kernel_size, in_features, out_features)` and `h/bias` `(out_features,)`.
 
     Args:
-      in_features: number of the input's channels.
-      out_features: number of feature maps.
-      kernel_size: receptive field, one number per spatial dimension.
-      strides: of the windows, in every dimension.
+      in_features: the number of channels of the input.
+      out_features: the number of feature maps.
+      kernel_size: the size of the receptive field, one number per spatial dimension.
+      strides: the stride of the windows in every spatial dimension.
       padding: as in `flax.nnx.Conv`.
-      activation, kernel_init, dtype, param_dtype, rngs: as in `PlainDense`.
-      implementation: "xla", or "fused": this project's kernels where they can (`functional.convolution.conv`).
+      activation: as in `PlainDense`.
+      kernel_init: as in `PlainDense`.
+      dtype: as in `PlainDense`.
+      param_dtype: as in `PlainDense`.
+      implementation: "xla", or "fused" for this library's CPU kernels where they apply (see
+        `functional.convolution.conv`).
+      rngs: as in `PlainDense`.
 
     Raises:
-      ValueError: for an unknown activation or implementation, or an invalid kernel size.
+      ValueError: if the activation or the implementation is unknown, or the kernel size is invalid.
     """
 
     def __init__(
@@ -129,6 +138,7 @@ class _Highway(Gated, nnx.Module):
         self.activation = _attribute(activation)
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        """Apply the layer to x."""
         h, t = activate(self.h(x), self.activation), jax.nn.sigmoid(self.t(x))
         c = None if self.c is None else jax.nn.sigmoid(self.c(x))
         return _sown(self, mixed(resize(x, h.shape[-1], self.strides), h, t, c))
@@ -137,20 +147,29 @@ class _Highway(Gated, nnx.Module):
 class HighwayDense(_Highway):
     """A fully connected highway layer, y = H(x) T(x) + x C(x) (Eq. 2 and 3).
 
-    Maps (..., in_features) to (..., out_features). Parameters live under `h` and `t` (and `c`), each with `kernel`
-    (in_features, out_features) and `bias` (out_features,).
+    It maps `(..., in_features)` to `(..., out_features)`. Its parameters are under `h` and `t` (and `c`), each with
+    `kernel` `(in_features, out_features)` and `bias` `(out_features,)`.
 
     Args:
-      in_features: size of the input's last axis.
-      out_features: number of units, if not the input's; x is then zero-padded or sub-sampled to it (`ops.resize`).
-      activation: H's nonlinearity: "relu", "tanh" or a function.
-      transform_bias: initial bias of the transform gate (Section 2.2); negative values carry. An
-        independent carry gate starts at the opposite bias, hence open where T is closed.
-      carry: "coupled" for C = 1 - T (Eq. 3), "independent" for a gate with its own weights (Eq. 2).
-      kernel_init, dtype, param_dtype, rngs: as in `PlainDense`.
+      in_features: the size of the last axis of the input.
+      out_features: the number of units, by default that of the input. If they differ, x is zero-padded or sub-sampled
+        (see `functional.resize`).
+      activation: the nonlinearity of H: "relu", "tanh" or a function.
+      transform_bias: the initial bias of the transform gate (Section 2.2); may be traced. A negative bias makes the
+        layer start by carrying its input. An independent carry gate starts at the opposite bias.
+      carry: "coupled" for C = 1 - T (Eq. 3), or "independent" for a carry gate with its own weights (Eq. 2).
+      kernel_init: as in `PlainDense`, for the kernels of H, T and C.
+      dtype: as in `PlainDense`.
+      param_dtype: as in `PlainDense`.
+      rngs: as in `PlainDense`.
 
     Raises:
-      ValueError: for an unknown activation or carry.
+      ValueError: if the activation or the carry is unknown.
+
+    Example:
+      ```python
+      layer = HighwayDense(50, transform_bias=-2.0, rngs=nnx.Rngs(0))
+      ```
     """
 
     def __init__(
@@ -177,25 +196,31 @@ class HighwayDense(_Highway):
 
 
 class HighwayConv(_Highway):
-    """A convolutional highway layer (Eq. 2 and 3, Section 2.1).
+    """A convolutional highway layer, y = H(x) T(x) + x C(x) (Eq. 2 and 3, Section 2.1).
 
-    Maps (batch, *spatial, in_features) to (batch, *spatial', out_features); H and T use receptive fields of one size,
-    with zero-padding. Parameters live under `h` and `t` (and `c`), each with `kernel` (*kernel_size, in_features,
-    out_features) and `bias` (out_features,).
+    It maps `(batch, *spatial, in_features)` to `(batch, *spatial', out_features)`. H and T have receptive fields of the
+    same size, with zero-padding. The parameters are under `h` and `t` (and `c`), each with `kernel`
+    `(*kernel_size, in_features, out_features)` and `bias` `(out_features,)`.
 
     Args:
-      in_features: number of the input's channels.
-      out_features: number of feature maps, if not the input's; x is then zero-padded or sub-sampled to it, as by
-        `strides` (`ops.resize`).
-      kernel_size: receptive field, one number per spatial dimension.
-      strides: of the receptive fields, in every dimension; each is centred on what x is sub-sampled to.
-      activation, transform_bias, carry: as in `HighwayDense`.
-      kernel_init, dtype, param_dtype, rngs: as in `PlainDense`.
-      implementation: "xla", or "fused": this project's kernels where they can (`functional.direct`). These have no
-        forward mode and no second derivatives, and do not call `h` and `t`.
+      in_features: the number of channels of the input.
+      out_features: the number of feature maps, by default that of the input. If they differ, x is zero-padded or
+        sub-sampled (see `functional.resize`).
+      kernel_size: the size of the receptive field, one number per spatial dimension.
+      strides: the stride of the receptive fields in every spatial dimension. Each receptive field is centered on the
+        pixel that the sub-sampled x keeps.
+      activation: as in `HighwayDense`.
+      transform_bias: as in `HighwayDense`.
+      carry: as in `HighwayDense`.
+      kernel_init: as in `HighwayDense`.
+      dtype: as in `HighwayDense`.
+      param_dtype: as in `HighwayDense`.
+      implementation: "xla", or "fused" for this library's CPU kernels where they apply (see `functional.direct`). The
+        kernels have no forward mode and no second derivatives, and they do not call the modules `h` and `t`.
+      rngs: as in `HighwayDense`.
 
     Raises:
-      ValueError: for an unknown activation, carry or implementation, or an invalid kernel size.
+      ValueError: if the activation, the carry or the implementation is unknown, or the kernel size is invalid.
     """
 
     def __init__(
@@ -227,6 +252,7 @@ class HighwayConv(_Highway):
         self.strides, self.implementation, self.dtype = strides, implementation, dtype
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        """Apply the layer to x `(batch, *spatial, in_features)`."""
         h: Any = self.h
         t: Any = self.t
         plain = self.c is None and self.strides == 1 and self.dtype is None and type(h) is type(t) is nnx.Conv
@@ -238,18 +264,29 @@ class HighwayConv(_Highway):
 
 
 class HighwayStack(StackGates, nnx.Module):
-    """Highway layers, or layers of any other kind, one after another: `highway_jax.HighwayStack`, for NNX.
+    """A stack of highway layers, or of any other kind of layer: `highway_jax.HighwayStack` for NNX.
 
-    Maps (..., features) to the same shape. Parameters `kernel` and `bias` as there.
+    It maps `(..., features)` to the same shape. Its parameters `kernel` and `bias` are those of the Linen module.
 
     Args:
-      features: size of the input's last axis, first, as in all layers of NNX.
-      layers: how many.
-      kind, activation, transform_bias, remat, implementation, dtype, param_dtype: as there.
-      rngs: the source of the initial weights' keys.
+      features: the size of the last axis of the input.
+      layers: the number of layers.
+      kind: as in `highway_jax.HighwayStack`.
+      activation: as in `highway_jax.HighwayStack`.
+      transform_bias: as in `highway_jax.HighwayStack`.
+      remat: as in `highway_jax.HighwayStack`.
+      implementation: as in `highway_jax.HighwayStack`.
+      dtype: as in `highway_jax.HighwayStack`.
+      param_dtype: as in `highway_jax.HighwayStack`.
+      rngs: the random streams for the initial weights.
 
     Raises:
-      ValueError: for less than one layer, an unknown kind or activation, and an x of another width.
+      ValueError: if there is less than one layer, the kind or the activation is unknown, or x has a wrong width.
+
+    Example:
+      ```python
+      stack = HighwayStack(64, 50, transform_bias=-3.0, rngs=nnx.Rngs(0))
+      ```
     """
 
     def __init__(
@@ -273,32 +310,39 @@ class HighwayStack(StackGates, nnx.Module):
         self.activation, self.transform_bias = _attribute(activation), _attribute(transform_bias)
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        """Apply the layers to x `(..., features)`."""
         y, found = applied(self, x, self.kernel[...], self.bias[...], hasattr(self, "__captures__"))
         _sow(self, **found)
         return y
 
 
 class Highway(Flagged, nnx.Module):
-    """A highway layer whose H is any module, y = H(x) T(x) + x C(x) (Eq. 2 and 3): `highway_jax.Highway`, for NNX.
+    """A highway layer around arbitrary modules, y = H(x) T(x) + x C(x) (Eq. 2 and 3): `highway_jax.Highway` for NNX.
 
-    Maps x of any shape (..., features) to the same shape, which H keeps:
-
-        Highway(64, nnx.MultiHeadAttention(4, 64, decode=False, rngs=rngs), rngs=rngs)  # of (batch, time, 64)
+    It maps x of any shape `(..., features)` to the same shape, which H must keep.
 
     Args:
-      features: size of the input's last axis.
+      features: the size of the last axis of the input.
       h: any module, called with x; its output is the block state.
-      t: any module, called with x; sigmoid(t(x) + transform_bias) is the transform gate. By default a linear layer,
-        which starts as that of `HighwayDense` with relu, and has a bias of its own at `transform_bias`.
-      c: likewise, with the opposite bias, an independent carry gate; by default C = 1 - T.
-      transform_bias: of the gates (Section 2.2); negative values carry. May be traced.
-      rngs: the source of the default T's weights.
+      t: any module, called with x; the transform gate is sigmoid(t(x) + transform_bias). By default, a linear layer
+        that starts like that of `HighwayDense` with relu, with its own bias at `transform_bias`.
+      c: any module, called with x, for an independent carry gate sigmoid(c(x) - transform_bias); by default, C = 1 - T.
+      transform_bias: the bias of the gates (Section 2.2); may be traced. A negative bias makes the layer start by
+        carrying its input.
+      rngs: the random streams for the weights of the default T.
 
     Attributes:
-      closed: whether it is the identity, where T or C is one's own; None, as it is made, or a bool array.
+      closed: whether the layer is the identity, for a layer with a custom T or C: None, the initial value, or a bool
+        array.
 
     Raises:
-      ValueError: without `t` and `rngs`, or if what H, T or C give has another shape than x.
+      ValueError: if neither `t` nor `rngs` is given, or the output of H, T or C has another shape than x.
+
+    Example:
+      ```python
+      attention = nnx.MultiHeadAttention(4, 64, decode=False, rngs=rngs)
+      layer = Highway(64, attention, rngs=rngs)  # maps (batch, time, 64)
+      ```
     """
 
     closed: jax.Array | None = None
@@ -314,7 +358,7 @@ class Highway(Flagged, nnx.Module):
         rngs: nnx.Rngs | None = None,
     ):
         if t is None and rngs is None:
-            raise ValueError("rngs is None; without t, it must be given for T's weights")
+            raise ValueError("rngs is None; it must be given for the weights of T, unless t is given")
         self.h, self.c, self.plain = h, c, t is None
         self.transform_bias = _attribute(transform_bias)
         if t is None:
@@ -323,23 +367,26 @@ class Highway(Flagged, nnx.Module):
         self.t = t
 
     def gate_bias(self, params: Any) -> jax.Array | None:
+        """Return the biases of the transform gates including `transform_bias`, or None if they are unknown."""
         bias = bias_of(params, "t")
         return bias if bias is None or self.plain else bias + self.transform_bias
 
     def closing(self, params: Any, closed: jax.Array) -> Any:
+        """Return the biases of default gates, or the attribute `closed` for custom ones (see `close_gates`)."""
         return (Gated if self.plain and self.c is None else Flagged).closing(self, params, closed)
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        """Apply the layer to x `(..., features)`."""
         t = self.t(x) if self.plain else self.t(x) + self.transform_bias
         c = None if self.c is None else self.c(x) - self.transform_bias
         return _sown(self, mixed_of(x, self.h(x), t, c, self.closed))
 
 
 class Skippable(Flagged, nnx.Module):
-    """A residual branch that can be closed, y = x + h: `highway_jax.Skippable`, for NNX.
+    """A residual connection y = x + h that can be closed: `highway_jax.Skippable` for NNX.
 
     Attributes:
-      closed: whether it is the identity; None, as it is made, or a bool array that may be traced.
+      closed: whether it is the identity: None, the initial value, or a bool array that may be traced.
 
     Raises:
       ValueError: if x and h differ in shape.
@@ -348,18 +395,23 @@ class Skippable(Flagged, nnx.Module):
     closed: jax.Array | None = None
 
     def __call__(self, x: jax.Array, h: jax.Array) -> jax.Array:
+        """Add the input x and the output h of a branch, which have the same shape."""
         return _sown(self, branch(x, h, self.closed))
 
 
 class Dropout(nnx.Module):
-    """Dropout whose rate may be traced, such as a hyperparameter that differs from run to run.
+    """Dropout whose rate may be traced, such as a hyperparameter that differs between runs.
 
-    Otherwise as `flax.nnx.Dropout`, which refuses such a rate; of an ordinary rate it drops the same units.
+    It otherwise equals `flax.nnx.Dropout`, which does not accept a traced rate. With an ordinary rate, it drops the
+    same units.
 
     Args:
       rate: the probability of dropping a unit, from 0 to 1.
       deterministic: whether to drop nothing, as in `eval` mode; may be given in the call instead.
-      rngs: the source of its random keys, the stream `dropout`.
+      rngs: the random streams; it uses the stream `dropout`.
+
+    Raises:
+      ValueError: if an ordinary rate is not from 0 to 1. A traced rate is not checked.
     """
 
     def __init__(self, rate: float | jax.Array, *, deterministic: bool = False, rngs: nnx.Rngs):
@@ -368,6 +420,7 @@ class Dropout(nnx.Module):
         self.rngs = rngs["dropout"].fork()
 
     def __call__(self, x: jax.Array, deterministic: bool | None = None) -> jax.Array:
+        """Drop units of x, unless `deterministic`, which defaults to the attribute."""
         if self.deterministic if deterministic is None else deterministic:
             return x
         return drop(self.rngs(), x, self.rate)
@@ -379,19 +432,19 @@ def _options(activation: Activation, kernel_init: Initializer | None, dtype: Any
 
 
 def _attribute(value: Any) -> Any:
-    # Flax takes a traced value for a constant unless it is told.
+    # Flax treats a traced value as a constant unless it is marked as data.
     value = value.index if isinstance(value, TracedActivation) else value
     return nnx.data(value) if isinstance(value, jax.Array) else value
 
 
 def _sown(layer: nnx.Module, states: Mapping[str, jax.Array]) -> jax.Array:
-    """A layer's output, its inner states sown."""
+    """Sow a layer's inner states and return its output."""
     _sow(layer, **states)
     return states["block_output"]
 
 
 def _sow(layer: nnx.Module, **states: jax.Array) -> None:
-    # Outside `nnx.capture` some versions' `sow` would leave the states behind in the layer.
+    # Outside of `nnx.capture`, `sow` of some Flax versions would leave the states in the layer.
     if hasattr(layer, "__captures__"):
         for name, value in states.items():
             layer.sow(nnx.Intermediate, name, value)

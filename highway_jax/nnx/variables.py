@@ -1,4 +1,4 @@
-"""The variables of an NNX module as nested dicts of ordinary arrays, random keys as their data."""
+"""The variables of an NNX module as nested dicts of ordinary arrays, with random keys replaced by their data."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from flax import nnx
 from highway_jax import keys
 from highway_jax.functional.activations import TracedActivation
 
-# A model of a user's may have one among its attributes, where NNX would refuse to update another type's.
+# A user's model may have a TracedActivation as an attribute, which NNX could not update without this registration.
 nnx.register_data_type(TracedActivation)
 nnx.graph.register_graph_node_type(
     TracedActivation,
@@ -21,12 +21,12 @@ nnx.graph.register_graph_node_type(
 
 
 def plain(state: Any) -> Any:
-    """A state, or nested dicts of arrays, as nested dicts of ordinary arrays."""
+    """Convert a state, or nested dicts of arrays, to nested dicts of ordinary arrays."""
     return keys.to_data(nnx.to_pure_dict(state) if isinstance(state, nnx.State) else state)
 
 
 def update(module: nnx.Module, variables: Any) -> None:
-    """Give a module all of its state, as `plain(nnx.state(module))` has it."""
+    """Set the whole state of a module from nested dicts in the form of `plain(nnx.state(module))`."""
     state = nnx.state(module)
     nnx.replace_by_pure_dict(state, keys.from_data(keys.implementations(nnx.to_pure_dict(state)), variables))
     nnx.update(module, state)

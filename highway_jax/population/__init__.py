@@ -1,4 +1,4 @@
-"""Train many runs at once: a task, mapped over a space."""
+"""Train many runs at once: a task mapped over a space of hyperparameters."""
 
 from highway_jax.functional.classification import accuracy, cross_entropy
 from highway_jax.population import schedules

@@ -1,4 +1,4 @@
-"""Flax models as pure functions: how a model of Linen or NNX is made, and what it gives for a batch."""
+"""Flax models as pure functions: how a Linen or NNX model is built and applied to a batch."""
 
 import contextlib
 import inspect
@@ -14,13 +14,14 @@ from highway_jax.population.arguments import shown
 
 
 class Adapter(NamedTuple):
-    """A model, whichever Flax it is of.
+    """A model as pure functions, the same for Linen and NNX.
 
     Attributes:
-      init: `init(hp, key, batch) -> (params, collections)`: its initial variables, those that are not trained apart.
-      apply: `apply(hp, params, collections, batch, key, train) -> (outputs, collections)`; the key is for what is
+      init: `init(hp, key, batch) -> (params, collections)`, the initial variables; `collections` holds those that are
+        not trained.
+      apply: `apply(hp, params, collections, batch, key, train) -> (outputs, collections)`; the key seeds everything
         random in training.
-      variables: `variables(params, collections)`: both together, as Flax takes them.
+      variables: `variables(params, collections)`, both combined in the form that Flax takes.
     """
 
     init: Callable[..., tuple[Any, Any]]
@@ -29,13 +30,13 @@ class Adapter(NamedTuple):
 
 
 def adapter(model: Callable[..., Any], forward: Forward | None) -> Adapter:
-    """The adapter for what `model` builds: a Linen module from `hp`, an NNX one from `hp` and `rngs`.
+    """Return the adapter for what `model` builds: a Linen module from `hp`, or an NNX module from `hp` and `rngs`.
 
     Raises:
-      TypeError: for a `model` that takes neither.
+      TypeError: if `model` takes neither.
     """
     library = _library(model)
-    if isinstance(model, type) and library == "nnx":  # its signature does not tell
+    if isinstance(model, type) and library == "nnx":  # a class's signature does not say that it takes rngs
         return _nnx(model, forward or _call)
     signature = inspect.signature(model) if callable(model) and (isinstance(model, type) or not library) else None
     if signature is not None and next(iter(signature.parameters), None) != "rngs":
@@ -51,7 +52,7 @@ def adapter(model: Callable[..., Any], forward: Forward | None) -> Adapter:
 
 
 def _library(model: Any) -> str | None:
-    """Of which part of Flax a module or its class is, "linen" or "nnx"; NNX need not be imported to tell."""
+    """The part of Flax that a module or its class belongs to, "linen" or "nnx", found without importing NNX."""
     kinds = (model if isinstance(model, type) else type(model)).__mro__
     parts = [kind.__module__.split(".")[1] for kind in kinds if kind.__module__.startswith(("flax.linen", "flax.nnx"))]
     return parts[0] if parts else None
@@ -73,7 +74,9 @@ def _linen(model: Callable[[Any], nn.Module], forward: Forward) -> Adapter:
     def built(hp: Any) -> nn.Module:
         module = model(hp)
         if not isinstance(module, nn.Module):
-            raise TypeError(f"model(hp) gives {shown(module)}; it must give a Linen module, or take (hp, rngs) for NNX")
+            raise TypeError(
+                f"model(hp) returns {shown(module)}; it must return a Linen module, or take (hp, rngs) for NNX"
+            )
         return module
 
     def init(hp: Any, key: jax.Array, batch: Any) -> tuple[Any, Any]:
@@ -87,7 +90,7 @@ def _linen(model: Callable[[Any], nn.Module], forward: Forward) -> Adapter:
         applied = nn.apply(lambda module: forward(module, batch, train), built(hp), mutable=mutable)
         if not train:
             return applied(variables), collections
-        # Any stream that a model asks for is made from that named params, where it is not given by its own name.
+        # Flax derives a stream that is not given by name from the stream "params".
         outputs, updated = applied(variables, rngs={"params": jax.random.fold_in(key, 0), "dropout": key})
         if lost := updated.keys() - collections.keys():
             raise ValueError(
@@ -108,12 +111,12 @@ def _nnx(model: Callable[..., Any], forward: Forward) -> Adapter:
         module = model(hp, nnx.Rngs(key))
         if not isinstance(module, nnx.Module):
             raise TypeError(
-                f"model(hp, rngs) gives {shown(module)}; it must give an NNX module, or take (hp) for Linen"
+                f"model(hp, rngs) returns {shown(module)}; it must return an NNX module, or take (hp) for Linen"
             )
         return module
 
     def collections_of(module: Any) -> Any:
-        """All but the parameters; arrays that are no variables, such as a traced activation, apart."""
+        """Everything but the parameters; arrays that are not variables, such as a traced activation, are separate."""
         variables, constants = nnx.state(module, nnx.All(nnx.Variable, nnx.Not(nnx.Param)), nnx.Not(nnx.Variable))
         return {"variables": plain(variables), "constants": plain(constants)}
 
@@ -122,7 +125,8 @@ def _nnx(model: Callable[..., Any], forward: Forward) -> Adapter:
         return plain(nnx.state(module, nnx.Param)), collections_of(module)
 
     def apply(hp: Any, params: Any, collections: Any, batch: Any, key: jax.Array, train: bool) -> tuple[Any, Any]:
-        module = built(hp, jax.random.key(0, impl="threefry2x32"))  # what it draws is replaced, so never computed
+        # The initial values are all replaced, so the compiler never computes them.
+        module = built(hp, jax.random.key(0, impl="threefry2x32"))
         update(module, _merged(params, _merged(collections["variables"], collections["constants"])))
         module.train() if train else module.eval()
         outputs = forward(module, batch, train)
@@ -140,7 +144,7 @@ def _in_place(params: Any, collections: Any) -> Any:
 
 
 def _merged(one: Any, other: Any) -> Any:
-    """Two trees of nested dicts, which share no leaf, as one."""
+    """Merge two trees of nested dicts that share no leaf."""
     return {
         name: _merged(one[name], other[name]) if name in one and name in other else (one | other)[name]
         for name in one | other

@@ -1,4 +1,4 @@
-"""Refuse arguments of another kind than a function takes, in one line that names the argument."""
+"""Checks of arguments, whose errors name the argument in one line."""
 
 import inspect
 import numbers
@@ -11,21 +11,25 @@ import numpy as np
 
 
 def checked_integer(name: str, value: Any, least: int) -> int:
-    """An argument that must be an integer from `least` on, as one of Python's."""
+    """Return an argument as a Python integer.
+
+    Raises:
+      ValueError: if it is not an integer, is less than `least`, or does not fit into 32 bits.
+    """
     if not isinstance(value, numbers.Integral) or isinstance(value, bool) or not least <= int(value) < 2**31:
         raise ValueError(f"{name} is {value!r}; it must be an integer of at least {least}")
     return int(value)
 
 
 def set_integer(owner: Any, name: str, least: int, optional: bool = False) -> None:
-    """Check an attribute of a frozen dataclass and make it one of Python's integers; if it is optional, None stays."""
+    """Check an attribute of a frozen dataclass and make it a Python integer; an optional one may be None."""
     value = getattr(owner, name)
     if value is not None or not optional:
         object.__setattr__(owner, name, checked_integer(name, value, least))
 
 
 def check_fits(name: str, value: Any) -> None:
-    """Refuse an array that JAX would silently change: masked, or of integers that its 32 bits do not hold."""
+    """Reject an array that JAX would silently change: a masked one, or integers that do not fit into 32 bits."""
     if isinstance(value, np.ma.MaskedArray):
         raise TypeError(f"{name} is a masked array, whose mask JAX does not know; filled(...) makes an ordinary one")
     dtype = jax.dtypes.canonicalize_dtype(value.dtype)
@@ -33,23 +37,23 @@ def check_fits(name: str, value: Any) -> None:
         return
     least, most = np.iinfo(dtype).min, np.iinfo(dtype).max
     for strange in (number for number in (value.min(), value.max()) if not least <= number <= most):
-        raise ValueError(f"{name} has {strange}, which is no {dtype}")
+        raise ValueError(f"{name} has {strange}, which does not fit into {dtype}")
 
 
 def check_is(name: str, value: Any, kind: Any, allowed: str) -> None:
-    """Refuse an argument that is not of a kind (as `isinstance` has it), which `allowed` says in words."""
+    """Reject an argument that is not an instance of `kind`, which `allowed` describes in words."""
     if not isinstance(value, kind) or isinstance(value, type):
         raise TypeError(f"{name} is {shown(value)}; it must be {allowed}")
 
 
 def check_function(name: str, value: Any, *arguments: str, hp: bool = False) -> None:
-    """Refuse what is no function of these arguments in this order; with `hp`, it may have one more of that name."""
+    """Reject anything but a function of these arguments in this order; with `hp`, it may take an argument `hp` too."""
     wanted = f"a function of ({', '.join(arguments)})" + ", and of hp if it has an argument of that name" * hp
     if not callable(value):
         raise TypeError(f"{name} is {shown(value)}; it must be {wanted}")
     try:
         signature = inspect.signature(value)
-    except ValueError:  # some that are written in C do not tell
+    except ValueError:  # some functions written in C have no signature
         return
     try:
         bound = signature.bind(*arguments, **{"hp": None} if hp and takes_hp(value) else {}).arguments
@@ -70,7 +74,7 @@ def takes_hp(function: Callable[..., Any]) -> bool:
 
 
 def shown(value: Any) -> str:
-    """A value in one short line: anything but plain values by its type."""
+    """Show a value in one short line: plain values as they are, anything else by its type."""
     if isinstance(value, str | bytes | bool | numbers.Number | type | None):
         return reprlib.repr(value)
     return f"an object of type {type(value).__name__}"

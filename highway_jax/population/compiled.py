@@ -1,4 +1,4 @@
-"""What a compiled program says of itself: the memory that it takes, and what its devices send each other."""
+"""Facts read from a compiled program: the memory that it needs and the collective operations between its devices."""
 
 import functools
 import re
@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-# In XLA's text of a program: a computation's first line, an instruction that sends, the computations that one calls.
+# Patterns in the text of an XLA program: the first line of a computation, a collective operation, and the computations
+# that an instruction calls.
 COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\{$")
 COLLECTIVE = re.compile(
     r" (all-gather|all-reduce|all-to-all|ragged-all-to-all|reduce-scatter|collective-\w+)(?:-start)?\("
@@ -18,11 +19,12 @@ CALLED = re.compile(
 
 
 class Collective(NamedTuple):
-    """An operation by which devices send each other something, at its place in a program.
+    """A collective operation, at its place in a program.
 
     Attributes:
-      kind: what XLA calls it, such as "all-reduce".
-      loops: how often each loop around it runs, the outermost first; None where that is decided as the program runs.
+      kind: its name in XLA, such as "all-reduce".
+      loops: the number of iterations of each loop around it, the outermost first; None where it is known only at run
+        time.
     """
 
     kind: str
@@ -30,10 +32,10 @@ class Collective(NamedTuple):
 
 
 def collectives(program: str) -> list[Collective]:
-    """Those of a compiled program; of alternatives such as `lax.cond`'s, those of all.
+    """List the collective operations of a compiled program, including those of every branch of a `lax.cond`.
 
     Args:
-      program: its text, from `compiled.as_text()`. Loops are taken to count from 0, as those of `lax.scan` do.
+      program: its text, from `compiled.as_text()`. Loops are assumed to count from 0, as those of `lax.scan` do.
     """
     lines, entry = computations(program)
 
@@ -44,7 +46,7 @@ def collectives(program: str) -> list[Collective]:
             if sends := COLLECTIVE.search(line):
                 found.append(Collective(sends[1], ()))
             if re.search(r" async-(update|done)\(", line):
-                continue  # what was started is counted there
+                continue  # counted where it was started
             inner = [
                 collective
                 for names in CALLED.findall(line)
@@ -61,7 +63,7 @@ def collectives(program: str) -> list[Collective]:
 
 
 def computations(program: str) -> tuple[dict[str, list[str]], str]:
-    """The lines of a program's text by computation, and the name of the first one that runs."""
+    """Split a program's text into the lines of each computation; also return the name of the entry computation."""
     found: dict[str, list[str]] = {}
     lines, entry = [], ""
     for line in program.splitlines():
@@ -74,11 +76,14 @@ def computations(program: str) -> tuple[dict[str, list[str]], str]:
 
 
 def trips(loop: str, lines: dict[str, list[str]]) -> int | None:
-    """How often a loop runs: as the compiler says, or up to the constant that its condition compares with.
+    """The number of iterations of a loop, from the compiler or from the constant that its condition compares with.
 
     Args:
-      loop: its line.
-      lines: from `computations`.
+      loop: the line of the loop.
+      lines: the lines of all computations, from `computations`.
+
+    Returns:
+      The number, or None if the program's text does not say.
     """
     if known := re.search(r"known_trip_count\D+(\d+)", loop):
         return int(known[1])
@@ -90,19 +95,19 @@ def trips(loop: str, lines: dict[str, list[str]]) -> int | None:
 
 
 def memory(program: jax.stages.Compiled) -> int:
-    """Bytes of a device's memory while a program runs: its arguments, its results and what is between."""
+    """Bytes of a device's memory while a program runs: its arguments, results and temporaries."""
     usage = program.memory_analysis()
     assert usage is not None
-    # Results that take the place of a donated argument count once.
+    # A result that reuses the memory of a donated argument counts once.
     results = usage.output_size_in_bytes - usage.alias_size_in_bytes
     return usage.argument_size_in_bytes + results + usage.temp_size_in_bytes
 
 
 def laid_out(tree: Any) -> int:
-    """Bytes of a tree on one of its devices, whose layout may pad arrays, as a TPU's tiles do.
+    """Bytes of a tree on one of its devices, including the padding of the device's layout, such as a TPU's tiles.
 
     Args:
-      tree: of `jax.ShapeDtypeStruct` with shardings.
+      tree: a tree of `jax.ShapeDtypeStruct` with shardings.
     """
     usage = jax.jit(lambda tree: None, keep_unused=True).lower(tree).compile().memory_analysis()
     assert usage is not None

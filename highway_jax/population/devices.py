@@ -1,4 +1,4 @@
-"""Kinds of devices, and TPU slices to compile for without having them."""
+"""Kinds of devices, and TPU slices to compile for without owning one."""
 
 import importlib.util
 import os
@@ -11,11 +11,11 @@ from jax.experimental import topologies
 from highway_jax import parallel
 from highway_jax.files import first_line
 
-SIDE = 16  # chips of a flat slice's side; libtpu ends the whole process where there are more
-# With these libtpu asks nobody which machine this is, and shares it with other processes.
+SIDE = 16  # the most chips on a side of a two-dimensional slice; libtpu ends the whole process for more
+# With these variables, libtpu does not query a metadata server and may run in several processes.
 ALONE = {
     "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-4",  # any that it knows
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",  # any type that libtpu knows
     "TPU_WORKER_HOSTNAMES": "localhost",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
@@ -25,9 +25,9 @@ class Device(NamedTuple):
     """A kind of device.
 
     Attributes:
-      kind: what JAX calls it (`device_kind`); "cpu" is a core.
-      memory: bytes that JAX will use of its memory.
-      topology: the smallest slice with such a device, where its compiler can do without the device.
+      kind: its `device_kind` in JAX; "cpu" is one core.
+      memory: the bytes of its memory that JAX will use.
+      topology: the smallest slice of this kind, if its compiler runs without the device; otherwise None.
     """
 
     kind: str
@@ -35,8 +35,6 @@ class Device(NamedTuple):
     topology: str | None = None
 
 
-# Memory is from the makers' data sheets, of which JAX takes three quarters on a GPU by default
-# (XLA_PYTHON_CLIENT_MEM_FRACTION).
 DEVICES = {
     "a100": Device("NVIDIA A100-SXM4-80GB", 60 * 10**9),
     "h100": Device("NVIDIA H100 80GB HBM3", 60 * 10**9),
@@ -47,10 +45,15 @@ DEVICES = {
     "tpu_v5p": Device("TPU v5", 95 * 10**9, "v5p:2x2x1"),
     "tpu_v6e": Device("TPU v6 lite", 32 * 10**9, "v6e:2x2"),
 }
+"""Kinds of devices by name.
+
+Their memory is from the vendors' data sheets. On a GPU, JAX uses three quarters of it by default
+(`XLA_PYTHON_CLIENT_MEM_FRACTION`).
+"""
 
 
 def this_device() -> Device:
-    """The device of this machine. A CPU's share of the memory is that of a core."""
+    """The device of this machine. The memory of a CPU device is its share of the machine's memory."""
     device = jax.devices()[0]
     there = (device.memory_stats() or {}).get("bytes_limit")
     if there is None:
@@ -59,7 +62,7 @@ def this_device() -> Device:
 
 
 def compiler_of(device: Device) -> jax.Device:
-    """The device to compile for: one like it where there is a compiler for that, or this machine's."""
+    """The device to compile for: one of the same kind if its compiler is available, otherwise this machine's."""
     if device.kind == "cpu":
         return jax.devices("cpu")[0]
     if device.topology is None or importlib.util.find_spec("libtpu") is None:
@@ -68,13 +71,16 @@ def compiler_of(device: Device) -> jax.Device:
 
 
 def slice_of(topology: str) -> tuple[Device, list[jax.Device]]:
-    """A TPU slice: the kind of its devices, and all of them, to compile for.
+    """Describe a TPU slice that programs can be compiled for.
 
     Args:
       topology: its name, such as "v5e:16x16", "v5p:4x4x8" or "v6e:8x8".
 
+    Returns:
+      The kind of its devices, and a list of all of them.
+
     Raises:
-      ValueError: for a name that is no slice's, or where libtpu, whose compiler it needs, is not installed.
+      ValueError: if no slice has this name, or if libtpu, which has the compiler, is not installed.
     """
     kinds = {device.topology.split(":")[0]: name for name, device in DEVICES.items() if device.topology}
     name = kinds.get(str(topology).split(":")[0])
@@ -83,7 +89,8 @@ def slice_of(topology: str) -> tuple[Device, list[jax.Device]]:
         raise ValueError(f"topology is {topology!r}; it must be a TPU slice, such as {known} or v5e:16x16")
     if importlib.util.find_spec("libtpu") is None:
         raise ValueError(
-            f"topology is {topology!r}, whose compiler is libtpu's; pip install -e '.[tpu]' installs it, on Linux"
+            f"topology is {topology!r}, which needs the compiler of libtpu; pip install -e '.[tpu]' installs it, on "
+            "Linux"
         )
     if len(sides := topology.split(":")[-1].split("x")) == 2 and any(int(n) > SIDE for n in sides if n.isdigit()):
         raise ValueError(f"topology is {topology!r}; a side of such a slice has at most {SIDE} chips")
@@ -91,13 +98,13 @@ def slice_of(topology: str) -> tuple[Device, list[jax.Device]]:
         return DEVICES[name], _devices_of(topology)
     except jax.errors.JaxRuntimeError as error:
         raise ValueError(
-            f"topology is {topology!r}, which libtpu refuses ({first_line(error)}); a single chip is device {name!r}"
+            f"topology is {topology!r}, which libtpu rejects ({first_line(error)}); a single chip is device {name!r}"
         ) from error
 
 
 def _devices_of(topology: str) -> list[jax.Device]:
     if any(Path("/dev").glob("accel*")) or any(Path("/dev/vfio").glob("*")):
-        jax.devices()  # maybe of a TPU here, whose own runtime has to start before libtpu is told to be alone
+        jax.devices()  # a TPU of this machine must start its own runtime before these variables are set
     for name, value in ALONE.items():
         os.environ.setdefault(name, value)
     return list(topologies.get_topology_desc(topology_name=topology, platform="tpu").devices)

@@ -1,4 +1,4 @@
-"""How a search is run: the arguments of `fit` that do not decide what comes out."""
+"""How a search is run: the arguments of `fit` that do not change its result."""
 
 import json
 import os
@@ -15,10 +15,11 @@ from highway_jax.population.progress import Progress
 
 @dataclass(frozen=True, kw_only=True)
 class Execution:
-    """Those arguments, checked; `fit` explains them.
+    """The arguments of `fit` that do not change its result, checked; `fit` documents them.
 
     Raises:
-      ValueError, TypeError: naming the argument that is wrong.
+      ValueError: if an argument has a wrong value; the message names it.
+      TypeError: if an argument has a wrong type; the message names it.
     """
 
     workdir: str | os.PathLike | None = None
@@ -35,7 +36,7 @@ class Execution:
         for name in "checkpoint_every", "runs_in_memory", "runs_per_batch":
             set_integer(self, name, 1, optional=True)
         if self.mesh is not None:
-            check_is("mesh", self.mesh, Mesh, "a mesh, such as parallel.runs_mesh gives")
+            check_is("mesh", self.mesh, Mesh, "a mesh, such as parallel.runs_mesh returns")
         if self.stop is not None:
             check_function("stop", self.stop)
         if not isinstance(self.progress, bool):
@@ -44,8 +45,8 @@ class Execution:
             check_is("workdir", self.workdir, str | os.PathLike, "a path")
             check_path(self.workdir)
         if self.identity is not None:
-            check_is("identity", self.identity, Mapping, "a mapping from names to what JSON can say")
+            check_is("identity", self.identity, Mapping, "a mapping from names to values that JSON can hold")
             try:
                 json.dumps(dict(self.identity))
             except (TypeError, ValueError) as error:
-                raise TypeError(f"identity must be what JSON can say: {error}") from error
+                raise TypeError(f"identity must have values that JSON can hold: {error}") from error

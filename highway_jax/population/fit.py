@@ -1,4 +1,4 @@
-"""Train a population to its end, with checkpoints: a task, mapped over a space."""
+"""Train a population of runs, with checkpoints: a task mapped over a space."""
 
 import contextlib
 import dataclasses
@@ -56,59 +56,87 @@ def fit(
     runs_in_memory: int | None = None,
     runs_per_batch: int | None = None,
 ) -> Result:
-    """Train a population of runs: a task, mapped over the configurations that a space gives.
+    """Train a population of runs: a task mapped over the configurations of a space.
 
-    Run i follows from the task, its configuration, its seed and the data alone: it is the same in any population, on
-    any devices, and alone. All runs see the same batches in the same order.
+    Each run depends only on the task, its configuration, its seed and the data. It is the same run in any population,
+    on any devices, and alone. All runs see the same batches in the same order.
 
     Args:
-      task: what a run is; from `supervised`, or a `Task` of one's own.
-      space: what runs differ in (`Space`).
-      train: the examples to train on, any tree of arrays with one leading axis. Each epoch goes through them in
-        another order; the last ones, too few for a batch, sit it out.
-      evaluate: further examples by name, which the task's `evaluate` measures.
-      num_runs: how many runs there are in all.
-      epochs: how often each goes through the examples, unless a policy stops it.
-      batch_size: examples in a step.
-      seeds: runs of each configuration. With more than one, the k-th run of every configuration starts from the same
-        random key, so that configurations are compared like with like; with one, every draw has a key of its own.
-      seed: decides all draws, initial states and orders.
+      task: what one run does, from `supervised` or written by hand as a `Task`.
+      space: the hyperparameters in which runs differ, by name (see `Space`).
+      train: the training examples, a tree of arrays with a common leading axis. They are reshuffled in every epoch, and
+        examples that do not fill a last batch are left out.
+      evaluate: further splits by name, which the task's `evaluate` measures.
+      num_runs: the total number of runs.
+      epochs: the number of passes over the training examples, unless the policy stops a run earlier.
+      batch_size: examples per step.
+      seeds: runs per configuration. With more than one, the k-th run of every configuration starts from the same
+        random key, so that configurations are compared under equal conditions. With one, every draw from the space has
+        its own key.
+      seed: seeds the draws of hyperparameters, the initial states and the order of the examples.
       first_run: the number of the first run.
-      rank_by: the number by whose best value runs are ranked: `train_` or the name of a split, then a metric's name.
-      mode: "min" if lower is better, or "max"; it may be left out for a loss. Runs that diverge are ranked after all
-        others.
-      policy: which runs stop early (`Halving`); None for none.
-      sampler: where hyperparameters come from instead of the space's distributions: `tpe()`, which learns from the runs
-        before, or a function of one's own (`Sampler`).
-      evaluate_every: epochs between evaluations; None for after the last epoch alone.
-      evaluate_batch_size: examples evaluated at a time. Scalars are averaged over batches: for a number that is no mean
-        over examples, None takes all at once.
-      keep: "best" to keep the best run's state alone, "all" for every run's after its last epoch as well.
-      workdir: a directory for checkpoints; called again with the same arguments, the search goes on from the last one,
-        or returns at once if it is done. With every checkpoint its tables are written, which `load`
-        reads: `runs.csv`, `curves.csv` and, of what they are, `search.json`. None for none.
-      identity: what decides the result, JSON-able, by name. By default all arguments, the data's MD5 and a digest of
-        the traced task (of a sampler, whether there is one); work in a workdir goes on only with the same.
-      checkpoint_every: epochs (of the runs side by side) between checkpoints; None for as often as costs one percent of
-        the time, and the first after ten seconds at the earliest.
-      tables: whether tables are written to the workdir.
-      progress: whether to show a bar (outside of terminals and notebooks, a line now and then), a `Bar` of one's own,
-        or a function that is called at the start and after every epoch.
-      stop: called after every epoch; where it returns another number than 0 the search stops, with a checkpoint. By
-        default, Ctrl-C stops a search with a workdir this way, and then raises KeyboardInterrupt.
-      mesh: devices, from `parallel.runs_mesh`; by default all. JAX sees a CPU as one device, unless
-        `parallel.split_cpu()` is called before it is used; runs split over one device per core train faster.
-      runs_in_memory: runs trained side by side, the others after them; by default as many as memory holds.
-      runs_per_batch: runs that a device trains in lockstep; by default one on a CPU, as many as fit on an accelerator.
+      rank_by: the metric whose best value ranks the runs: `train_` or the name of a split and `_`, followed by the
+        name of the metric.
+      mode: "min" if lower is better, "max" if higher is better; optional for a loss. Runs that diverge are ranked
+        after all others.
+      policy: stops runs early (see `Halving`); None trains all runs to the end.
+      sampler: chooses hyperparameters instead of the space's distributions: `tpe()`, which learns from earlier runs, or
+        a function (see `Sampler`).
+      evaluate_every: epochs between evaluations; None evaluates after the last epoch only.
+      evaluate_batch_size: examples evaluated at a time. A scalar metric is averaged over these batches; None evaluates
+        a split at once, for a metric that is not a mean over examples.
+      keep: "best" keeps the state of the best run only, "all" also keeps the state of every run after its last epoch.
+      workdir: a directory for checkpoints; None writes nothing. Called again with the same arguments, `fit` resumes
+        from the last checkpoint, or returns at once if the search has finished. The tables that `load` reads are
+        written with every checkpoint: `runs.csv`, `curves.csv` and `search.json`, which describes them.
+      identity: what decides the result, a mapping from names to values that JSON can hold. A search is resumed only if
+        its identity is unchanged. By default it holds all arguments that decide the result, the MD5 of the data and a
+        digest of the traced task; for a sampler, it holds only whether there is one.
+      checkpoint_every: epochs of the runs in memory between checkpoints. None writes them as often as costs about one
+        percent of the time, and not in the first ten seconds.
+      tables: whether to write tables to the workdir.
+      progress: whether to show a progress bar, a `Bar` with other settings, or a function that is called with a
+        `Progress` at the start and after every epoch. Outside of terminals and notebooks, a line is printed now and
+        then instead of the bar.
+      stop: called after every epoch; the search writes a checkpoint and stops if it returns a number other than 0.
+        By default, Ctrl-C stops a search with a workdir in this way and then raises `KeyboardInterrupt`.
+      mesh: the devices to train on, from `parallel.runs_mesh`; all devices by default. JAX treats a CPU as one device
+        unless `parallel.split_cpu()` is called first; training is faster with one device per core.
+      runs_in_memory: the number of runs trained side by side; the others follow. By default, as many as memory holds.
+      runs_per_batch: the number of runs that a device trains in lockstep; by default one on a CPU and as many as fit
+        on an accelerator.
 
     Returns:
-      A `Result`; all that came out.
+      A `Result`, with all curves and the state of the best run.
 
     Raises:
-      ValueError, TypeError: naming the argument, before anything is trained.
-      WorkdirError: if the workdir holds another search.
-      KeyboardInterrupt: after Ctrl-C, once the checkpoint is there.
-      parallel.ProcessLost: if another process of several has ended.
+      ValueError: if an argument has a wrong value; nothing has been trained then.
+      TypeError: if an argument has a wrong type; nothing has been trained then.
+      WorkdirError: if the workdir holds another search, or cannot be written to.
+      KeyboardInterrupt: after Ctrl-C, once a checkpoint has been written.
+      parallel.ProcessLost: if another process of a multi-process search has ended.
+
+    Example:
+      Twenty learning rates, ranked by their validation loss:
+
+      ```python
+      task = population.supervised(
+          model=lambda hp: Net(),
+          loss=lambda outputs, batch: population.cross_entropy(outputs, batch["y"]),
+          optimizer=lambda hp: optax.adam(hp["lr"]),
+      )
+      result = population.fit(
+          task,
+          {"lr": population.log_uniform(1e-4, 1e-1)},
+          train={"x": x, "y": y},
+          evaluate={"valid": {"x": valid_x, "y": valid_y}},
+          num_runs=20,
+          epochs=10,
+          batch_size=100,
+          rank_by="valid_loss",
+      )
+      result.best.hyperparameters
+      ```
     """
     search = Search(
         task=task, space=Space(space), train=train, evaluate={} if evaluate is None else evaluate, num_runs=num_runs,
@@ -145,9 +173,9 @@ def _fit(search: Search, how: Execution) -> Result:
 
 
 def _doubts(trainer: Trainer) -> Iterator[str]:
-    """What is allowed, but may be a mistake."""
+    """Warnings about arguments that are allowed but may be a mistake."""
     search = trainer.search
-    if search.columns is not None:  # said of the population before
+    if search.columns is not None:  # a replayed run; the population's own search has warned
         return
     if strange := search.not_finite():
         told = ", ".join(f"{count} in {name}" for name, count in strange.items())
@@ -156,7 +184,7 @@ def _doubts(trainer: Trainer) -> Iterator[str]:
     if search.policy is not None and not any(map(search.stops_runs, range(1, search.epochs))):
         yield f"policy is {search.policy}, which stops no run before the last of {search.epochs} epochs"
     unread = [name for name in search.space.names if name not in trainer.groups.read]
-    if unread and search.sampler is None:  # from which further groups may come
+    if unread and search.sampler is None:  # a sampler may add groups that read them
         yield f"space has {', '.join(map(repr, unread))}, which the task never reads"
 
 
@@ -167,7 +195,7 @@ def _train(
     asked: Callable[[], int],
     tables: bool,
 ) -> Result:
-    """Train from the last checkpoint, or from the beginning, to the end, or until it is asked to stop."""
+    """Train from the last checkpoint or from the beginning, until the end or until asked to stop."""
     search = trainer.search
     step, notes = storage.newest() if storage else (0, {})
     if storage and step:
@@ -186,7 +214,7 @@ def _train(
         part, epoch, _ = plan[step]
         state, step = trainer.train(state, epoch), step + 1
         due = storage is not None and storage.due(step, state)
-        said = parallel.agree(asked() or 0, due)  # the first message after an epoch: it tells who is lost
+        said = parallel.agree(asked() or 0, due)  # the first exchange after an epoch, which detects a lost process
         stopped, due = int(said[:, 0].max()), bool(said[0, 1])
         if search.evaluates(epoch):
             state = trainer.evaluate(state, epoch)
@@ -218,30 +246,39 @@ def _train(
 
 
 def replay(result: Result, run: int, epochs: int | None = None, **options: Any) -> Result:
-    """Train one run of a population again, alone: the same run, or longer.
+    """Train one run of a population again on its own, for as many epochs or for more.
 
     Args:
-      result: where the run is from.
-      run: its number.
-      epochs: how many; by default as many as the population's runs. No policy stops it.
-      options: further arguments of `fit`, such as `workdir`. The `mesh` is the population's by default.
+      result: the result that has the run, from `fit`.
+      run: the number of the run.
+      epochs: the number of epochs; by default that of the population. No policy stops the run.
+      **options: further arguments of `fit` that do not change the run, such as `workdir`. By default, `mesh` is that of
+        the population.
 
     Returns:
-      The run's own `Result`. Its curve begins as the population's: to the last bit on a CPU with the population's mesh,
-      otherwise to rounding.
+      The `Result` of this run alone. Its curve starts with that of the population: bit for bit on a CPU with the
+        population's mesh, otherwise up to rounding.
 
     Raises:
-      ValueError, TypeError: for a run that the population does not have, or an option that would make it another.
+      ValueError: if the population does not have this run, or `result` was loaded from files.
+      TypeError: if an option would change the run.
+
+    Example:
+      ```python
+      longer = population.replay(result, run=17, epochs=100)
+      ```
     """
     check_is("result", result, Result, "what fit returned")
     if result.work is None:
-        raise ValueError("result was loaded, without its task; fit, called again with the same workdir, gives it")
+        raise ValueError(
+            "result was loaded, without its task; fit returns one with it if it is called again with the same workdir"
+        )
     search, outcome = result.work.search, result.work.outcome
     if not isinstance(run, numbers.Integral) or run not in search.runs:
         raise ValueError(f"run is {run!r}; it must be {search.runs[0]} to {search.runs[-1]}")
     allowed = [field.name for field in dataclasses.fields(Execution)]
     if strange := [name for name in options if name not in allowed]:
-        raise TypeError(f"replay takes no {strange[0]!r}; beside epochs it takes {', '.join(allowed)}")
+        raise TypeError(f"replay takes no {strange[0]!r}; besides epochs, it takes {', '.join(allowed)}")
     own = {name: values[[run - search.first_run]] for name, values in outcome.columns.items()}
     alone = dataclasses.replace(
         search,
@@ -257,7 +294,7 @@ def replay(result: Result, run: int, epochs: int | None = None, **options: Any) 
 
 @contextlib.contextmanager
 def _interrupts(wanted: bool) -> Iterator[Callable[[], int]]:
-    """Yields whether Ctrl-C was pressed; pressed again, it interrupts at once."""
+    """Yield a function that says whether Ctrl-C was pressed. Pressing it a second time interrupts at once."""
     pressed: list[int] = []
     usual = signal.getsignal(signal.SIGINT)
     main = threading.current_thread() is threading.main_thread()

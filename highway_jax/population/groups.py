@@ -15,18 +15,19 @@ from highway_jax.population.search import Search
 
 
 class Groups(dict[str, Group]):
-    """The groups of the runs that a search draws, by name; one that a sampler adds is made when asked for.
+    """The groups of a search's runs, by name; a group that a sampler adds is created on first access.
 
     Args:
-      search: what is done.
-      mesh: where the runs live.
+      search: the search.
+      mesh: the devices that hold the runs.
 
     Attributes:
       read: the names of the hyperparameters that the task has read so far, in any group.
-      sizes: how many of the drawn runs are in each.
+      sizes: the number of drawn runs in each group.
 
     Raises:
-      ValueError, TypeError: as `fit`, of the task and `rank_by`.
+      ValueError: as `fit`, for the task and `rank_by`.
+      TypeError: as `fit`, for the task.
     """
 
     def __init__(self, search: Search, mesh: Mesh):
@@ -54,23 +55,25 @@ class Groups(dict[str, Group]):
 
     @property
     def numbers(self) -> tuple[str, ...]:
-        """The names of what is reported, the same in all groups."""
+        """The names of the reported numbers, which are the same in all groups."""
         return next(iter(self.values())).numbers
 
     @property
     def largest(self) -> str:
-        """The name of the group whose runs take most memory."""
+        """The name of the group whose runs need the most memory."""
         return max(self, key=lambda name: memory.num_bytes(self[name].shapes))
 
     def runs_in_memory(self, devices: int, free: int | None) -> int:
-        """How many runs fit side by side, as `memory.runs_in_memory` has it; all of them as large as the largest."""
+        """How many runs fit into memory (see `memory.runs_in_memory`) if all are as large as the largest."""
         return memory.runs_in_memory(self[self.largest].shapes, self.search.num_runs, devices, free)
 
     def check_together(self, fitting: int) -> None:
-        """Refuse a policy, which compares runs side by side, where memory holds some of them and nobody said how many.
+        """Reject a policy if memory does not hold all runs and `runs_in_memory` was not given.
+
+        A policy compares only runs that are in memory together, so their number changes the result.
 
         Raises:
-          MemoryTooSmall: saying how many it holds.
+          MemoryTooSmall: if both hold; the message says how many runs fit.
         """
         if self.search.policy is not None and fitting < self.search.num_runs:
             raise MemoryTooSmall(
@@ -81,7 +84,7 @@ class Groups(dict[str, Group]):
 
 @contextlib.contextmanager
 def _with_hints(search: Search) -> Iterator[None]:
-    """An error in tracing is told with what may be its cause."""
+    """Add notes about likely causes to an error in tracing."""
     try:
         yield
     except Exception as error:
@@ -90,7 +93,7 @@ def _with_hints(search: Search) -> Iterator[None]:
             error.add_note(f"The splits differ from train in an example's form: {'; '.join(differences)}.")
         if isinstance(error, jax.errors.TracerArrayConversionError) and not told:
             error.add_note(
-                "The state has something made from hp that is no array, such as a TrainState's tx. Make the optimizer "
-                "once, outside of init, with optax.inject_hyperparams; its rates are then arrays of the state."
+                "The state has something made from hp that is not an array, such as a TrainState's tx. Make the "
+                "optimizer once, outside of init, with optax.inject_hyperparams; its rates are then part of the state."
             )
         raise

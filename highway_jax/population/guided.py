@@ -1,8 +1,8 @@
-"""Guided search: hyperparameters from Optuna's TPE, a generation of runs at a time (extra `optuna`).
+"""Guided search: hyperparameters from Optuna's TPE, one generation of runs at a time (extra `optuna`).
 
-A generation is the runs that are side by side in memory. What is asked for follows from the seed and the runs before,
-and from nothing else: for each generation the study is made again of earlier runs. So a search that was stopped ends
-as if it had not been.
+A generation is the set of runs that are in memory together. Its hyperparameters depend only on the seed and on earlier
+runs, because the Optuna study is rebuilt from those runs for every generation. A search that is stopped and resumed
+therefore gives the same result as one that is not.
 """
 
 import contextlib
@@ -20,25 +20,30 @@ if TYPE_CHECKING:
 
 
 def tpe(names: Collection[str] | None = None) -> Sampler:
-    """A sampler that chooses hyperparameters by Optuna's TPE, from what the runs before have come to.
+    """Return a sampler that chooses hyperparameters with Optuna's TPE, based on the results of earlier runs.
 
-    The first generation is drawn as in random search; each further one is chosen when those before have ended, the runs
-    of a configuration alike. Entries of the space that are made by `uniform`, `log_uniform` and `choice` can be chosen;
-    all others are as without a sampler.
+    The first generation is drawn at random from the space. Each later generation is chosen once the previous one has
+    ended. All seeds of a configuration get the same hyperparameters. TPE can choose entries of the space made by
+    `uniform`, `log_uniform` and `choice`; all others stay as they are without a sampler.
+
+    Before anything is trained, the sampler raises a `ValueError` if the space has a grid or nothing to choose, if
+    `names` has a hyperparameter that cannot be chosen, or if all runs are in memory at once.
 
     Args:
-      names: the hyperparameters that are chosen; by default all that can be.
+      names: the hyperparameters to choose; by default all that can be chosen.
 
     Returns:
-      A function for `fit(sampler=...)`. It raises a ValueError, before anything is trained, for a space with a grid or
-      with nothing to choose, for names that cannot be chosen, and where all runs are in memory at once.
+      A function for the argument `sampler` of `fit`.
 
     Raises:
-      ImportError: without Optuna.
+      ImportError: if Optuna is not installed.
 
-    Example, ten generations of twenty runs:
+    Example:
+      Ten generations of twenty runs:
 
-        population.fit(task, space, num_runs=200, runs_in_memory=20, sampler=population.tpe(), ...)
+      ```python
+      population.fit(task, space, num_runs=200, runs_in_memory=20, sampler=population.tpe(), ...)
+      ```
     """
     _optuna()
 
@@ -48,8 +53,8 @@ def tpe(names: Collection[str] | None = None) -> Sampler:
         space = _chosen(search.space.entries, names)
         if len(runs) == result.num_runs:
             raise ValueError(
-                f"runs_in_memory must be below num_runs, {len(runs)}: tpe chooses each generation of so many runs from "
-                "those before"
+                f"runs_in_memory must be below num_runs, {len(runs)}: tpe chooses each generation of that many runs "
+                "from earlier ones"
             )
         return {} if runs[0] == result.runs[0] else suggest(space, search.seed, runs, result)
 
@@ -57,13 +62,16 @@ def tpe(names: Collection[str] | None = None) -> Sampler:
 
 
 def suggest(space: Mapping[str, Any], seed: int, runs: np.ndarray, result: Result) -> dict[str, list[Any]]:
-    """Choose a generation's hyperparameters, by name.
+    """Choose the hyperparameters of a generation.
 
     Args:
-      space: all that is to be chosen.
-      seed: the search's.
-      runs: the generation's runs' numbers, ascending.
-      result: what the runs before have come to.
+      space: the entries of the space that are to be chosen.
+      seed: the seed of the search.
+      runs: the numbers of the generation's runs, ascending.
+      result: the results of earlier runs.
+
+    Returns:
+      For each hyperparameter, a list with a value for each run.
     """
     optuna, kinds = _optuna(), _distributions(space)
     earlier = optuna_trials(space, result)
@@ -72,12 +80,12 @@ def suggest(space: Mapping[str, Any], seed: int, runs: np.ndarray, result: Resul
         sampler = optuna.samplers.TPESampler(seed=own, n_startup_trials=0)
         study = optuna.create_study(sampler=sampler, direction="maximize" if result.mode == "max" else "minimize")
         study.add_trials(earlier)
-        # Some runs of the first configuration may be of an earlier generation.
+        # Some runs of the first configuration may belong to the previous generation.
         params = {trial.user_attrs["run"] // result.seeds: trial.params for trial in earlier}
         configurations = (runs // result.seeds).tolist()
         for configuration in configurations:
             if configuration not in params:
-                params[configuration] = study.ask(kinds).params  # keeps away from those asked for before
+                params[configuration] = study.ask(kinds).params  # away from those asked for in this generation
     columns = {name: [params[configuration][name] for configuration in configurations] for name in space}
     for name, entry in space.items():
         if isinstance(entry, Choice):
@@ -86,25 +94,32 @@ def suggest(space: Mapping[str, Any], seed: int, runs: np.ndarray, result: Resul
 
 
 def optuna_trials(space: Mapping[str, Any], result: Result) -> "list[FrozenTrial]":
-    """The configurations whose runs have begun as Optuna's trials, for a study of one's own.
+    """Convert the configurations whose runs have started into Optuna trials, for an Optuna study.
 
-    A trial's value is the best number by which its run was ranked, or the mean over its seeds. It is infinite if there
-    was none: TPE forgets trials that failed, and is to learn where runs diverge. Where runs were stopped early the
-    trial is pruned, at their last epoch. Its attributes are `run`, the number of its first run, and `diverged`.
+    The value of a trial is the best value of the metric that ranks the runs, averaged over the configuration's seeds.
+    It is infinite if no value was finite: TPE ignores failed trials, but should learn where runs diverge. If its runs
+    were stopped early, the trial is pruned at their last epoch. Its user attributes are `run`, the number of its first
+    run, and `diverged`.
 
     Args:
-      space: as `fit` got it. Trials have what is from `uniform`, `log_uniform`, `choice` or `grid`; of options that
-        Optuna does not hold, such as functions, the positions.
-      result: from `fit`, finished or not, or from `load`.
+      space: the space that was given to `fit`. Trials have the parameters made by `uniform`, `log_uniform`, `choice` or
+        `grid`. Options that Optuna cannot store, such as functions, are replaced by their positions.
+      result: the result of `fit`, finished or not, or of `load`.
+
+    Returns:
+      One trial for each configuration.
 
     Raises:
-      ValueError: if the hyperparameters are not from the space.
-      ImportError: without Optuna.
+      ValueError: if the hyperparameters of the result are not from the space.
+      ImportError: if Optuna is not installed.
 
-    Example, for optuna-dashboard:
+    Example:
+      A study for optuna-dashboard:
 
-        study = optuna.create_study(storage="sqlite:///mine.db", study_name="mine")  # direction="maximize" if mode is
-        study.add_trials(population.optuna_trials(space, result))
+      ```python
+      study = optuna.create_study(storage="sqlite:///mine.db", study_name="mine", direction="minimize")
+      study.add_trials(population.optuna_trials(space, result))
+      ```
     """
     optuna, kinds, ranking = _optuna(), _distributions(space), result.ranking
     if strange := [name for name in kinds if name not in result.hyperparameters]:
@@ -135,7 +150,7 @@ def optuna_trials(space: Mapping[str, Any], result: Result) -> "list[FrozenTrial
 
 
 def _chosen(space: Mapping[str, Any], names: Collection[str] | None) -> dict[str, Any]:
-    """What of a space TPE chooses."""
+    """The entries of a space that TPE chooses."""
     if grids := [name for name, entry in space.items() if isinstance(entry, Grid)]:
         raise ValueError(f"space[{grids[0]!r}] is a grid, which takes all options in turn; for tpe make it a choice")
     able = {name: entry for name, entry in space.items() if isinstance(entry, Uniform | LogUniform | Choice)}
@@ -148,7 +163,7 @@ def _chosen(space: Mapping[str, Any], names: Collection[str] | None) -> dict[str
 
 
 def _distributions(space: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a space Optuna knows, in its words."""
+    """The entries of a space as Optuna distributions, by name."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution
 
     kinds: dict[str, Any] = {}
@@ -156,14 +171,16 @@ def _distributions(space: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(entry, Choice):
             kinds[name] = CategoricalDistribution(_labels(entry))
         elif isinstance(entry, Uniform | LogUniform):
-            low, high = (float(np.float32(end)) for end in (entry.low, entry.high))  # as a run has them
+            low, high = (float(np.float32(end)) for end in (entry.low, entry.high))  # rounded as in a run
             kinds[name] = FloatDistribution(low, high, log=isinstance(entry, LogUniform))
     return kinds
 
 
 def _labels(entry: Choice) -> tuple[Any, ...]:
-    """What Optuna gets for the options: themselves if it can hold them and tell them apart (1 and True are one to it),
-    otherwise their positions."""
+    """The options for Optuna: the options themselves if it can store and distinguish them, otherwise their positions.
+
+    Optuna does not distinguish 1 from True.
+    """
     held = all(option is None or isinstance(option, bool | int | float | str) for option in entry.options)
     if held and len(set(entry.options)) == len(entry.options):
         return entry.options
@@ -180,7 +197,7 @@ def _optuna() -> Any:
 
 @contextlib.contextmanager
 def _quiet(optuna: Any) -> Iterator[None]:
-    """Without a line for every study that is made."""
+    """Silence Optuna's log line for every new study."""
     usual = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(max(usual, optuna.logging.WARNING))
     try:

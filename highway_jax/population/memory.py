@@ -1,4 +1,4 @@
-"""How many runs fit: side by side in memory, and in lockstep on a device."""
+"""How many runs fit into memory, and how many a device can train in lockstep."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,19 +7,19 @@ from typing import Any
 import jax
 from jax.sharding import SingleDeviceSharding
 
-CPU_MEMORY = 2**29  # bytes of runs side by side
+CPU_MEMORY = 2**29  # bytes for the runs that are in memory together
 
 
 class MemoryTooSmall(ValueError):
-    """Memory does not hold the runs that are to be trained side by side."""
+    """Memory does not hold all runs that are to be trained side by side."""
 
 
 class RunTooLarge(MemoryTooSmall):
     """Memory does not hold a single run.
 
     Args:
-      need: bytes that a run takes.
-      memory: bytes that there are.
+      need: the bytes that a run needs.
+      memory: the bytes that are available.
     """
 
     def __init__(self, need: int, memory: int):
@@ -28,12 +28,12 @@ class RunTooLarge(MemoryTooSmall):
 
 @dataclass(frozen=True)
 class RunMemory:
-    """What training a run takes of a device's memory, in bytes.
+    """The device memory for training one run, in bytes.
 
     Attributes:
-      state: its hyperparameters and state, for as long as it is in the population.
-      working: what its epoch needs besides: activations, gradients, and a copy of its state going in and coming out.
-      batches: an epoch's batches, which all runs share.
+      state: its hyperparameters and state, which stay in memory while it is in the population.
+      working: the additional memory during an epoch: activations, gradients, and copies of the state before and after.
+      batches: the batches of an epoch, which all runs share.
     """
 
     state: int
@@ -42,28 +42,32 @@ class RunMemory:
 
 
 def runs_in_memory(run: Any, num_runs: int, devices: int, memory: int | None) -> int:
-    """How many runs should be trained side by side, the others after them.
+    """Choose how many runs to train side by side; the others follow.
 
-    On a CPU, where more at a time are no faster, as many as half a gigabyte holds; on an accelerator as many
-    as half of its memory does: the rest is to work in.
+    On a CPU, more runs at a time are not faster, so 512 MiB of runs are kept in memory. On an accelerator, runs take up
+    to half of the free memory, which leaves the other half for activations and gradients.
 
     Args:
-      run: one run, or its leaves' shapes and dtypes.
-      num_runs: how many there are in all.
-      devices: that will share them.
-      memory: bytes free on each device, as `parallel.free_memory` says: None for a CPU.
+      run: one run, or the shapes and dtypes of its leaves.
+      num_runs: the total number of runs.
+      devices: the number of devices that share them.
+      memory: the free bytes of each device, from `parallel.free_memory`; None for a CPU.
+
+    Returns:
+      The number of runs.
     """
     room = CPU_MEMORY if memory is None else devices * memory // 2
     return min(num_runs, max(1, room // num_bytes(run) // devices) * devices)
 
 
 def memory_of_a_run(epoch: Callable[[Any, Any], Any], run: Any, batches: Any, device: Any = None) -> RunMemory:
-    """Ask the compiler what one run's epoch needs; nothing is trained.
+    """Ask the compiler how much memory an epoch of one run needs. Nothing is trained.
 
     Args:
       epoch: `epoch(run, batches)`, which trains one run.
-      run, batches: its arguments, or their shapes and dtypes.
-      device: compile for this one, which need not be there; by default for JAX's first.
+      run: the run, or its shapes and dtypes.
+      batches: the batches, or their shapes and dtypes.
+      device: the device to compile for, which need not be attached; JAX's first device by default.
     """
     place = None if device is None else SingleDeviceSharding(device)
 
@@ -77,10 +81,10 @@ def memory_of_a_run(epoch: Callable[[Any, Any], Any], run: Any, batches: Any, de
 
 
 def runs_in_lockstep(run: RunMemory, runs: int, memory: int) -> int:
-    """How many of a device's runs can train in lockstep in the `memory` (bytes) free beside them; at least one."""
+    """Choose how many of a device's runs to train in lockstep, at least one, given the free `memory` in bytes."""
     return int(min(runs, max(1, (0.8 * memory - run.batches) // run.working)))
 
 
 def num_bytes(tree: Any) -> int:
-    """Bytes of a tree of arrays, or of their shapes and dtypes."""
+    """The size in bytes of a tree of arrays, or of their shapes and dtypes."""
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

@@ -1,4 +1,4 @@
-"""What a search takes of a device, before anything is trained: memory and operations, from the compiled programs."""
+"""The memory and the operations that a search needs, read from its compiled programs before anything is trained."""
 
 import dataclasses
 import math
@@ -30,8 +30,9 @@ class Collectives(NamedTuple):
     """How often a device takes part in each collective operation.
 
     Attributes:
-      step: in a step of the runs in lockstep.
-      epoch: in an epoch of all runs in memory, and the evaluation after it; steps included.
+      step: the number by kind of operation, in one step of the runs in lockstep.
+      epoch: the number by kind of operation, in an epoch of all runs in memory and the evaluation after it, including
+        all steps.
     """
 
     step: dict[str, int]
@@ -40,27 +41,31 @@ class Collectives(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What a search takes of each of its devices, the fullest one's share; printed, an account of it.
+    """What a search needs of each of its devices. Printing it gives a summary.
+
+    If devices have unequal shares of the runs, the numbers are those of a device with the largest share.
 
     Attributes:
-      device: their kind.
-      devices: how many share the runs.
-      devices_to_a_batch: how many of them share each batch, and have the same runs.
+      device: the kind of the devices.
+      devices: the number of devices.
+      devices_to_a_batch: the number of devices that share each batch and hold the same runs.
       compiled_for: the kind of device whose compiler was asked.
-      parameters: how many numbers a run learns (its state's `params`; of a state without, all), the largest group's.
-      runs: trained on the device, one part after another.
-      resident: of them in memory at once.
-      runs_per_batch: of those in lockstep.
-      population: bytes of the resident runs' states and hyperparameters, all as large as the largest group's.
+      parameters: the number of parameters of a run: the size of its state's `params`, or of the whole state if it has
+        no `params`. With several groups, that of the largest one.
+      runs: the number of runs that the device trains in all.
+      resident: the number of these that are in memory together.
+      runs_per_batch: the number of these that are trained in lockstep.
+      population: bytes of the states and hyperparameters of the resident runs, if all are as large as those of the
+        largest group.
       data: bytes of `train` and of all of `evaluate`.
-      padding: bytes that the device's layout adds to both: a TPU's arrays consist of tiles.
-      program: bytes that the compiled epoch, or evaluation if that is more, needs beside population and data.
-      steps: of single runs on the device, in all.
-      flops_per_step: floating-point operations of a run's step, in matrix products and convolutions; with several
-        groups the mean over the runs.
-      checkpoint: bytes of the largest checkpoint, of all devices' runs: their states and curves.
-      collectives: what devices send each other; None unless the programs were compiled for all of them.
-      compile_seconds: how long the epoch and the evaluation took to compile here.
+      padding: bytes that the device's layout adds to population and data, such as the tiles of a TPU.
+      program: bytes that the compiled epoch needs in addition, or the evaluation if it needs more.
+      steps: the number of steps of single runs on the device.
+      flops_per_step: floating-point operations in the matrix products and convolutions of one step of a run, averaged
+        over all runs.
+      checkpoint: bytes of the largest checkpoint, which holds the states of the runs of all devices, and the curves.
+      collectives: the collective operations between devices; None unless the programs were compiled for all devices.
+      compile_seconds: the time that it took to compile the epoch and the evaluation on this machine.
     """
 
     device: Device
@@ -83,21 +88,25 @@ class Plan:
 
     @property
     def memory(self) -> int:
-        """Bytes of the device's memory, in all."""
+        """Bytes of device memory that the search needs in total."""
         return self.population + self.data + self.padding + self.program
 
     @property
     def fits(self) -> bool:
-        """Whether the device has as much."""
+        """Whether the device has that much memory."""
         return self.memory <= self.device.memory
 
     @property
     def flops(self) -> float:
-        """Floating-point operations of the device, in all."""
+        """Floating-point operations of one device over the whole search."""
         return self.steps * self.flops_per_step / self.devices_to_a_batch
 
     def seconds(self, rate: float) -> float:
-        """How long the device trains at a rate in FLOP/s, such as an earlier search had."""
+        """The training time in seconds.
+
+        Args:
+          rate: the speed of the device in FLOP/s, for example as measured in an earlier search.
+        """
         return self.flops / rate
 
     def __str__(self) -> str:
@@ -141,36 +150,48 @@ def plan(
     mesh: Mesh | tuple[int, int] | None = None,
     **options: Any,
 ) -> Plan:
-    """Say what `fit` would take, called with the same arguments; nothing is trained.
+    """Predict the memory and the operations of `fit` with the same arguments. Nothing is trained.
 
-    The programs are traced and compiled as `fit` compiles them, which takes seconds. Where the space has static
-    choices, memory is that of the largest group's programs, beside runs that are all as large, and operations are those
-    of all groups. With a sampler, the runs are taken as the space draws them.
-
-        train = {"x": jax.ShapeDtypeStruct((60000, 784), "float32"), "y": jax.ShapeDtypeStruct((60000,), "int32")}
-        print(population.plan(task, space, train=train, num_runs=1000, epochs=10, batch_size=100, device="h100"))
+    The programs are traced and compiled as in `fit`, which takes seconds. If the space has static choices, the memory
+    is that of the largest group, as if all runs were of that group; the operations are those of all groups. With a
+    sampler, the runs are taken as the space draws them.
 
     Args:
-      task, space, num_runs, epochs, batch_size: as for `fit`.
-      train, evaluate: as for `fit`; `jax.ShapeDtypeStruct` in place of an array will do.
-      device: the kind of device, or its name in `DEVICES`; by default this machine's. It need not be there: the
-        compiler of a TPU is asked where libtpu is installed, for any other kind this machine's stands in.
-      devices: how many of them; by default as many as JAX sees here, or 1 of another kind. Those beyond the number of
-        runs are left out.
-      topology: in place of both, a TPU slice, such as "v5e:16x16". The programs are compiled for its devices together,
-        by libtpu, which has to be installed; no TPU is needed.
-      mesh: (runs, data), or a mesh of that shape: how many devices of the slice, or of this machine, share the runs,
-        and each batch; by default as `fit` chooses. With it, too, the programs are compiled for all of them together.
-      options: further arguments of `fit`.
+      task: as for `fit`.
+      space: as for `fit`.
+      train: as for `fit`; arrays may be replaced by `jax.ShapeDtypeStruct`.
+      evaluate: as for `fit`; arrays may be replaced by `jax.ShapeDtypeStruct`.
+      num_runs: as for `fit`.
+      epochs: as for `fit`.
+      batch_size: as for `fit`.
+      device: the kind of device, or its name in `DEVICES`; by default that of this machine. It need not be attached: a
+        TPU's compiler is used if libtpu is installed, otherwise this machine's compiler stands in.
+      devices: the number of devices. By default, all devices that JAX has on this machine, or 1 if `device` is given.
+        Devices beyond the number of runs are left out.
+      topology: a TPU slice such as "v5e:16x16", instead of `device` and `devices`. libtpu compiles the programs for all
+        devices of the slice together. It must be installed, but no TPU is needed.
+      mesh: `(runs, data)` or a mesh of that shape: how many devices of the slice or of this machine divide the runs,
+        and how many share each batch. By default, as `fit` chooses. With a mesh, too, the programs are compiled for all
+        devices together.
+      **options: further arguments of `fit`.
 
     Returns:
-      A `Plan`; its memory is in bytes.
+      A `Plan`.
 
     Raises:
       RunTooLarge: if a device cannot hold a single run.
-      MemoryTooSmall: for a policy whose runs do not fit side by side, unless `runs_in_memory` is given; or where the
-        device's compiler finds no room for the programs.
-      ValueError, TypeError: as `fit`.
+      MemoryTooSmall: if memory does not hold all runs that a policy compares and `runs_in_memory` is not given, or if
+        the device's compiler finds no room for the programs.
+      ValueError: as `fit`, and for a device, slice or mesh that does not exist.
+      TypeError: as `fit`.
+
+    Example:
+      A search on an H100, planned on another machine:
+
+      ```python
+      train = {"x": jax.ShapeDtypeStruct((60000, 784), "float32"), "y": jax.ShapeDtypeStruct((60000,), "int32")}
+      print(population.plan(task, space, train=train, num_runs=1000, epochs=10, batch_size=100, device="h100"))
+      ```
     """
     how = _execution(options)
     search = Search(
@@ -187,7 +208,7 @@ def plan(
     on_cpu = device.kind == "cpu"
     side_by_side = how.runs_in_memory
     if side_by_side is None:
-        # `fit` chooses it before anything is on the devices, and the runs in lockstep with all but `evaluate` there.
+        # `fit` chooses this before anything is on the devices, and `runs_per_batch` once all but `evaluate` is.
         side_by_side = groups.runs_in_memory(shards, None if on_cpu else device.memory)
         groups.check_together(side_by_side)
     runs = -(-search.num_runs // shards)
@@ -197,7 +218,7 @@ def plan(
     members, train, evaluate = _members(group, resident), _whole(group, _forms(search.train)), _whole(group, splits)
     population = compiled.laid_out(members)
     free = None if on_cpu else device.memory - population - compiled.laid_out((train, _batches(group)))
-    # Of a single run the compiler need not be asked, which takes as long as the epoch itself.
+    # A single run needs no compilation to choose from, which would take as long as that of the epoch.
     wanted = 1 if own == 1 else how.runs_per_batch or group.runs_per_batch(own, free, target)
     runs_per_batch = min(wanted, own)
     programs = _compiled(group, splits, own, runs_per_batch)
@@ -229,22 +250,22 @@ def plan(
 
 
 def _execution(options: dict[str, Any]) -> Execution:
-    """Those of `fit`'s further arguments that do not decide what comes out, taken from the others."""
+    """Remove from `options` the arguments of `fit` that do not change its result, and return them checked."""
     names = {field.name for field in dataclasses.fields(Execution)}
     others = {field.name for field in dataclasses.fields(Search)} - {"columns"}
     if strange := [name for name in options if name not in names | others]:
-        raise TypeError(f"plan takes no {strange[0]!r}; beside device, devices and topology it takes what fit does")
+        raise TypeError(f"plan takes no {strange[0]!r}; besides device, devices and topology, it takes what fit takes")
     return Execution(**{name: options.pop(name) for name in names & options.keys()})
 
 
 class _Place(NamedTuple):
-    """Where a search is planned to be.
+    """The devices of a planned search.
 
     Attributes:
       device: the kind of device.
-      devices: how many.
-      shards: into how many parts they divide the runs.
-      mesh: what is compiled for: all of them, or one that stands for each.
+      devices: the number of devices.
+      shards: the number of parts into which they divide the runs.
+      mesh: the devices to compile for: all of them, or one that stands for each.
     """
 
     device: Device
@@ -286,7 +307,7 @@ def _device(device: Device | str | None) -> Device:
 
 
 def _arrays(tree: Any) -> Any:
-    """With arrays of zeros, which take no memory, for shapes and dtypes."""
+    """Replace each `jax.ShapeDtypeStruct` by an array of zeros that takes no memory."""
 
     def array(leaf: Any) -> Any:
         if not isinstance(leaf, jax.ShapeDtypeStruct):
@@ -297,17 +318,17 @@ def _arrays(tree: Any) -> Any:
 
 
 def _forms(tree: Any) -> Any:
-    """Shapes and dtypes of data, as they are on a device."""
+    """The shapes of data, and the dtypes that it has on a device."""
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jax.dtypes.canonicalize_dtype(leaf.dtype)), tree)
 
 
 class _Programs(NamedTuple):
-    """What the compiled epoch and evaluations of a group take and do.
+    """Facts about the compiled epoch and evaluations of a group.
 
     Attributes:
-      memory: bytes of the most demanding one on a device, beside the runs and what they are evaluated on.
-      collectives: what is sent in an epoch and its evaluation.
-      seconds: that they took to compile.
+      memory: bytes that the most demanding program needs on a device, without the runs and the evaluated split.
+      collectives: the collective operations in a step and in an epoch with its evaluation.
+      seconds: the time that they took to compile.
     """
 
     memory: int
@@ -316,10 +337,13 @@ class _Programs(NamedTuple):
 
 
 def _compiled(group: Group, splits: Mapping[str, Any], runs: int, runs_per_batch: int) -> _Programs:
-    """Compile them, as `fit` does, for so many runs on a device.
+    """Compile the programs of a group as `fit` does.
 
     Args:
-      splits: what they are evaluated on, in shapes and dtypes.
+      group: the group.
+      splits: shapes and dtypes of the data for evaluation, by name.
+      runs: the number of runs on each device.
+      runs_per_batch: the number of these in lockstep.
     """
     started, steps = time.monotonic(), group.search.steps_per_epoch
     members, shards = _members(group, runs), group.mesh.shape[parallel.RUNS]
@@ -335,7 +359,7 @@ def _compiled(group: Group, splits: Mapping[str, Any], runs: int, runs_per_batch
             raise
         raise MemoryTooSmall(
             f"runs_per_batch is {runs_per_batch}; with {runs} run{'s' * (runs > 1)} in a device's memory its compiler "
-            f"finds no room for so many in lockstep: {first_line(error)}"
+            f"finds no room for that many in lockstep: {first_line(error)}"
         ) from error
     seconds = time.monotonic() - started
     beside = compiled.laid_out(members)
@@ -347,27 +371,27 @@ def _compiled(group: Group, splits: Mapping[str, Any], runs: int, runs_per_batch
     epoch: Counter[str] = Counter()
     for number, program in enumerate(programs):
         for kind, loops in compiled.collectives(program.as_text()):
-            # Runs in lockstep follow one another as long as there are any: the one loop whose length is data.
+            # The loop over batches of runs is the only one whose length is data, since padding rows are skipped.
             batches, inner = (-(-runs // runs_per_batch), loops[1:]) if loops[:1] == (None,) else (1, loops)
             times = math.prod(trips or 1 for trips in inner)
             epoch[kind] += batches * times
-            if number == 0 and (inner[:1] == (steps,) or steps == 1):  # a loop that runs once is none
+            if number == 0 and (inner[:1] == (steps,) or steps == 1):  # XLA removes a loop that runs once
                 step[kind] += times // steps
     return _Programs(peak, Collectives(dict(step), dict(epoch)), seconds)
 
 
 def _members(group: Group, runs: int) -> Any:
-    """A population with so many of a group's runs on a device, in shapes, dtypes and places."""
+    """Shapes, dtypes and shardings of a population with this number of a group's runs on each device."""
     return _placed(group, group.shapes, PartitionSpec(parallel.RUNS), runs * group.mesh.shape[parallel.RUNS])
 
 
 def _batches(group: Group) -> Any:
-    """An epoch's batches, likewise."""
+    """Shapes, dtypes and shardings of an epoch's batches."""
     return _placed(group, group.batches, PartitionSpec(None, parallel.DATA))
 
 
 def _whole(group: Group, tree: Any) -> Any:
-    """What every device has, likewise."""
+    """Shapes, dtypes and shardings of a tree that every device has a copy of."""
     return _placed(group, tree, PartitionSpec())
 
 
@@ -383,10 +407,10 @@ def _flops_per_step(group: Group) -> int:
 
 
 def matmul_flops(jaxpr: Any) -> int:
-    """Floating-point operations of a program's matrix products and convolutions, scans counted in full.
+    """Count the floating-point operations of a program's matrix products and convolutions.
 
-    XLA's `cost_analysis` counts a scan's body once, whatever its length. Elementwise operations are not counted, the
-    zeros that pad a convolution are.
+    The body of a scan counts once per iteration, whereas XLA's `cost_analysis` counts it once. Operations on the zeros
+    that pad a convolution are counted; elementwise operations are not.
     """
     total = 0
     for equation in jaxpr.eqns:
@@ -401,7 +425,7 @@ def matmul_flops(jaxpr: Any) -> int:
             total += 2 * math.prod(out) * taps // math.prod(params["lhs_dilation"])
         else:
             inner = [matmul_flops(body) for body in _bodies(params.values())]
-            if params.get("branches_platforms"):  # one is taken, and the last is what all other platforms compute
+            if params.get("branches_platforms"):  # only one branch runs; the last is the default
                 inner = inner[-1:]
             total += max(inner) if name == "cond" else params.get("length", 1) * sum(inner)
     return total
@@ -419,10 +443,10 @@ def _bodies(values: Iterable[Any]) -> list[Any]:
 
 
 def size(count: int) -> str:
-    """Bytes in words, such as "96.8 MiB"."""
+    """Format a number of bytes, such as "96.8 MiB"."""
     return f"{count / 2**30:,.2f} GiB" if count >= 2**30 else f"{count / 2**20:,.1f} MiB"
 
 
 def in_words(counts: Mapping[str, int]) -> str:
-    """Such as "600 all-reduce", or "nothing"."""
+    """Format the number of collective operations, such as "600 all-reduce", or "nothing"."""
     return ", ".join(f"{count:,} {kind}" for kind, count in counts.items()) or "nothing"

@@ -1,4 +1,4 @@
-"""The compiled programs of a search: for each group of runs those that start, train and evaluate them."""
+"""The compiled programs of a search, which start, train and evaluate the runs of each group."""
 
 import contextlib
 import functools
@@ -22,27 +22,28 @@ from highway_jax.population.space import Columns
 from highway_jax.population.task import Metrics, Task
 from highway_jax.population.tracing import REMEMBERED, Traced
 
-VALUE_NEEDED = (jax.errors.ConcretizationTypeError, TypeError)  # what Python raises of a traced value
+VALUE_NEEDED = (jax.errors.ConcretizationTypeError, TypeError)  # raised by code that needs the value of a tracer
 
 
 class Group:
-    """Runs that are compiled together: those whose static hyperparameters have the same values.
+    """Runs that are compiled together because their static hyperparameters are equal.
 
     Args:
-      search: what is done.
-      static: the values of what is not traced.
-      mesh: where the runs live.
+      search: the search.
+      static: the values of the hyperparameters that are not traced.
+      mesh: the devices that hold the runs.
 
     Attributes:
-      task: of traced hyperparameters alone, for data of the search's form.
-      batch: shapes and dtypes.
-      shapes: one `Run`, in shapes and dtypes.
-      numbers: the names of all numbers that it reports.
-      traced: the task as it was traced.
-      programs: what is compiled.
+      task: the task as a function of traced hyperparameters only, for data of the search's shapes and dtypes.
+      batch: shapes and dtypes of a batch.
+      shapes: shapes and dtypes of one `Run`.
+      numbers: the names of all numbers that the task reports.
+      traced: the traced task.
+      programs: the compiled programs.
 
     Raises:
-      ValueError, TypeError: for a task that cannot be traced; naming a hyperparameter where one is to blame.
+      ValueError: if the task cannot be traced, or returns a wrong state or wrong metrics.
+      TypeError: if the task cannot be traced; the message names the hyperparameter if one is the cause.
     """
 
     def __init__(self, search: Search, static: Mapping[str, Any], mesh: Mesh):
@@ -83,7 +84,7 @@ class Group:
         return TracedTask(init, step, tuple(evaluate)), tuple(names)
 
     def _explained(self, error: Exception, static: Mapping[str, Any], hp: Mapping[str, Any]) -> Exception:
-        """An error that comes of a traced hyperparameter, in words that name it; any other error as it is."""
+        """Return an error that names the traced hyperparameter that caused `error`, or `error` itself if none did."""
         space = self.search.space
         first = {name: values[0] for name, values in space.readable(self.search.drawn, 1).items()}
         for name in hp:
@@ -107,8 +108,8 @@ class Group:
         """Start a population.
 
         Args:
-          columns: hyperparameters of all of the search's runs.
-          members: (rows,) which of them each row is, all of this group; -1 for padding.
+          columns: the hyperparameters of all runs of the search.
+          members: (rows,) the index of each row's run, which must be of this group; -1 for padding.
         """
         runs = np.where(members < 0, members.max(), members)
         hp = self.search.space.traced({name: values[runs] for name, values in columns.items()})
@@ -119,25 +120,29 @@ class Group:
     def train(
         self, population: Run, batches: Any, runs_per_batch: int, members: np.ndarray | None = None
     ) -> tuple[Run, Metrics]:
-        """An epoch of a population, whose memory is used again; numbers are (rows,) each, those of padding nonsense."""
+        """Train a population for one epoch, reusing its memory.
+
+        Returns:
+          The population and its metrics, each of shape (rows,); those of padding rows are meaningless.
+        """
         return self.programs.train(population, batches, runs_per_batch, self._used(members))
 
     def evaluate(self, population: Run, split: Any, runs_per_batch: int, members: np.ndarray | None = None) -> Metrics:
-        """The numbers of a population on a split, likewise."""
+        """Evaluate a population on a split; returns metrics as `train` does."""
         return self.programs.evaluate(population, split, runs_per_batch, self._used(members))
 
     def _used(self, members: np.ndarray | None) -> jax.Array | None:
         return None if members is None else parallel.split_runs(self.mesh, members >= 0)
 
     def runs_per_batch(self, runs: int, free: int | None, device: jax.Device | None = None) -> int:
-        """How many runs a device should train in lockstep.
+        """Choose how many runs a device trains in lockstep.
 
-        One on a CPU: a thin network's weights and activations then stay in a core's cache. On an accelerator,
-        which needs many runs to be busy, as many as memory holds beside the population.
+        On a CPU it is one, so that the weights and activations of a thin network stay in the cache of a core. An
+        accelerator needs many runs to be busy, so it is as many as memory holds.
 
         Args:
-          runs: how many the device has in memory.
-          free: bytes free beside them, as `parallel.free_memory` says.
+          runs: the number of runs that the device has in memory.
+          free: the remaining free bytes, from `parallel.free_memory`.
           device: as for `memory_of_a_run`.
         """
         if free is None:
@@ -145,18 +150,18 @@ class Group:
         return memory.runs_in_lockstep(self.memory_of_a_run(device), runs, free)
 
     def memory_of_a_run(self, device: jax.Device | None = None) -> memory.RunMemory:
-        """What training one run takes; nothing is trained. It is compiled for JAX's first device by default."""
+        """The memory for training one run, compiled for `device`, or for JAX's first device by default."""
         return memory.memory_of_a_run(functools.partial(run.train_epoch, self.task), self.shapes, self.batches, device)
 
     @property
     def batches(self) -> Any:
-        """An epoch's batches, in shapes and dtypes."""
+        """Shapes and dtypes of an epoch's batches."""
         steps = self.search.steps_per_epoch
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((steps, *leaf.shape), leaf.dtype), self.batch)
 
 
 class TracedTask(NamedTuple):
-    """A task's functions; `evaluate` for every form of a batch."""
+    """The traced functions of a task; `evaluate` is traced once for every shape and dtype of a batch."""
 
     init: Traced
     step: Traced
@@ -164,7 +169,7 @@ class TracedTask(NamedTuple):
 
     @property
     def task(self) -> Task:
-        """The task that does what was traced, whatever the functions have come to mean since."""
+        """The task as it was traced, even if a value that its functions refer to has changed since."""
 
         def evaluate(*arguments: Any) -> Metrics:
             return next(traced for traced in self.evaluate if traced.takes(*arguments))(*arguments)
@@ -172,12 +177,12 @@ class TracedTask(NamedTuple):
         return Task(self.init, self.step, evaluate)
 
     def digest(self) -> list[str]:
-        """What it computes, the same in every process."""
+        """Digests of what the functions compute, equal in every process."""
         return [traced.digest() for traced in (self.init, self.step, *self.evaluate)]
 
 
 class Programs(NamedTuple):
-    """Compiled functions of populations, as `Group`'s methods call them; the number of runs in lockstep is static."""
+    """The compiled functions that the methods of `Group` call. The number of runs in lockstep is static."""
 
     start: Any
     train: Any
@@ -186,7 +191,7 @@ class Programs(NamedTuple):
 
 @functools.lru_cache(maxsize=REMEMBERED)
 def _compiled(traced: TracedTask, mesh: Mesh, evaluate_batch_size: int | None) -> Programs:
-    """The programs of a task, those of an equal one if there was one."""
+    """The programs of a task; an equal task that was compiled before shares them."""
     task = traced.task
 
     def start(numbered: tuple[dict[str, Any], jax.Array], key: jax.Array, example: Any) -> Run:
@@ -196,7 +201,7 @@ def _compiled(traced: TracedTask, mesh: Mesh, evaluate_batch_size: int | None) -
     def train(population: Run, batches: Any, runs_per_batch: int, used: Any = None) -> tuple[Run, Metrics]:
         epoch = functools.partial(run.train_epoch, task)
         population, metrics = parallel.update_runs(epoch, mesh, runs_per_batch)(population, batches, used=used)
-        # NaN would say that there are no numbers; a run that has diverged has some.
+        # In a curve, NaN means "not measured", so a diverged run is marked by an infinite loss.
         decisive = ["loss"] if "loss" in metrics else list(metrics)
         finite = jnp.all(jnp.isfinite(jnp.array([metrics[name] for name in decisive])), axis=0)
         marked = {
@@ -210,10 +215,10 @@ def _compiled(traced: TracedTask, mesh: Mesh, evaluate_batch_size: int | None) -
         one = functools.partial(run.evaluate, task, batch_size=size)
         return parallel.map_runs(one, mesh, runs_per_batch)(population, split, used=used)
 
-    # It runs once. LLVM's first level takes half the time, and what it makes draws the same to the last bit.
+    # This program runs once. LLVM's level 1 halves its compile time, and its random numbers are equal bit for bit.
     quickly = {"xla_backend_optimization_level": 1} if mesh.devices.flat[0].platform == "cpu" else None
     return Programs(
-        # One after another: all at once would need the memory of every initializer's alternatives.
+        # Runs start one after another. Mapped together, they would hold all alternatives of each initializer in memory.
         jax.jit(parallel.map_runs(start, mesh, runs_per_batch=1), compiler_options=quickly),
         jax.jit(train, static_argnums=2, donate_argnums=0),
         jax.jit(evaluate, static_argnums=2),
@@ -221,20 +226,22 @@ def _compiled(traced: TracedTask, mesh: Mesh, evaluate_batch_size: int | None) -
 
 
 def gather_batches(mesh: Mesh, batch_size: int, train: Any, key: jax.Array) -> Any:
-    """An epoch's batches, which all runs see in the same order."""
+    """Gather the batches of an epoch, which all runs see in the same order."""
     gather = gather_from_host if mesh.devices.flat[0].platform == "tpu" else gather_on_devices
     return gather(mesh, batch_size, train, key)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def gather_on_devices(mesh: Mesh, batch_size: int, train: Any, key: jax.Array) -> Any:
-    """The same, with the order drawn where the batches are."""
+    """Gather the batches of an epoch in an order drawn on the devices."""
     return parallel.split_batches(mesh, shuffled_batches(train, key, batch_size))
 
 
 def gather_from_host(mesh: Mesh, batch_size: int, train: Any, key: jax.Array) -> Any:
-    """The same, with the order drawn by the host's CPU: to sort 60,000 numbers takes it milliseconds, and a TPU's
-    compiler longer than all of an epoch's program."""
+    """Gather the batches of an epoch in an order drawn on the host's CPU.
+
+    The CPU sorts 60,000 numbers in milliseconds. A TPU's compiler spends more time on a sort than on the whole epoch.
+    """
     order = _order(run.length(train), jax.device_put(key, _host()), batch_size)
     return _take_batches(mesh, train, parallel.replicate(mesh, np.asarray(order)))
 
@@ -250,25 +257,25 @@ def _take_batches(mesh: Mesh, train: Any, order: jax.Array) -> Any:
 def _host() -> jax.Device:
     try:
         return jax.local_devices(backend="cpu")[0]
-    except RuntimeError:  # JAX_PLATFORMS leaves it out
+    except RuntimeError:  # JAX_PLATFORMS excludes the CPU
         return jax.local_devices()[0]
 
 
 @jax.jit
 def take_run(population: Any, index: int | jax.Array) -> Any:
-    """One run's entry of a population, or of any tree whose leaves have a leading axis of runs."""
+    """Take one run from a population, or from any tree whose leaves have a leading axis of runs."""
     return jax.tree.map(lambda leaf: leaf[index], population)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def take_rows(mesh: Mesh, population: Run, rows: Any) -> Run:
-    """Rows of a population, as another one, split over the mesh."""
+    """Take rows of a population as a new population, split over the mesh."""
     some = jax.tree.map(lambda leaf: leaf[rows], population)
     return lax.with_sharding_constraint(some, parallel.over_runs(mesh))
 
 
 def _storable(task: Task) -> Task:
-    """The same task with a state of ordinary arrays: typed random keys as their data. `init` is to be traced first."""
+    """The same task with typed random keys in its state replaced by their data. `init` must be traced first."""
     found: list[Any] = []
 
     def init(hp: Any, key: jax.Array, batch: Any) -> Any:
@@ -286,12 +293,12 @@ def _storable(task: Task) -> Task:
 
 
 def _key() -> Any:
-    """A random key, in shape and dtype."""
+    """The shape and dtype of a random key."""
     return jax.eval_shape(lambda: jax.random.key(0, impl=run.PRNG))
 
 
 def _batch(split: Any, size: int) -> Any:
-    """Shapes and dtypes of a batch, as they are on a device."""
+    """The shapes of a batch, and the dtypes that it has on a device."""
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct((size, *leaf.shape[1:]), jax.dtypes.canonicalize_dtype(leaf.dtype)), split
     )
@@ -299,16 +306,16 @@ def _batch(split: Any, size: int) -> Any:
 
 @contextlib.contextmanager
 def _tracing(what: str) -> Iterator[None]:
-    """Whatever goes wrong is told with the function that was traced."""
+    """Add a note to any error that says which function of the task was traced."""
     try:
         yield
     except Exception as error:
-        error.add_note(f"This is of the task's {what}, traced before anything is trained.")
+        error.add_note(f"The error is in the task's {what}, which was traced before any training.")
         raise
 
 
 def _check_same(before: Any, after: Any) -> None:
-    """Refuse a step that changes the form of a run's state."""
+    """Reject a step that changes shapes, dtypes or the structure of a run's state."""
     forms = [
         {jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves}
         for leaves in map(jax.tree_util.tree_leaves_with_path, (before, after))
@@ -316,7 +323,7 @@ def _check_same(before: Any, after: Any) -> None:
     for name in sorted(forms[0].keys() | forms[1].keys()):
         there, now = (form.get(name, "nothing") for form in forms)
         if there != now:
-            raise ValueError(f"a step changes the state's {name} from {there} to {now}; its form must stay as it is")
+            raise ValueError(f"a step changes the state's {name} from {there} to {now}; its form must not change")
 
 
 def _check_numbers(function: str, metrics: Any, batch_size: int) -> None:

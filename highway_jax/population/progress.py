@@ -1,4 +1,4 @@
-"""How far a search is, for a bar or a function of one's own."""
+"""The progress of a search, for a bar or a custom function."""
 
 import time
 from collections.abc import Iterator
@@ -14,17 +14,17 @@ from highway_jax.population.arguments import check_is, checked_integer
 from highway_jax.population.result import Result
 from highway_jax.population.search import Step
 
-EVERY = 30  # seconds from line to line, where there is no bar
+EVERY = 30  # seconds between lines where no bar can be shown
 
 
 class Progress(NamedTuple):
-    """How far a search is.
+    """The progress of a search.
 
     Attributes:
-      step: how many steps are done.
-      plan: all of them.
-      result: what there is so far.
-      saved: whether a checkpoint of it has begun; none has without a workdir.
+      step: the number of completed steps; a step is an epoch of the runs in memory.
+      plan: all steps of the search.
+      result: the result so far.
+      saved: whether a checkpoint of this step is being written; always False without a workdir.
     """
 
     step: int
@@ -34,18 +34,27 @@ class Progress(NamedTuple):
 
     @property
     def place(self) -> str:
-        """Where that is in words, such as "part 2/3, epoch 1/4"."""
+        """The position of the search in words, such as "part 2/3, epoch 1/4"."""
         part, epoch, _ = self.plan[self.step - 1] if self.step else (0, 0, 0)
         parts, epochs = self.plan[-1].part + 1, self.plan[-1].epoch
         return f"part {part + 1}/{parts}, " * (parts > 1) + f"epoch {epoch}/{epochs}"
 
 
 class Bar:
-    """A bar in a terminal or a notebook; elsewhere, such as in a file, a line now and then.
+    """A progress bar in a terminal or a notebook; elsewhere, such as in a log file, a line now and then.
 
     Args:
-      label: what is trained, if that is to be said.
-      every: epochs between lines; None for a line every 30 seconds.
+      label: a text to show before the progress, such as the name of what is trained.
+      every: epochs between lines; None prints a line every 30 seconds. It has no effect on a bar.
+
+    Raises:
+      TypeError: if `label` is not a string.
+      ValueError: if `every` is not an integer of at least 1.
+
+    Example:
+      ```python
+      population.fit(task, space, progress=population.Bar(label="highway"), ...)
+      ```
     """
 
     def __init__(self, *, label: str = "", every: int | None = None) -> None:
@@ -57,13 +66,13 @@ class Bar:
     def _begin(self) -> None:
         self._bars = Bars(
             BarColumn(),
-            TimeElapsedColumn(table_column=Column(no_wrap=True)),  # the bar gives way where there is little room
+            TimeElapsedColumn(table_column=Column(no_wrap=True)),  # only the bar shrinks in a narrow terminal
             TextColumn("{task.description}", markup=False),
         )
         self._task = self._bars.add_task(f"{self._label}compiling", total=None)
         console = self._bars.console
         self._is_live = console.is_jupyter or (console.is_terminal and not console.is_dumb_terminal)
-        self._times: list[tuple[int, float]] = []  # when how many steps were done
+        self._times: list[tuple[int, float]] = []  # the number of completed steps, and when
         self._line, self._next = "", 0.0
 
     def __enter__(self) -> Self:
@@ -75,9 +84,10 @@ class Bar:
         if self._is_live:
             self._bars.stop()
         self._print()
-        self._begin()  # it may be shown another search
+        self._begin()  # it may be used for another search
 
     def __call__(self, progress: Progress) -> None:
+        """Show the progress."""
         step, now = progress.step, time.monotonic()
         self._times.append((step, now))
         line = self._label + ", ".join(self._said(progress))
@@ -90,7 +100,7 @@ class Bar:
             self._print()
 
     def _said(self, progress: Progress) -> Iterator[str]:
-        """Where it is, the time, and what has come out."""
+        """The parts of a line: position, time, best value and lost runs."""
         step, plan, result, _ = progress
         first, ends = len(self._times) == 1, step == len(plan)
         if step:
@@ -99,7 +109,7 @@ class Bar:
             yield f"in {timedelta(seconds=round(result.seconds))}"
         elif first:
             yield "compiling"
-        elif step > (begun := self._times[1])[0]:  # the time of the first step is mostly the compiler's
+        elif step > (begun := self._times[1])[0]:  # most of the first step is compilation
             done, rest = (sum(s.runs for s in steps) for steps in (plan[begun[0] : step], plan[step:]))
             yield f"{timedelta(seconds=round((self._times[-1][1] - begun[1]) * rest / done))} left"
         if step:
@@ -108,7 +118,7 @@ class Bar:
             if diverged := result.ranking.diverged.sum():
                 yield f"{diverged} diverged"
             _, epoch, runs = plan[step - 1]
-            if runs < (all_runs := plan[step - epoch].runs):  # of the part
+            if runs < (all_runs := plan[step - epoch].runs):
                 yield f"{runs} of {all_runs} runs left"
 
     def _print(self) -> None:

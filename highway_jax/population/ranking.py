@@ -1,26 +1,27 @@
-"""Rank runs by their curves."""
+"""The ranking of runs by their curves."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-TRAIN = "train_"  # what the names of numbers measured in training begin with
+TRAIN = "train_"  # the prefix of metrics measured in training
 LOSS = "train_loss"
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """A population's outcome, from its curves; see `rank`.
+    """The ranking of a population; see `rank`.
 
     Attributes:
-      best: (runs,) the best finite value of each run's ranked number; inf (or -inf) if it never had one.
-      best_epoch: (runs,) the epoch of that value, from 1; 0 if there is none.
-      final: (runs,) the value after its last epoch, NaN where it was not measured then.
-      diverged: (runs,) whether a number of its training stopped being finite.
-      epochs: (runs,) how many it was trained for.
-      order: (runs,) run indices, the best first. Runs that have diverged come after all others, and those that never
-        had a finite value come last.
+      best: (runs,) the best finite value of each run in the metric that ranks it; inf (or -inf, if higher is better)
+        if it never had one.
+      best_epoch: (runs,) the epoch of that value, counted from 1; 0 if there is none.
+      final: (runs,) the value after the last epoch of each run; NaN if it was not measured then.
+      diverged: (runs,) whether the run diverged, which an infinite training loss in its curve marks.
+      epochs: (runs,) the number of epochs that each run was trained for.
+      order: (runs,) the indices of the runs, the best first. Runs that have diverged come after all others, and those
+        that never had a finite value come last.
     """
 
     best: np.ndarray
@@ -32,25 +33,25 @@ class Ranking:
 
     @property
     def ranks(self) -> np.ndarray:
-        """(runs,) every run's rank, from 1."""
+        """(runs,) the rank of each run, counted from 1."""
         ranks = np.empty(len(self.order), int)
         ranks[self.order] = np.arange(1, len(self.order) + 1)
         return ranks
 
     def mean_of_best(self, count: int = 10) -> float:
-        """Mean best value of the best `count` runs, of all if there are fewer (Figure 1, right)."""
+        """The mean of the best values of the best `count` runs, or of all if there are fewer (Figure 1, right)."""
         return float(self.best[self.order[:count]].mean())
 
     def median(self) -> float:
-        """Median best value of all runs, diverged ones included with the best they had."""
+        """The median of the best values of all runs, including those that diverged later."""
         return float(np.median(self.best))
 
 
 def mode_of(rank_by: str, mode: str | None) -> str:
-    """Whether lower is better, "min", or "max".
+    """Return "min" if lower is better and "max" if higher is better; a loss defaults to "min".
 
     Raises:
-      ValueError: for another mode, and for none where it must be said.
+      ValueError: if `mode` is something else, or None for a metric that is not a loss.
     """
     if mode is None and not rank_by.endswith("_loss"):
         raise ValueError(f"mode is None, and rank_by is {rank_by!r}, which is no loss; mode must be 'min' or 'max'")
@@ -62,17 +63,27 @@ def mode_of(rank_by: str, mode: str | None) -> str:
 def rank(
     curves: Mapping[str, np.ndarray] | np.ndarray, rank_by: str = "train_loss", mode: str | None = None
 ) -> Ranking:
-    """Rank runs by the best value of one number.
+    """Rank runs by their best value of one metric.
 
     Args:
-      curves: numbers by name, (runs, epochs) each; NaN where a run was not trained, or the number not measured. Those
-        whose names begin with `train_` tell of runs that have diverged: `train_loss` is infinite then, or all of them
-        where there is no loss. An array alone is `train_loss`.
-      rank_by: the number that counts.
-      mode: "min" if lower is better, or "max"; it may be left out for a loss.
+      curves: metrics by name, each of shape (runs, epochs), with NaN where a run was not trained or the metric was not
+        measured. A run has diverged if its `train_loss` is infinite, or another metric that begins with `train_` if
+        there is no `train_loss`. A single array is taken as `train_loss`.
+      rank_by: the name of the metric.
+      mode: "min" if lower is better, "max" if higher is better; optional for a loss.
+
+    Returns:
+      A `Ranking`.
 
     Raises:
-      ValueError: if `mode` must be said, or there are no such numbers.
+      ValueError: if `mode` is missing for a metric that is not a loss, or if `curves` lacks `rank_by` or has no metric
+        of training.
+
+    Example:
+      ```python
+      ranking = population.rank(result.curves, "valid_accuracy", mode="max")
+      result.runs[ranking.order[:10]]  # the numbers of the ten best runs
+      ```
     """
     mode = mode_of(rank_by, mode)
     if isinstance(curves, np.ndarray):

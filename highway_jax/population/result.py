@@ -1,4 +1,4 @@
-"""What came out of a search."""
+"""The result of a search."""
 
 import functools
 from collections.abc import Mapping
@@ -23,10 +23,10 @@ class Trained:
     """A trained run.
 
     Attributes:
-      run: its number.
-      epoch: how many epochs it had been trained for.
-      hyperparameters: by name; of a choice the option itself.
-      state: the task's state, host arrays; of `supervised` a `TrainState`.
+      run: the number of the run.
+      epoch: the number of epochs that it had been trained for.
+      hyperparameters: its hyperparameters by name; for a choice, the option itself.
+      state: the state of the task, as host arrays; with `supervised`, a `TrainState`.
     """
 
     run: int
@@ -44,13 +44,13 @@ class Trained:
 
     @property
     def variables(self) -> Any:
-        """All of the model's variables, for `module.apply` of Linen or `nnx.update` of NNX."""
+        """All variables of the model, for `module.apply` in Linen or `nnx.update` in NNX."""
         return self.state.variables
 
 
 @dataclass(frozen=True, eq=False)
 class Work:
-    """What a result was made of in this process: the states of its runs, and what it takes to train them again."""
+    """What `fit` adds to a result: the states of its runs, and everything needed to train them again."""
 
     search: Search
     outcome: Outcome
@@ -59,20 +59,21 @@ class Work:
 
 @dataclass(frozen=True, repr=False, eq=False)
 class Result:
-    """What came out of a search, finished or not: from `fit`, or the numbers alone from `load`.
+    """The result of a search, finished or not: from `fit`, or without the states of its runs from `load`.
 
     Attributes:
-      runs: (runs,) the runs' numbers, ascending.
-      hyperparameters: (runs,) values by name; of a choice the options themselves.
-      curves: every number after every epoch, (runs, epochs), NaN where a run was not trained or it was not measured.
-      rank_by: the number by which runs are ranked.
-      mode: "min" if lower is better, or "max".
-      epochs: how many the runs are trained for, unless they are stopped.
-      seeds: how many runs each configuration has.
-      seconds: of training, those of earlier processes included.
-      stopped: what asked the search to stop, 0 if nothing did.
-      finished: whether all is done.
-      work: what `fit` made it of; None of a result that was loaded.
+      runs: (runs,) the numbers of the runs, ascending.
+      hyperparameters: values by name, each of shape (runs,); for a choice, the options themselves.
+      curves: metrics by name, each of shape (runs, epochs), with NaN where a run was not trained or the metric was not
+        measured.
+      rank_by: the name of the metric that ranks the runs.
+      mode: "min" if lower is better, "max" if higher is better.
+      epochs: the number of epochs of a run that is not stopped early.
+      seeds: the number of runs of each configuration.
+      seconds: the training time, including that of earlier processes.
+      stopped: the nonzero value by which `stop` stopped the search; 0 if it was not stopped.
+      finished: whether all runs have ended.
+      work: the states of the runs and the arguments of `fit`; None for a loaded result.
     """
 
     runs: np.ndarray
@@ -89,7 +90,7 @@ class Result:
 
     @classmethod
     def of(cls, work: Work, seconds: float, stopped: int, finished: bool) -> Self:
-        """What a search has come to."""
+        """The result of a search so far."""
         search, outcome = work.search, work.outcome
         return cls(
             runs=search.runs,
@@ -119,19 +120,19 @@ class Result:
 
     @property
     def num_runs(self) -> int:
-        """How many runs there are."""
+        """The number of runs."""
         return len(self.runs)
 
     @functools.cached_property
     def ranking(self) -> Ranking:
-        """How the runs are ranked."""
+        """The ranking of the runs by `rank_by`."""
         return rank(self.curves, self.rank_by, self.mode)
 
     def index(self, run: int) -> int:
-        """The place of a run in the arrays, by its number.
+        """The index in the arrays of the run with this number.
 
         Raises:
-          ValueError: for a run that there is not.
+          ValueError: if there is no such run.
         """
         found = np.flatnonzero(self.runs == run)
         if not len(found):
@@ -139,25 +140,31 @@ class Result:
         return int(found[0])
 
     def curve(self, run: int) -> np.ndarray:
-        """(epochs,) the number by which runs are ranked, of the run of that number, as long as it was trained."""
+        """(epochs,) the metric that ranks the runs, for the run with this number, up to its last epoch.
+
+        Raises:
+          ValueError: if there is no such run.
+        """
         index = self.index(run)
         return self.curves[self.rank_by][index, : self.ranking.epochs[index]]
 
     def last(self, name: str) -> np.ndarray:
-        """(runs,) a number after every run's last epoch; NaN where it was not measured then."""
+        """(runs,) a metric after the last epoch of each run; NaN where it was not measured then."""
         return self._after(self.ranking.epochs, name)
 
     def _after(self, epochs: np.ndarray, name: str) -> np.ndarray:
-        """(runs,) a number after an epoch of each run's own; NaN after epoch 0."""
+        """(runs,) a metric after the given epoch of each run; NaN for epoch 0."""
         values = self.curves[name][np.arange(self.num_runs), np.maximum(epochs, 1) - 1]
         return np.where(epochs > 0, values, np.nan)
 
     @property
     def best(self) -> Trained:
-        """The best run, as it was after its best epoch; where the search was stopped, the best that is at hand.
+        """The best run, with its state after its best epoch.
+
+        If the search was stopped, this is the best run whose state has been kept so far.
 
         Raises:
-          ValueError: where no run has had a finite number to be ranked by, or the result was loaded.
+          ValueError: if no run had a finite value of `rank_by`, or the result was loaded.
         """
         work = self._work()
         index, epoch = map(int, work.outcome.best_at)
@@ -170,10 +177,10 @@ class Result:
         return Trained(int(self.runs[index]), epoch, self.hyperparameters_of(index), state)
 
     def run(self, number: int) -> Trained:
-        """A run as it was after its last epoch, if `fit` was told `keep="all"`.
+        """The run with this number, with its state after its last epoch. It requires `keep="all"` in `fit`.
 
         Raises:
-          ValueError: for a run that there is not, or whose state was not kept.
+          ValueError: if there is no such run, its state was not kept, or the result was loaded.
         """
         outcome, index = self._work().outcome, self.index(number)
         for group, rows in outcome.ended.items():
@@ -184,30 +191,44 @@ class Result:
 
     def _work(self) -> Work:
         if self.work is None:
-            raise ValueError("a loaded result has no states; fit, called again with the same workdir, gives them")
+            raise ValueError(
+                "a loaded result has no states; fit returns them if it is called again with the same workdir"
+            )
         return self.work
 
     def hyperparameters_of(self, index: int) -> dict[str, Any]:
-        """The hyperparameters of the run at a place in the arrays."""
+        """The hyperparameters of the run at an index of the arrays, as Python values by name."""
         values = {name: values[index] for name, values in self.hyperparameters.items()}
         return {name: v.item() if isinstance(v, np.generic) else v for name, v in values.items()}
 
     def table(self, by: str = "run") -> "pandas.DataFrame":
-        """A row per run, or with `by="configuration"` one per configuration, over its seeds.
+        """Return the result as a table with a row per run, per configuration, or per value of a hyperparameter.
+
+        The row of a run has its number, hyperparameters and rank, its metrics after its best epoch (`best_valid_loss`
+        and so on) and after its last epoch (`final_valid_loss` and so on), the number of epochs that it was trained
+        for, and whether it diverged. The best epoch is that of the best value of `rank_by`.
+
+        The row of a configuration or of a value has the mean and the sample standard deviation (n - 1) of each metric
+        over the runs that have it, the number of seeds or runs, and how many of them diverged. Configurations are
+        ranked by the number of their diverged seeds, then by the mean of their best values of `rank_by`.
+
+        Functions are shown by their names.
 
         Args:
-          by: "run", "configuration", or a hyperparameter: then a row per value that it has, over all runs with it.
+          by: "run"; "configuration", over the seeds of each; or the name of a hyperparameter, over all runs with the
+            same value.
 
         Returns:
-          A pandas table. Of each run: its number, hyperparameters, rank, and every number after its best epoch
-          (`best_valid_loss`: the best by which it is ranked, and what the others were then) and after its last one
-          (`final_valid_loss`); the epochs that it was trained for, and whether it diverged. Of each configuration or
-          value: mean and standard deviation (of a sample, n - 1) of those numbers over the runs that have them, how
-          many seeds or runs, and how many diverged. Configurations have a rank: those of whose seeds fewest diverged
-          come first, then those with the best mean of the best numbers. Functions are shown by their names.
+          A pandas `DataFrame`.
 
         Raises:
-          ValueError: for another `by`.
+          ValueError: if `by` is something else.
+
+        Example:
+          ```python
+          result.table().sort_values("rank").head()
+          result.table(by="optimizer")  # of a space with a hyperparameter of this name
+          ```
         """
         import pandas
 
@@ -247,13 +268,13 @@ class Result:
         return pandas.concat([first, counts, spread], axis=1).rename_axis(by).reset_index(drop=not of_configurations)
 
     def _places(self, name: str) -> np.ndarray:
-        """What tells the values of a hyperparameter apart: a choice's positions, as options need have no order."""
+        """(runs,) keys that distinguish the values of a hyperparameter; for a choice positions, which can be sorted."""
         if self.work is None:
             return self.hyperparameters[name]
         return self.work.outcome.columns.get(name, np.zeros(self.num_runs))
 
     def curves_table(self) -> "pandas.DataFrame":
-        """The curves as a table: a row per run and epoch that it was trained for, a column per number."""
+        """Return the curves as a pandas `DataFrame`: a row per run and trained epoch, a column per metric."""
         import pandas
 
         trained = np.arange(len(next(iter(self.curves.values())).T)) < self.ranking.epochs[:, None]
@@ -262,12 +283,12 @@ class Result:
         return pandas.DataFrame({"run": self.runs[index], "epoch": epoch + 1, **numbers})
 
     def plot(self) -> "Figure":
-        """The best runs' curves, and the distribution of all runs' best values, labelled with what was measured."""
+        """Plot the curves of the best runs and the distribution of the best values of all runs."""
         from highway_jax import plotting
 
         return plotting.population(self)
 
 
 def _shown(value: Any) -> Any:
-    """A value as a table shows it."""
+    """A value as a table shows it: a function by its name."""
     return getattr(value, "__name__", value) if callable(value) else value

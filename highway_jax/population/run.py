@@ -1,6 +1,6 @@
-"""One run of a task, as pure functions; nothing here knows of populations or devices.
+"""One run of a task, as pure functions that know nothing about populations or devices.
 
-A `Run` with a leading axis on every leaf is a population.
+A population is a `Run` whose leaves have an additional leading axis.
 """
 
 import dataclasses
@@ -14,19 +14,19 @@ from jax import lax
 
 from highway_jax.population.task import Metrics, Task
 
-PRNG = "threefry2x32"  # of every key; JAX's default may be set to another
+PRNG = "threefry2x32"  # the implementation of every key, whatever JAX's default is
 
 
 @struct.dataclass
 class Run:
-    """A run's hyperparameters and its whole training state: all that an epoch needs and returns.
+    """The hyperparameters and the complete training state of a run.
 
     Attributes:
       hp: its traced hyperparameters by name.
-      key: what is random in its steps follows from it, the epoch and the step's number: a random key's data, uint32,
-        which can be saved like any other array.
-      epoch: epochs trained so far, int32.
-      state: the task's.
+      key: the data (uint32) of its random key, which can be saved like any other array. The key of a step is derived
+        from it, the epoch and the number of the step.
+      epoch: the number of epochs trained so far, int32.
+      state: the state of the task.
     """
 
     hp: dict[str, Any]
@@ -39,20 +39,20 @@ def start(task: Task, hp: dict[str, Any], key: jax.Array, batch: Any) -> Run:
     """Start a run.
 
     Args:
-      task: of traced hyperparameters alone (`Task.with_static`).
-      hp: its hyperparameters.
-      key: the run's own random key, of the implementation `PRNG`.
-      batch: any batch; only shapes and dtypes matter.
+      task: a task whose hyperparameters are all traced (see `Task.with_static`).
+      hp: the hyperparameters of the run.
+      key: the random key of the run, of the implementation `PRNG`.
+      batch: any batch; only its shapes and dtypes matter.
     """
     state = jax.tree.map(jnp.asarray, task.init(hp, key, batch))
     return Run(hp, jax.random.key_data(jax.random.fold_in(key, 0)), jnp.int32(0), state)
 
 
 def train_epoch(task: Task, run: Run, batches: Any) -> tuple[Run, Metrics]:
-    """One pass over `batches`, whose leading axis counts steps.
+    """Train a run on `batches`, whose leading axis counts steps.
 
     Returns:
-      The run, and the mean of each number that its steps report.
+      The run after the epoch, and the mean of each metric over the steps.
     """
     key = jax.random.fold_in(jax.random.wrap_key_data(run.key, impl=PRNG), run.epoch)
 
@@ -67,7 +67,7 @@ def train_epoch(task: Task, run: Run, batches: Any) -> tuple[Run, Metrics]:
 
 
 def evaluate(task: Task, run: Run, split: Any, batch_size: int) -> Metrics:
-    """The mean over all examples of each number that the task reports, by batches, of which the last may be smaller."""
+    """Return the mean of each metric over all examples of a split, in batches of which the last may be smaller."""
     count = length(split)
     size = min(batch_size, count)
     steps, over = divmod(count, size)
@@ -83,7 +83,7 @@ def evaluate(task: Task, run: Run, split: Any, batch_size: int) -> Metrics:
 
 
 def _mean(values: Any) -> jax.Array:
-    """Of what a batch reports, in float32 at least: sums over thousands of examples are not for 16 bits."""
+    """The mean over a batch, in float32 at least: 16 bits are too few to sum thousands of examples."""
     values = jnp.asarray(values)
     return jnp.mean(values, dtype=jnp.promote_types(values.dtype, jnp.float32))
 

@@ -1,4 +1,4 @@
-"""Learning rate schedules whose values may be traced hyperparameters, where Optax's may not."""
+"""Learning rate schedules that accept traced hyperparameters, which the Optax schedules of the same kind do not."""
 
 import jax
 import jax.numpy as jnp
@@ -12,16 +12,26 @@ Scalar = float | jax.Array
 def exponential_decay(
     init_value: Scalar, transition_steps: int, decay_rate: Scalar, staircase: bool = False
 ) -> optax.Schedule:
-    """`init_value * decay_rate ** (count / transition_steps)`: `optax.exponential_decay`, of traced values.
+    """Exponential decay as in `optax.exponential_decay`, with values that may be traced.
+
+    After `count` steps, the value is `init_value * decay_rate ** (count / transition_steps)`.
 
     Args:
-      init_value: at the first step.
-      transition_steps: after so many steps it is multiplied by `decay_rate`.
+      init_value: the value at the first step.
+      transition_steps: the number of steps after which the value has been multiplied by `decay_rate`.
       decay_rate: the factor.
-      staircase: whether it changes at those steps alone.
+      staircase: whether the value changes only at multiples of `transition_steps`.
+
+    Returns:
+      The schedule, a function of the number of steps.
 
     Raises:
-      ValueError: if `transition_steps` is no integer of at least 1.
+      ValueError: if `transition_steps` is not an integer of at least 1.
+
+    Example:
+      ```python
+      optimizer = lambda hp: optax.sgd(population.schedules.exponential_decay(hp["lr"], 1000, hp["decay"]))
+      ```
     """
     checked_integer("transition_steps", transition_steps, 1)
 
@@ -34,17 +44,20 @@ def exponential_decay(
 def warmup_cosine(
     init_value: Scalar, peak_value: Scalar, warmup_steps: int, decay_steps: int, end_value: Scalar = 0.0
 ) -> optax.Schedule:
-    """Linear warm-up, then a cosine down: `optax.warmup_cosine_decay_schedule`, of traced values.
+    """Linear warm-up and cosine decay as in `optax.warmup_cosine_decay_schedule`, with values that may be traced.
 
     Args:
-      init_value: at the first step.
-      peak_value: after the warm-up.
-      warmup_steps: its length.
-      decay_steps: the length of all, warm-up included.
-      end_value: from then on.
+      init_value: the value at the first step.
+      peak_value: the value after the warm-up.
+      warmup_steps: the number of steps of the warm-up, from 0.
+      decay_steps: the number of steps of the whole schedule, including the warm-up.
+      end_value: the value after `decay_steps`.
+
+    Returns:
+      The schedule, a function of the number of steps.
 
     Raises:
-      ValueError: for lengths that are no integers, or a warm-up that is as long as all.
+      ValueError: if a number of steps is not an integer, or `warmup_steps` is not less than `decay_steps`.
     """
     checked_integer("warmup_steps", warmup_steps, 0)
     if checked_integer("decay_steps", decay_steps, 1) <= warmup_steps:

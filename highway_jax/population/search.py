@@ -1,4 +1,4 @@
-"""What a search is, from its arguments: which runs there are, what each is given, and when what happens to them."""
+"""The definition of a search: its runs, their hyperparameters and seeds, and the schedule of their training."""
 
 import functools
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -16,23 +16,26 @@ from highway_jax.population.run import PRNG, length
 from highway_jax.population.space import Columns, Space
 from highway_jax.population.task import Task
 
-# `sampler(runs, result)`: hyperparameters by name, a value for each of the run numbers in `runs`, where `result` is
-# what the runs before have given; names that it leaves out are drawn from the space.
 Sampler = Callable[[np.ndarray, Any], Mapping[str, Any]]
+"""`sampler(runs, result)` returns hyperparameters by name, each with a value for every run number in `runs`.
+
+`result` is the result of earlier runs. Names that the sampler leaves out are drawn from the space.
+"""
+
 Form = jax.ShapeDtypeStruct
 
-MOMENTS = ("best_", "final_")  # with which tables' columns of numbers begin
-# What tables say of a run besides its hyperparameters and numbers.
+MOMENTS = ("best_", "final_")  # prefixes of the columns of metrics in tables
+# The columns of tables other than hyperparameters and metrics.
 COLUMNS = ("run", "configuration", "seed", "seeds", "runs", "rank", "best_epoch", "epochs", "diverged")
 
 
 class Step(NamedTuple):
-    """An epoch of the runs that are trained side by side.
+    """An epoch of the runs that are in memory together.
 
     Attributes:
-      part: which runs those are, from 0; parts follow one another.
-      epoch: from 1.
-      runs: how many are trained in it.
+      part: the number of this set of runs, from 0; parts are trained one after another.
+      epoch: the epoch, from 1.
+      runs: the number of runs that are trained in it.
     """
 
     part: int
@@ -42,10 +45,11 @@ class Step(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Search:
-    """The arguments of `fit` that decide its result, checked; `fit` explains them.
+    """The arguments of `fit` that decide its result, checked; `fit` documents them.
 
     Raises:
-      ValueError, TypeError: naming the argument that is wrong.
+      ValueError: if an argument has a wrong value; the message names it.
+      TypeError: if an argument has a wrong type; the message names it.
     """
 
     task: Task
@@ -68,7 +72,7 @@ class Search:
     columns: Columns | None = None  # the runs' hyperparameters, if they are not drawn
 
     def __post_init__(self) -> None:
-        check_is("task", self.task, Task, "a Task, such as population.supervised gives")
+        check_is("task", self.task, Task, "a Task, such as population.supervised returns")
         check_function("task.init", self.task.init, "hp", "key", "batch")
         check_function("task.step", self.task.step, "hp", "state", "batch", "key")
         check_function("task.evaluate", self.task.evaluate, "hp", "state", "batch")
@@ -96,7 +100,7 @@ class Search:
         for name, split in {"train": self.train, **self.evaluate}.items():
             _check_arrays(name, split)
         if "train" in self.evaluate:
-            raise ValueError("evaluate has a split 'train', whose numbers would have the names of those of training")
+            raise ValueError("evaluate has a split 'train', whose metrics would have the names of those of training")
         if self.first_run + self.num_runs > 2**31:
             raise ValueError(f"first_run is {self.first_run}; with num_runs it must be at most {2**31}")
         if self.batch_size > length(self.train):
@@ -107,7 +111,7 @@ class Search:
             self._check_whole()
 
     def _check_whole(self) -> None:
-        """Refuse runs of which a configuration has some seeds, or a draw some points of the grid."""
+        """Reject a number of runs that leaves a configuration without some seeds or a draw without some grid points."""
         if self.num_runs % self.seeds:
             raise ValueError(f"num_runs is {self.num_runs}; it must be a multiple of seeds, {self.seeds}")
         if self.num_runs % (self.seeds * self.space.points):
@@ -117,10 +121,10 @@ class Search:
             )
 
     def check_numbers(self, numbers: Collection[str]) -> None:
-        """Refuse what does not go with the numbers that the task reports.
+        """Reject arguments that contradict the names of the numbers that the task reports.
 
         Raises:
-          ValueError: naming the argument.
+          ValueError: if there is such an argument; the message names it.
         """
         if self.rank_by not in numbers:
             raise ValueError(f"rank_by is {self.rank_by!r}; it must be one of {', '.join(numbers)}")
@@ -137,7 +141,7 @@ class Search:
                 )
 
     def not_finite(self) -> dict[str, int]:
-        """How many numbers are NaN or infinite on a device, by the array's name; without arrays that have none."""
+        """Count the numbers that are NaN or infinite on a device, by array; arrays without any are left out."""
         counts = {}
         for name, split in {"train": self.train, **self.evaluate}.items():
             for path, leaf in jax.tree_util.tree_leaves_with_path(split):
@@ -149,14 +153,14 @@ class Search:
         return {name: count for name, count in counts.items() if count}
 
     def differences(self) -> list[str]:
-        """Where the examples of a split are of another form than those of `train`, in words."""
+        """Describe where the examples of a split differ in structure, shape or dtype from those of `train`."""
         return [
             f"{name}{path} is {_in_words(form)} and train{path} is {_in_words(there)}"
             for name, path, form, there in self._other_forms()
         ]
 
     def other_dtypes(self) -> list[str]:
-        """Which arrays of a split are of another dtype than those of `train`, in words."""
+        """Describe the arrays of a split whose dtypes differ from those of `train`."""
         return [
             f"{name}{path} is of {form.dtype} and train{path} of {there.dtype}"
             for name, path, form, there in self._other_forms()
@@ -164,7 +168,7 @@ class Search:
         ]
 
     def _other_forms(self) -> Iterator[tuple[str, str, Form | None, Form | None]]:
-        """Each place where a split is of another form than `train`: the split, the place, the form here and there."""
+        """Yield each difference of a split from `train`: split, path, form in the split and form in `train`."""
         train = _forms(self.train)
         for name, split in self.evaluate.items():
             forms = _forms(split)
@@ -174,7 +178,7 @@ class Search:
 
     @property
     def runs(self) -> np.ndarray:
-        """(num_runs,) the runs' numbers."""
+        """(num_runs,) the numbers of the runs."""
         return np.arange(self.first_run, self.first_run + self.num_runs, dtype=np.int32)
 
     @property
@@ -184,16 +188,16 @@ class Search:
 
     @property
     def own_seeds(self) -> np.ndarray:
-        """(num_runs,) the number from which each run's weights follow, with the search's seed."""
+        """(num_runs,) the number that determines the weights of each run, together with the search's seed."""
         return self.runs % self.seeds if self.seeds > 1 else self.runs // self.space.points
 
     @property
     def steps_per_epoch(self) -> int:
-        """Updates in an epoch."""
+        """The number of steps in an epoch."""
         return length(self.train) // self.batch_size
 
     def epoch_key(self, epoch: int) -> jax.Array:
-        """The key that orders an epoch's batches (epochs from 0): one for all runs."""
+        """The key for the order of an epoch's batches, counted from 0; it is the same for all runs."""
         return jax.random.fold_in(keys(self.seed)[1], epoch)
 
     @functools.cached_property
@@ -205,10 +209,10 @@ class Search:
         return {name: values[inverse] for name, values in self.space.draw(keys(self.seed)[0], unique).items()}
 
     def part(self, number: int, size: int) -> np.ndarray:
-        """Indices of the runs of a part, where a part has this many.
+        """The indices of the runs of a part, if parts have `size` runs.
 
-        Without anything that compares runs on the way, those of one group are together, so that fewer programs are
-        compiled.
+        Unless a sampler or a policy compares runs, the runs of a group are kept together, so that a part needs fewer
+        compiled programs.
         """
         if self.sampler is None and self.policy is None:
             order = np.argsort(self.space.groups(self.drawn, np.arange(self.num_runs)), kind="stable")
@@ -217,7 +221,7 @@ class Search:
         return order[number * size : (number + 1) * size]
 
     def plan(self, size: int) -> list[Step]:
-        """All steps, in order, where a part has this many runs."""
+        """All steps in order, if parts have `size` runs."""
         steps = []
         for part in range(-(-self.num_runs // size)):
             runs = min(size, self.num_runs - part * size)
@@ -238,7 +242,14 @@ class Search:
 
 
 def keys(seed: int) -> jax.Array:
-    """The two keys of a search: the runs' and the data's."""
+    """Return the two random keys of a search.
+
+    Args:
+      seed: the seed of the search.
+
+    Returns:
+      An array of two typed keys: the first for the runs, the second for the order of the data.
+    """
     return jax.random.split(jax.random.key(seed, impl=PRNG))
 
 
@@ -264,7 +275,7 @@ def _check_arrays(name: str, split: Any) -> None:
 
 
 def _forms(split: Any) -> dict[str, Form]:
-    """Shapes and dtypes of an example of a split, by its arrays' places."""
+    """The shapes and dtypes of an example of a split, by path."""
     return {
         jax.tree_util.keystr(path): Form(leaf.shape[1:], jax.dtypes.canonicalize_dtype(leaf.dtype))
         for path, leaf in jax.tree_util.tree_leaves_with_path(split)

@@ -1,4 +1,4 @@
-"""Spaces: what the runs of a population differ in, as a mapping from names to distributions."""
+"""Spaces of hyperparameters, as mappings from names to distributions."""
 
 import functools
 import math
@@ -23,40 +23,43 @@ Columns = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Uniform:
-    """Every number from `low` to `high` is as likely; float32. Equal ends fix the number."""
+    """A uniform distribution from `low` to `high`, in float32. Equal ends give a constant."""
 
     low: float
     high: float
 
     def __call__(self, key: jax.Array) -> jax.Array:
+        """Draw a number with a random key."""
         return jax.random.uniform(key, (), jnp.float32, self.low, self.high)
 
 
 @dataclass(frozen=True)
 class LogUniform:
-    """Every logarithm of a number from `low` to `high` is as likely; float32. Equal ends fix the number."""
+    """A log-uniform distribution from `low` to `high`, in float32. Equal ends give a constant."""
 
     low: float
     high: float
 
     def __call__(self, key: jax.Array) -> jax.Array:
+        """Draw a number with a random key."""
         exponent = jax.random.uniform(key, (), jnp.float32, math.log(self.low), math.log(self.high))
-        return jnp.clip(jnp.exp(exponent), self.low, self.high)  # exp(log(low)) can round to less
+        return jnp.clip(jnp.exp(exponent), self.low, self.high)  # exp(log(low)) can be less than low
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Every option is as likely; draws its position."""
+    """A uniform distribution over options, which draws the position of an option."""
 
     options: tuple[Any, ...]
     static: bool = False
 
     def __call__(self, key: jax.Array) -> jax.Array:
+        """Draw the position of an option with a random key."""
         return jax.random.randint(key, (), 0, len(self.options), jnp.int32)
 
     @functools.cached_property
     def numbers(self) -> np.ndarray:
-        """What is traced of each position: the number, or the index of an activation."""
+        """The traced value of each option: a number, or the index of an activation."""
         if all(map(_is_bool, self.options)):
             return np.array(self.options)
         if all(map(is_number, self.options)):
@@ -66,12 +69,12 @@ class Choice:
 
     @functools.cached_property
     def of_activations(self) -> bool:
-        """Whether the task gets a `TracedActivation`."""
+        """Whether the task receives a `TracedActivation`."""
         return not self.static and all(map(_is_activation, self.options))
 
     @functools.cached_property
     def table(self) -> np.ndarray:
-        """The options as an array, of numbers or text if they all are."""
+        """The options as an array for tables, of a numeric or text dtype if possible."""
         numeric = all(map(is_number, self.options)) or all(map(_is_bool, self.options))
         if numeric and not self.static:
             return self.numbers
@@ -86,24 +89,32 @@ class Choice:
 
 @dataclass(frozen=True)
 class Grid(Choice):
-    """All options in turn, each with the same draws of everything else."""
+    """All options in turn, each combined with the same draws of all other hyperparameters."""
 
 
 def uniform(low: float, high: float) -> Uniform:
-    """A number from `low` to `high`, uniformly.
+    """A number from a uniform distribution, in float32.
+
+    Args:
+      low: the lower end.
+      high: the upper end, at least `low`.
 
     Raises:
-      ValueError: for ends that are no finite float32 numbers, or inverted.
+      ValueError: if an end is not finite in float32, or `low` is above `high`.
     """
     _check_ends("uniform", low, high)
     return Uniform(float(low), float(high))
 
 
 def log_uniform(low: float, high: float) -> LogUniform:
-    """A number from `low` to `high`, whose logarithm is uniform.
+    """A number whose logarithm is uniformly distributed, in float32.
+
+    Args:
+      low: the lower end, above 0.
+      high: the upper end, at least `low`.
 
     Raises:
-      ValueError: for ends that are no positive float32 numbers, or inverted.
+      ValueError: if an end is not positive and finite in float32, or `low` is above `high`.
     """
     _check_ends("log_uniform", low, high)
     if not np.float32(low) > 0:
@@ -112,56 +123,75 @@ def log_uniform(low: float, high: float) -> LogUniform:
 
 
 def choice(*options: Any, static: bool = False) -> Choice:
-    """One of the options.
+    """One of several options, each with the same probability.
 
     Args:
-      options: all numbers, which the task gets as numbers; all True and False; or all names of activations, each of
-        which it gets as a function, and the layers here take as an activation. With `static=True`, anything.
-      static: give the task the option itself. Runs are then grouped by it, and each group is a program of its own; so
-        it may decide shapes, structure, or a branch of Python.
+      *options: numbers; True and False; or names of activations, which the task receives as functions that the layers
+        of this library accept as `activation`. With `static=True`, the options may be anything.
+      static: whether the task receives the option itself instead of a traced value. A static option may decide shapes,
+        structure or control flow in Python. Runs are grouped by it, and each group is compiled separately.
 
     Raises:
-      ValueError: if there are no options, one is there twice, or they are something else and not static.
+      ValueError: if there are no options, an option is repeated, or options that are not static are not of one of
+        these kinds.
+
+    Example:
+      ```python
+      space = {
+          "batch_norm": population.choice(True, False, static=True),
+          "activation": population.choice("relu", "tanh"),
+          "width": population.choice(32, 64, 128, static=True),
+      }
+      ```
     """
     _check_options("choice", options, static)
     return Choice(tuple(options), static)
 
 
 def grid(*options: Any, static: bool = False) -> Grid:
-    """Every one of the options, each with the same draws of everything else, so that they are compared like with like.
+    """Every one of several options, each with the same draws of all other hyperparameters.
 
-    With several grids in a space, every combination of their options. The runs of one draw start from the same random
-    key. A space of grids and constants alone is a grid search.
+    Options are thus compared under equal conditions; the runs of one draw also start from the same random key. A space
+    with several grids has every combination of their options. A space of grids and constants only gives a grid search.
 
     Args:
-      options, static: as for `choice`.
+      *options: as for `choice`.
+      static: as for `choice`.
 
     Raises:
       ValueError: as for `choice`.
 
-    Example, 20 learning rates, each with both kinds of network:
+    Example:
+      Twenty learning rates, each with both kinds of network:
 
-        space = {"lr": log_uniform(1e-3, 1), "kind": grid("highway", "plain", static=True)}
-        population.fit(task, space, num_runs=40, ...)
+      ```python
+      space = {
+          "lr": population.log_uniform(1e-3, 1),
+          "kind": population.grid("highway", "plain", static=True),
+      }
+      population.fit(task, space, num_runs=40, ...)
+      ```
     """
     _check_options("grid", options, static)
     return Grid(tuple(options), static)
 
 
 class Space:
-    """A mapping from names to distributions, understood.
+    """A space of hyperparameters. `fit` accepts a plain mapping and makes a `Space` from it.
 
     Args:
-      entries: by name, a distribution (`uniform`, `log_uniform`, `choice`, or any function of a random key that returns
-        a scalar), a `grid`, a NumPy or JAX array with a value for every configuration, or anything else, which is a
-        constant that the task gets as it is.
+      entries: a mapping from names to distributions (`uniform`, `log_uniform`, `choice`, or any function of a random
+        key that returns a scalar), to a `grid`, or to NumPy or JAX arrays with a value for every configuration.
+        Anything else is a constant, which the task receives as it is.
 
     Attributes:
-      names: of all hyperparameters, in order.
-      points: of the grid: how many configurations share one draw, 1 without a grid.
+      entries: the mapping.
+      names: the names of all hyperparameters, in order.
+      points: the number of points of the grid, which is the number of configurations that share one draw; 1 without a
+        grid.
 
     Raises:
-      TypeError: for names that are no strings, or a list.
+      TypeError: if a name is not a string, or an entry is a list, range or set.
     """
 
     def __init__(self, entries: Mapping[str, Any]):
@@ -180,20 +210,22 @@ class Space:
         self.points = math.prod(len(entry.options) for entry in self.entries.values() if isinstance(entry, Grid))
 
     def draw(self, key: jax.Array, configurations: np.ndarray) -> Columns:
-        """Draw configurations, each from the key and its number alone.
+        """Draw configurations, each from the key and its own number only.
 
-        The i-th name draws from the i-th key: a name that is appended changes none of the others' draws. The points of
-        a grid follow one another, its last name changes first, and all of them have one draw of everything else.
+        The i-th name draws from the i-th key, so a name that is appended does not change the draws of the others. The
+        points of a grid are consecutive configurations with the same draw of everything else; the last grid varies
+        fastest.
 
         Args:
-          key: the population's.
-          configurations: (n,) their numbers.
+          key: the random key of the population's runs.
+          configurations: (n,) the numbers of the configurations.
 
         Returns:
-          (n,) values by name, those of a `Choice` as positions; without the constants.
+          Values by name, each of shape (n,), without the constants; those of a `Choice` are positions.
 
         Raises:
-          ValueError: for an array that is too short, or a distribution that draws no scalar.
+          ValueError: if an array is too short, or a distribution does not draw a scalar.
+          TypeError: if an array does not hold numbers, or a distribution fails.
         """
         grids = {name: entry for name, entry in self.entries.items() if isinstance(entry, Grid)}
         drawn = {name: entry for name, entry in self.entries.items() if callable(entry) and name not in grids}
@@ -226,7 +258,7 @@ class Space:
         return {name: columns[name] for name in self.names if name in columns}
 
     def described(self) -> dict[str, list[str]]:
-        """The options and constants as text, the same in every process."""
+        """The options and constants as text that is equal in every process."""
         fixed = {
             name: entry.options if isinstance(entry, Choice) else (entry,)
             for name, entry in self.entries.items()
@@ -236,14 +268,14 @@ class Space:
 
     @functools.cached_property
     def activations(self) -> frozenset[str]:
-        """The names of the choices of activations, whose traced values are indices."""
+        """The names of the hyperparameters that choose an activation, whose traced values are indices."""
         return frozenset(name for name, e in self.entries.items() if isinstance(e, Choice) and e.of_activations)
 
     def positions(self, values: Mapping[str, Any]) -> Columns:
-        """The columns of values as a table has them: those of a `Choice` become positions.
+        """Convert values as shown in a table to columns: those of a `Choice` become positions.
 
         Raises:
-          ValueError: for a name or an option that the space does not have.
+          ValueError: if the space does not have a name or an option.
         """
         columns = {}
         for name, column in values.items():
@@ -257,7 +289,7 @@ class Space:
         return columns
 
     def traced(self, columns: Columns) -> Columns:
-        """What is traced of each configuration: numbers, and indices of activations."""
+        """The traced values of configurations: numbers, and indices of activations."""
         values = {}
         for name, column in columns.items():
             entry = self.entries[name]
@@ -269,14 +301,14 @@ class Space:
         return values
 
     def groups(self, columns: Columns, rows: np.ndarray) -> np.ndarray:
-        """Which of some configurations have the same static values: (rows,) numbers of their combinations, from 0."""
+        """(rows,) the group of each row, as the number (from 0) of its combination of static values."""
         numbers = np.zeros(len(rows), int)
         for name, options in self._static_choices.items():
             numbers = numbers * len(options) + columns[name][rows]
         return numbers
 
     def static(self, group: int) -> dict[str, Any]:
-        """What the task gets of a group's configurations as ordinary Python values: static choices, and constants."""
+        """The ordinary Python values that a group's configurations share: static choices and constants."""
         chosen = {}
         for name, options in reversed(self._static_choices.items()):
             group, position = divmod(group, len(options))
@@ -293,7 +325,7 @@ class Space:
         return {name: e.options for name, e in self.entries.items() if isinstance(e, Choice) and e.static}
 
     def readable(self, columns: Columns, count: int) -> Columns:
-        """`count` configurations as a table shows them: of every choice the option; also constant numbers and text."""
+        """`count` configurations as shown in a table: options of choices, and also constant numbers and text."""
         values = {}
         for name, entry in self.entries.items():
             if isinstance(entry, Choice):
@@ -322,13 +354,16 @@ def _mapped(traced: Traced) -> Callable[..., Any]:
 
 @jax.tree_util.register_pytree_node_class
 class Hyperparameters(dict):
-    """A run's hyperparameters by name; says which names there are where one is asked for that is not.
+    """The hyperparameters of a run by name, a dict whose `KeyError` lists the names that exist.
 
-    A tree for JAX, as an argument of a function of the user's that is compiled by itself: what is not an array in it is
-    static.
+    It is a JAX pytree, so that it can be passed to a jitted function; anything in it that is not an array is static.
+
+    Args:
+      values: the hyperparameters by name.
+      read: a set to which the names that are read are added; by default a new one.
 
     Attributes:
-      read: the names that were asked for; more are added to a set that is given.
+      read: the names that have been read.
     """
 
     def __init__(self, values: Mapping[str, Any], read: set[str] | None = None):
@@ -340,7 +375,7 @@ class Hyperparameters(dict):
         return super().__getitem__(name)
 
     def __iter__(self) -> Iterator[str]:
-        """As of a dict; with it, `**hp` and `hp | {...}` read by `__getitem__`."""
+        """As of a dict. Overriding it makes `**hp` and `hp | {...}` read through `__getitem__`."""
         return super().__iter__()
 
     def __contains__(self, name: object) -> bool:
@@ -376,7 +411,7 @@ class Hyperparameters(dict):
         return super().values()
 
     def tree_flatten(self) -> tuple[list[Any], Any]:
-        """What is traced, and the rest."""
+        """The traced values as children, everything else as static data."""
         arrays = jax.Array | np.ndarray | np.generic | TracedActivation
         traced = {name: value for name, value in self.items() if isinstance(value, arrays)}
         rest = tuple((name, self[name]) for name in self if name not in traced)
@@ -384,7 +419,7 @@ class Hyperparameters(dict):
 
     @classmethod
     def tree_unflatten(cls, structure: Any, traced: Any) -> "Hyperparameters":
-        """The inverse."""
+        """The inverse of `tree_flatten`."""
         (names, rest), values = structure, iter(traced)
         static = dict(rest)
         return cls({name: static[name] if name in static else next(values) for name in names})
@@ -398,7 +433,7 @@ def _is_bool(value: Any) -> bool:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is a number, and finite as float32; True and False are none."""
+    """Whether a value is a number that is finite in float32; True and False are not numbers."""
     real = isinstance(value, numbers.Real) and not isinstance(value, bool)
     return real and -LARGEST <= value <= LARGEST
 
@@ -414,9 +449,9 @@ def _check_options(name: str, options: tuple[Any, ...], static: bool) -> None:
         raise ValueError(f"{name}({options[0]!r}) has one option; give the options one by one: {name}(*options)")
     for position, option in enumerate(options):
         if any(option is earlier or _equal(option, earlier) for earlier in options[:position]):
-            raise ValueError(f"{name}: the option {option!r} is there twice")
+            raise ValueError(f"{name}: the option {option!r} is given twice")
         if not static and isinstance(option, numbers.Integral) and not -(2**31) <= int(option) < 2**31:
-            raise ValueError(f"{name}: the option {option!r} is no 32-bit integer; give a float, or static=True")
+            raise ValueError(f"{name}: the option {option!r} is not a 32-bit integer; give a float, or static=True")
     if not static and not any(all(map(kind, options)) for kind in (_is_bool, is_number, _is_activation)):
         raise ValueError(
             f"{name}: the options {', '.join(map(repr, options))} are given to the task as numbers, so they must be "
@@ -435,19 +470,19 @@ def _check_ends(name: str, low: Any, high: Any) -> None:
 
 
 def _canonical(name: str, values: Any) -> np.ndarray:
-    """An array in the dtype that JAX gives it; refuses numbers that this does not hold."""
+    """Convert an array to the dtype that JAX gives it, rejecting numbers that this dtype cannot hold."""
     check_fits(name, values)
     with np.errstate(over="ignore"):
         canonical = np.asarray(values, jax.dtypes.canonicalize_dtype(values.dtype))
     if (strange := np.isfinite(values) & ~np.isfinite(canonical)).any():
-        raise ValueError(f"{name} has {np.asarray(values)[strange][0]}, which is no {canonical.dtype}")
+        raise ValueError(f"{name} has {np.asarray(values)[strange][0]}, which does not fit into {canonical.dtype}")
     return canonical
 
 
 def _equal(a: Any, b: Any) -> bool:
     try:
         return type(a) is type(b) and bool(a == b)
-    except Exception:  # arrays have no one answer
+    except Exception:  # comparing arrays gives more than one truth value
         return False
 
 

@@ -1,4 +1,4 @@
-"""Where a search stands, as one value, and what an epoch and what follows it make of it."""
+"""The state of a search as one value, and how an epoch changes it."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -18,15 +18,15 @@ from highway_jax.population.space import Columns
 
 @struct.dataclass
 class Outcome:
-    """What a search's runs have given so far: host arrays.
+    """The outcome of a search's runs so far, as host arrays.
 
     Attributes:
-      columns: (runs,) hyperparameters by name, choices as positions.
-      curves: (runs, epochs) numbers by name, NaN where not trained or not measured.
+      columns: hyperparameters by name, each of shape (runs,); choices as positions.
+      curves: metrics by name, each of shape (runs, epochs); NaN where not trained or not measured.
       best: the state of the best run after its best epoch, under the name of its group.
-      best_at: (2,) whose state that is, and after which epoch; -1 if there is none yet.
-      states: of each group, the states of the runs that have ended, one after another; of those that are kept.
-      ended: of each group, which runs those are.
+      best_at: (2,) the index of that run, and the epoch; -1 if there is none yet.
+      states: by group, the kept states of the runs that have ended, along a leading axis.
+      ended: by group, the indices of these runs.
     """
 
     columns: Columns
@@ -37,18 +37,18 @@ class Outcome:
     ended: dict[str, np.ndarray]
 
     def ranking(self, search: Search) -> Ranking:
-        """How its runs are ranked."""
+        """The ranking of the runs."""
         return rank(self.curves, search.rank_by, search.mode)
 
 
 @struct.dataclass
 class State:
-    """A search so far: all that going on from here needs.
+    """The state of a search: everything that is needed to continue from here.
 
     Attributes:
-      populations: the runs that are trained now, by group.
-      members: (rows,) which of all runs each row of a population is, by group; -1 for rows that are padding.
-      outcome: what all runs have given.
+      populations: the runs that are being trained, by group.
+      members: by group, (rows,) the index of the run in each row of the population; -1 for padding rows.
+      outcome: the outcome of all runs so far.
     """
 
     populations: dict[str, Run]
@@ -56,7 +56,7 @@ class State:
     outcome: Outcome
 
     def with_numbers(self, group: str, epoch: int, numbers: Mapping[str, Any]) -> "State":
-        """With numbers of a group's rows after an epoch (from 1), by name, (rows,) each."""
+        """Return the state with the metrics (rows,) of a group's rows after an epoch, counted from 1."""
         members = self.members[group]
         used, found = members >= 0, host(numbers)
         curves = {
@@ -66,7 +66,7 @@ class State:
         return dataclasses.replace(self, outcome=dataclasses.replace(self.outcome, curves=curves))
 
     def with_best(self, search: Search, epoch: int) -> "State":
-        """With the best run's state, if it is at its best after this epoch: it may be worse later, or diverge."""
+        """Return the state with that of the best run kept, if this epoch is its best: it may get worse or diverge."""
         ranking = self.outcome.ranking(search)
         best = int(ranking.order[0])
         if ranking.best_epoch[best] != epoch and self.outcome.best_at[0] >= 0:
@@ -79,7 +79,7 @@ class State:
         return self
 
     def with_ended(self, gone: Mapping[str, np.ndarray]) -> "State":
-        """With the states of runs that end, given by group as rows of the population."""
+        """Return the state with those of ending runs kept, which are given by group as rows of the population."""
         states, ended = dict(self.outcome.states), dict(self.outcome.ended)
         for group, rows in gone.items():
             if len(rows):
@@ -92,12 +92,12 @@ class State:
 
 
 def host(tree: Any) -> Any:
-    """Copy to the host."""
+    """Copy a tree to the host."""
     return jax.tree.map(np.array, parallel.gather(tree))
 
 
 def put(table: np.ndarray, where: Any, values: Any) -> np.ndarray:
-    """A copy, since the table may be on its way into a checkpoint."""
+    """Return a changed copy, since a checkpoint may still be writing the original."""
     table = table.copy()
     table[where] = values
     return table

@@ -1,4 +1,4 @@
-"""A search's checkpoints: whose they are, when they are written, and how they are read back."""
+"""The checkpoints of a search: which search they belong to, when they are written, and how they are restored."""
 
 import contextlib
 import re
@@ -28,31 +28,31 @@ class WorkdirError(Exception):
 
 
 class WorkdirWarning(UserWarning):
-    """Something in a workdir is not as it was written, and was done without."""
+    """A file in a workdir is damaged or cannot be written, and the search continues without it."""
 
 
 class Storage:
     """The checkpoints of one search.
 
     Args:
-      directory: where they are.
-      identity: what decides the search's numbers, by name, JSON-able.
-      every: steps between checkpoints; None for as often as costs a hundredth of the time.
+      directory: the workdir.
+      identity: what decides the numbers of the search, by name; values that JSON can hold.
+      every: steps between checkpoints; None writes them as often as costs about one percent of the time.
 
     Raises:
-      ValueError: for a path that cannot be stored under (`files.check_path`).
-      WorkdirError: for a directory of something else, where nothing can be written, or another search is at work.
+      ValueError: if Orbax cannot store under this path (see `files.check_path`).
+      WorkdirError: if the directory holds something else, cannot be written to, or is in use by another search.
     """
 
     share = 0.01
-    bytes_per_second = 2e8  # a slow disk; measured from the first checkpoint on
+    bytes_per_second = 2e8  # that of a slow disk; the first checkpoint measures it
 
     def __init__(self, directory: Path, identity: Mapping[str, Any], every: int | None):
         self.directory, self.identity, self.every = directory, dict(identity), every
         self._lock = filelock.FileLock(directory / LOCK, timeout=0)
         parallel.at_first(self._take)
         self.checkpoints = Checkpoints(directory)
-        self.last, self.reporting = time.monotonic(), 0.0  # seconds: what goes with a checkpoint, such as tables
+        self.last, self.reporting = time.monotonic(), 0.0  # `reporting`: seconds spent on tables with each checkpoint
 
     def _take(self) -> None:
         with self._writing():
@@ -61,28 +61,29 @@ class Storage:
             try:
                 self._lock.acquire()
             except filelock.Timeout:
-                raise WorkdirError(
-                    f"{self.directory}: another search is at work in it; choose another workdir"
-                ) from None
+                raise WorkdirError(f"{self.directory}: another search is using it; choose another workdir") from None
 
     def _check_own(self) -> None:
-        """Refuse a directory of something else: what is incomplete among checkpoints is removed."""
+        """Reject a directory of something else, since incomplete checkpoints in it would be removed."""
         if not self.directory.is_dir() or steps_in(self.directory):
             return
-        locked = (self.directory / LOCK).exists()  # a search was here, maybe killed in its first checkpoint
+        locked = (self.directory / LOCK).exists()  # of a search that may have been killed in its first checkpoint
         for path in sorted(self.directory.iterdir()):
             own = locked and (path.name in tables.FILES or NAME.fullmatch(path.name))
             if not (own or path.name == LOCK or path.match(PARTIAL)):
                 raise WorkdirError(
-                    f"{self.directory}: it holds {path.name!r} and no checkpoint, so it is no workdir of a search; "
-                    "choose another one, or an empty directory"
+                    f"{self.directory}: it holds {path.name!r} and no checkpoint, so it is not the workdir of a "
+                    "search; choose another one, or an empty directory"
                 )
 
     def newest(self) -> tuple[int, dict[str, Any]]:
-        """The step and notes of the newest intact checkpoint, 0 and nothing if there is none; damaged ones are removed.
+        """Find the newest intact checkpoint, removing damaged ones.
+
+        Returns:
+          Its step and its notes; 0 and an empty dict if there is none.
 
         Raises:
-          WorkdirError: if it is of another search.
+          WorkdirError: if it belongs to another search.
         """
         step = parallel.at_first(self._newest)
         return step, self.checkpoints.notes(step) if step else {}
@@ -111,14 +112,22 @@ class Storage:
         return None
 
     def restore(self, step: int, like: Any, rows: int) -> Any:
-        """Read a checkpoint; see `Checkpoints.restore`."""
+        """Restore a checkpoint; see `Checkpoints.restore`.
+
+        Raises:
+          WorkdirError: if the checkpoint has another structure.
+        """
         try:
             return self.checkpoints.restore(step, like, rows)
         except ValueError as error:
             raise WorkdirError(f"{self.directory}: {first_line(error)}; choose another workdir") from error
 
     def due(self, step: int, state: Any) -> bool:
-        """Whether to save after this step; raises the error of a save that failed."""
+        """Whether to save after this step.
+
+        Raises:
+          WorkdirError: if the previous save failed.
+        """
         with self._writing():
             busy, now = self.checkpoints.busy(), time.monotonic()
         if self.every is not None:
@@ -131,17 +140,22 @@ class Storage:
         return True
 
     def save(self, step: int, state: Any, notes: Mapping[str, Any]) -> None:
-        """Begin to write a checkpoint; the notes are JSON-able.
+        """Start to write a checkpoint in the background.
+
+        Args:
+          step: the number of completed steps.
+          state: a tree of arrays.
+          notes: values that JSON can hold, by name.
 
         Raises:
-          WorkdirError: where it cannot be written, or the one before could not.
+          WorkdirError: if it cannot be written, or the previous save failed.
         """
         with self._writing():
             parallel.at_first(lambda: self._check_space(state))
             self.checkpoints.save(step, state, {**notes, "step": step, "identity": self.identity})
 
     def write_tables(self, result: Result) -> None:
-        """Write a result's numbers beside the checkpoints; warns where that fails, since they follow from those."""
+        """Write the tables of a result. A failure is only a warning, since the checkpoint holds the same numbers."""
         if jax.process_index() == 0:
             try:
                 tables.save(result, self.directory)
@@ -156,12 +170,16 @@ class Storage:
             raise WorkdirError(f"{self.directory}: the disk is full; a checkpoint needs {needs}, and {has} are free")
 
     def wait(self) -> None:
-        """Wait for the last save, raising its error if it failed."""
+        """Wait for the last save.
+
+        Raises:
+          WorkdirError: if it failed.
+        """
         with self._writing():
             self.checkpoints.wait()
 
     def close(self) -> None:
-        """Wait for the last save and free what saving needs."""
+        """Wait for the last save, then release the resources and the lock."""
         with self._writing():
             self.checkpoints.close()
         self._lock.release()
@@ -171,7 +189,7 @@ class Storage:
 
 
 def _difference(name: str, before: Any, now: Any) -> str:
-    """What differs in an entry of an identity, in words: a digest would tell a reader nothing."""
+    """Describe how an entry of an identity differs, without showing digests."""
     if isinstance(before, Mapping) and isinstance(now, Mapping):
         key = min(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
         return _difference(f"{name}[{key!r}]", before.get(key), now.get(key))
@@ -179,17 +197,26 @@ def _difference(name: str, before: Any, now: Any) -> str:
         return "task computes something else: another model, loss, metric or optimizer"
     if not any(isinstance(value, str) and DIGEST.fullmatch(value) for value in (before, now)):
         return f"{name} is {before!r}, here it is {now!r}"
-    return f"{name} is {'missing' if before is None else 'not here' if now is None else 'another'}"
+    return f"{name} is {'missing' if before is None else 'missing here' if now is None else 'different'}"
 
 
 @contextlib.contextmanager
 def writing(directory: Path, what: str) -> Iterator[None]:
-    """What goes wrong in storing something is a `WorkdirError`, or `parallel.ProcessLost`."""
+    """Turn any error in this context into a one-line `WorkdirError`, or into `parallel.ProcessLost`.
+
+    Args:
+      directory: the directory to name.
+      what: what is written, such as "a checkpoint".
+
+    Raises:
+      WorkdirError: if something cannot be written.
+      parallel.ProcessLost: if the cause is that another process has ended.
+    """
     try:
         yield
     except (WorkdirError, parallel.Elsewhere, parallel.ProcessLost):
         raise
-    except Exception as error:  # Orbax and TensorStore have many
+    except Exception as error:  # Orbax and TensorStore raise many types
         if parallel.blames_another(error):
             raise parallel.ProcessLost from error
         raise WorkdirError(f"{directory}: {what} cannot be written: {first_line(error)}") from error

@@ -1,4 +1,4 @@
-"""Tasks: what a training run is, as three pure functions of hyperparameters, state and data."""
+"""Tasks: a training run as three pure functions of hyperparameters, state and data."""
 
 import functools
 from collections.abc import Callable, Collection, Mapping
@@ -16,27 +16,41 @@ from highway_jax.population.arguments import check_function, check_is, shown, ta
 from highway_jax.population.space import Hyperparameters
 
 Metrics = dict[str, jax.Array]
-Loss = Callable[..., jax.Array]  # of outputs and a batch; and of `hp`, if it takes it
+Loss = Callable[..., jax.Array]  # of outputs and a batch, and optionally of `hp`
 
 
 class Task(NamedTuple):
-    """What a training run is.
+    """A training run as three pure functions.
 
-    `hp` maps the names of a space to values, traced ones but for constants and static choices. States and batches are
-    any trees of arrays. The functions are traced, so they must be pure. What is no array in a state, such as a Flax
-    `TrainState`'s `tx`, is the same in all runs: a rate belongs into `optax.inject_hyperparams`, whose state has it.
+    `hp` maps the names of the space to values. They are traced, except for constants and static choices. States and
+    batches are arbitrary trees of arrays. Anything in a state that is not an array is shared by all runs, for example
+    the `tx` of a Flax `TrainState`; use `optax.inject_hyperparams` to keep a learning rate in the state.
 
     Attributes:
-      init: `init(hp, key, batch) -> state`, the initial state; of the batch only shapes and dtypes matter.
-      step: `step(hp, state, batch, key) -> (state, metrics)`, one update. The new state has the old one's shapes and
-        dtypes; metrics are numbers by name, scalar or (batch,).
-      evaluate: `evaluate(hp, state, batch) -> metrics`, likewise.
+      init: `init(hp, key, batch) -> state`, the initial state. Only shapes and dtypes of the batch matter.
+      step: `step(hp, state, batch, key) -> (state, metrics)`, one update. The new state must have the structure, shapes
+        and dtypes of the old one. Metrics are numbers by name, each of shape () or (batch,).
+      evaluate: `evaluate(hp, state, batch) -> metrics`, with metrics as in `step`.
 
-    Example, an update written by hand:
+    Example:
+      Linear regression, with the update written by hand:
 
-        def step(hp, w, batch, key):
-            loss, gradient = jax.value_and_grad(lambda w: jnp.mean((batch["x"] @ w - batch["y"]) ** 2))(w)
-            return w - hp["lr"] * gradient, {"loss": loss}
+      ```python
+      def mean_squared_error(w, batch):
+          return jnp.mean((batch["x"] @ w - batch["y"]) ** 2)
+
+      def init(hp, key, batch):
+          return jnp.zeros(batch["x"].shape[1])
+
+      def step(hp, w, batch, key):
+          loss, gradient = jax.value_and_grad(mean_squared_error)(w, batch)
+          return w - hp["lr"] * gradient, {"loss": loss}
+
+      def evaluate(hp, w, batch):
+          return {"loss": mean_squared_error(w, batch)}
+
+      task = population.Task(init, step, evaluate)
+      ```
     """
 
     init: Callable[[Any, jax.Array, Any], Any]
@@ -44,11 +58,12 @@ class Task(NamedTuple):
     evaluate: Callable[[Any, Any, Any], Metrics]
 
     def with_static(self, static: Mapping[str, Any], activations: Collection[str] = ()) -> "Task":
-        """The task of traced hyperparameters alone; the others have these values.
+        """Return the task as a function of its traced hyperparameters only.
 
         Args:
-          static: values by name.
-          activations: which of the traced ones are indices of activations; `TracedActivation` for the task.
+          static: the values of all other hyperparameters, by name.
+          activations: the names of the traced hyperparameters that are indices of activations, which the task receives
+            as `TracedActivation`.
         """
 
         def given(hp: Mapping[str, Any]) -> Hyperparameters:
@@ -58,7 +73,7 @@ class Task(NamedTuple):
         return self._given(given)
 
     def noting(self, read: set[str]) -> "Task":
-        """The same task, which adds the names of the hyperparameters that it reads to a set."""
+        """Return the same task, which adds the names of the hyperparameters that it reads to the set `read`."""
         return self._given(lambda hp: Hyperparameters(hp, read))
 
     def _given(self, change: Callable[[Any], Hyperparameters]) -> "Task":
@@ -74,9 +89,11 @@ class TrainState:
     """The state of a `supervised` run.
 
     Attributes:
-      params: the model's parameters: of Linen the collection `params`, of NNX all `nnx.Param` as nested dicts.
-      collections: its other variables, such as `batch_stats`; of NNX, random keys as their data.
-      opt_state: the optimizer's state.
+      params: the parameters of the model: the collection `params` in Linen, all `nnx.Param` as nested dicts in NNX.
+      collections: all other variables of the model, such as `batch_stats`; in NNX, random keys are stored as their
+        data.
+      opt_state: the state of the optimizer.
+      together: combines `params` and `collections` into `variables`.
     """
 
     params: Any
@@ -86,7 +103,7 @@ class TrainState:
 
     @property
     def variables(self) -> Any:
-        """Parameters and collections as Flax takes them: for `module.apply` of Linen, for `nnx.update` of NNX."""
+        """Parameters and collections together, for `module.apply` in Linen or `nnx.update` in NNX."""
         return self.together(self.params, self.collections)
 
 
@@ -100,34 +117,41 @@ def supervised(
     preprocess: Callable[[Any], Any] = lambda batch: batch,
     augment: Callable[[jax.Array, Any], Any] = lambda key, batch: batch,
 ) -> Task:
-    """The task of training a Flax model by gradient descent.
+    """Return the task of training a Flax model by gradient descent.
 
-    A batch is preprocessed, in training augmented, given to the model, and what comes out to `loss` and `metrics`.
-    Batch statistics and all other collections are kept; dropout and all other random streams have keys of their own.
+    A batch is preprocessed, augmented in training, and passed to the model; `loss` and `metrics` then take the outputs.
+    Batch statistics and all other collections are updated in training. Dropout and all other random streams receive
+    their own keys.
 
-    `loss`, `metrics`, `preprocess` and `augment` may have one more argument named `hp`, the hyperparameters.
+    `loss`, the `metrics`, `preprocess` and `augment` may take the hyperparameters as an additional argument `hp`.
 
     Args:
-      model: builds the model from hyperparameters: `model(hp)` a Linen module, or `model(hp, rngs)` an NNX one.
-      loss: `loss(outputs, batch)`, one number or one per example; its mean is what a step lowers and what is reported.
-      optimizer: `optimizer(hp)`, any of Optax, with schedules that count steps.
-      metrics: further numbers to report, by name, each a function like `loss`.
-      forward: `forward(model, batch, train)`, what the model is called with. By default `batch["x"]`, with `train=` or
-        `deterministic=` if it takes them. A Linen model is bound to its variables, an NNX one in train or eval mode.
-      preprocess: changes every batch, such as images of bytes into floats.
+      model: builds the model: `model(hp)` returns a Linen module, or `model(hp, rngs)` an NNX module.
+      loss: `loss(outputs, batch)`, of shape () or (batch,). A step lowers its mean, which is reported as `loss`.
+      optimizer: `optimizer(hp)` returns an Optax optimizer, whose schedules count steps.
+      metrics: further metrics to report, by name, each a function like `loss`.
+      forward: `forward(model, batch, train)` calls the model. By default, the model is called with `batch["x"]`, and
+        with `train=` or `deterministic=` if it takes them. A Linen model is bound to its variables; an NNX model is in
+        train or eval mode.
+      preprocess: `preprocess(batch)` changes every batch, for example from bytes to floats.
       augment: `augment(key, batch)` changes a training batch at random, after `preprocess`.
 
     Returns:
-      A `Task` whose states are `TrainState`. Its functions raise ValueError when they are traced with a loss or metric
-      of another shape than () or (batch,), or with a model that would lose a collection.
+      A `Task` whose state is a `TrainState`. `fit` raises a `ValueError` if the loss or a metric has another shape, or
+        if the model creates a collection in training that it did not have at initialization.
+
+    Raises:
+      ValueError: if `metrics` has the name "loss".
+      TypeError: if an argument is not a function of the arguments above.
 
     Example:
-
-        population.supervised(
-            model=lambda hp: Net(dropout=hp["dropout"]),
-            loss=lambda outputs, batch: (outputs - batch["y"]) ** 2,
-            optimizer=lambda hp: optax.adamw(hp["lr"], weight_decay=hp["wd"]),
-        )
+      ```python
+      task = population.supervised(
+          model=lambda hp: Net(dropout=hp["dropout"]),
+          loss=lambda outputs, batch: (outputs - batch["y"]) ** 2,
+          optimizer=lambda hp: optax.adamw(hp["lr"], weight_decay=hp["wd"]),
+      )
+      ```
     """
     check_function("loss", loss, "outputs", "batch", hp=True)
     check_function("optimizer", optimizer, "hp")
@@ -142,16 +166,16 @@ def supervised(
     adapted = adapter(model, forward)
     reported = {"loss": loss, **metrics}
     if "loss" in metrics:
-        raise ValueError("metrics has 'loss', which is the loss's own name; choose another")
+        raise ValueError("metrics has 'loss', which is the name of the loss itself; choose another")
 
     def made(hp: Any) -> optax.GradientTransformation:
         tool = optimizer(hp)
         if not (hasattr(tool, "init") and hasattr(tool, "update")):
-            raise TypeError(f"optimizer(hp) gives {shown(tool)}; it must give an optimizer of Optax")
+            raise TypeError(f"optimizer(hp) returns {shown(tool)}; it must return an Optax optimizer")
         return tool
 
     def init(hp: Any, key: jax.Array, batch: Any) -> TrainState:
-        one = jax.tree.map(lambda leaf: leaf[:1], _of(hp, preprocess)(batch))  # enough to learn the shapes
+        one = jax.tree.map(lambda leaf: leaf[:1], _of(hp, preprocess)(batch))  # enough to infer the shapes
         params, collections = adapted.init(hp, key, one)
         return TrainState(params, collections, made(hp).init(params), adapted.variables)
 
@@ -168,7 +192,7 @@ def supervised(
             return found["loss"], (found, collections)
 
         (value, (found, collections)), gradients = jax.value_and_grad(objective, has_aux=True)(state.params)
-        tool = optax.with_extra_args_support(made(hp))  # some want the loss
+        tool = optax.with_extra_args_support(made(hp))  # some optimizers need the loss
         updates, opt_state = tool.update(gradients, state.opt_state, state.params, value=value)
         params = optax.apply_updates(state.params, updates)
         return state.replace(params=params, collections=collections, opt_state=opt_state), found  # type: ignore[attr-defined]
@@ -177,29 +201,30 @@ def supervised(
         batch = _of(hp, preprocess)(batch)
         outputs, _ = adapted.apply(hp, state.params, state.collections, batch, None, False)
         found = measured(hp, outputs, batch)
-        finite = jnp.isfinite(found["loss"]).all()  # accuracies and the like would hide that the outputs are not
+        finite = jnp.isfinite(found["loss"]).all()  # an accuracy would hide NaN
         return {name: jnp.where(finite, values, jnp.nan) for name, values in found.items()}
 
     return Task(init, step, evaluate)
 
 
 def _of(hp: Any, function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function, which is given the hyperparameters if it takes them."""
+    """Pass the hyperparameters to a function if it takes them."""
     return functools.partial(function, hp=hp) if takes_hp(function) else function
 
 
 def _measured(name: str, function: Loss, outputs: Any, batch: Any) -> jax.Array:
-    """A loss or metric in float32 at least.
+    """Compute a loss or metric, in float32 at least.
 
     Raises:
-      ValueError: if it is neither a number nor one per example.
+      ValueError: if its shape is neither () nor (batch,).
     """
     size = len(jax.tree.leaves(batch)[0])
     try:
         values = jnp.asarray(function(outputs, batch))
     except Exception as error:
         forms = (jax.tree.map(lambda leaf: jax.typeof(leaf).str_short(), tree) for tree in (outputs, batch))
-        error.add_note("This is of {}(outputs, batch); outputs are {}, and a batch is {}.".format(name, *forms))
+        place = "The error is in {}(outputs, batch), where outputs are {} and a batch is {}."
+        error.add_note(place.format(name, *forms))
         raise
     if values.shape not in ((), (size,)):
         raise ValueError(

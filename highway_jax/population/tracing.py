@@ -1,4 +1,4 @@
-"""Functions as the jaxprs that they are traced to: those are compiled, and equal ones share what is compiled."""
+"""Traced functions, which are compared and compiled by their jaxprs; equal ones share a compiled program."""
 
 import functools
 import hashlib
@@ -12,24 +12,25 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 
 from highway_jax.keys import is_key
 
-REMEMBERED = 16  # compiled functions of a kind: a process that traces the same again compiles nothing
-# Whose parameters are for differentiation, which is over where a function has been traced.
+REMEMBERED = 16  # compiled programs to keep, so that tracing the same function again compiles nothing
+# Primitives whose parameters matter only for differentiation, which a traced function has already done.
 RULES = ("custom_jvp_call", "custom_vjp_call")
 PLAIN = (bool, int, float, complex, str, bytes, type(None))
 
 
 class Traced:
-    """A function of trees of arrays of certain shapes, as a jaxpr; it can be called like the function itself.
+    """A function of trees of arrays, traced for certain shapes and dtypes. It is called like the function itself.
 
-    Two are equal if their jaxprs are, with all constants and parameters, and the structures of their arguments and
-    results. It holds what its jaxpr refers to, so that no other object gets the address of one.
+    Two are equal if their jaxprs are equal, including all constants and parameters, and if their arguments and results
+    have equal structures. It keeps all objects that its jaxpr refers to alive, because objects without a hash are
+    compared by their addresses.
 
     Args:
       function: a pure function.
-      arguments: shapes and dtypes of its arguments.
+      *arguments: the shapes and dtypes of its arguments.
 
     Attributes:
-      shapes: of its result.
+      shapes: the shapes and dtypes of its result.
     """
 
     def __init__(self, function: Callable[..., Any], *arguments: Any):
@@ -44,6 +45,11 @@ class Traced:
         return bool(structure == self._inputs) and [(leaf.shape, leaf.dtype) for leaf in leaves] == forms
 
     def __call__(self, *arguments: Any) -> Any:
+        """Call the traced function.
+
+        Raises:
+          TypeError: if the arguments have other shapes, dtypes or structures.
+        """
         if not self.takes(*arguments):
             raise TypeError("called with arguments of another form than it was traced with")
         leaves = jax.tree.leaves(arguments)
@@ -60,13 +66,16 @@ class Traced:
         return hash(self._pieces)
 
     def digest(self) -> str:
-        """What is computed, in 32 characters, the same in every process; functions of one name are not told apart."""
+        """A digest of what is computed, 32 characters that are equal in every process.
+
+        It does not distinguish callbacks and other functions of the same name.
+        """
         text = "\n".join(map(_text, self._pieces))
         return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
 
 
 class _Same:
-    """An object that is equal to others as Python has it, of the same type; to itself alone if it has no hash."""
+    """An object that is equal to equal objects of the same type, or only to itself if it has no hash."""
 
     def __init__(self, value: Any):
         self.value = value
@@ -85,7 +94,10 @@ class _Same:
 
 
 def _pieces(jaxpr: ClosedJaxpr | Jaxpr) -> Iterator[Any]:
-    """All that a jaxpr and those inside it say, in comparable pieces. Their text says less, and depends on caches."""
+    """Yield the contents of a jaxpr and of those nested in it, in comparable pieces.
+
+    The text of a jaxpr would not do: it omits constants, and it depends on JAX's caches.
+    """
     if isinstance(jaxpr, ClosedJaxpr):
         yield from map(_exact, jaxpr.consts)
         jaxpr = jaxpr.jaxpr
@@ -115,12 +127,12 @@ def _pieces(jaxpr: ClosedJaxpr | Jaxpr) -> Iterator[Any]:
 
 
 def described(value: Any) -> str:
-    """A value as text that is the same in every process."""
+    """Describe a value by text that is equal in every process."""
     return _text(_exact(value))
 
 
 def _exact(part: Any) -> Any:
-    """An array by its contents, a plain value as it is written, anything else as an object."""
+    """Represent an array by its contents, a plain value by its `repr`, and anything else by the object."""
     if is_key(part):
         return str(part.dtype), *_exact(jax.random.key_data(part))
     if isinstance(part, np.ndarray | np.generic | jax.Array):
@@ -130,7 +142,7 @@ def _exact(part: Any) -> Any:
 
 
 def _text(piece: Any) -> str:
-    """A piece, the same in every process: without addresses, and with sets in order."""
+    """The text of a piece that is equal in every process: without addresses, and with sets sorted."""
     if isinstance(piece, tuple):
         return f"({' '.join(map(_text, piece))})"
     text = re.sub(r"0x[0-9a-f]+", "", repr(piece.value if isinstance(piece, _Same) else piece))

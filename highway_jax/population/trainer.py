@@ -1,4 +1,4 @@
-"""What makes one state of a search of another, and holds what is compiled."""
+"""The transitions between states of a search, and the compiled programs that they use."""
 
 import dataclasses
 import hashlib
@@ -26,18 +26,22 @@ from highway_jax.population.tracing import described
 
 
 class Trainer:
-    """Makes one state of another; holds what is compiled.
+    """Advances the state of a search; each method returns a new state.
 
     Args:
-      search: what is done.
-      mesh: where.
-      runs_in_memory, runs_per_batch: as for `fit`.
+      search: the search.
+      mesh: the devices that hold the runs.
+      runs_in_memory: as for `fit`.
+      runs_per_batch: as for `fit`.
 
     Attributes:
-      groups: what is compiled.
+      groups: the groups of runs, with their compiled programs.
+      runs_in_memory: the number of runs that are trained side by side.
 
     Raises:
-      ValueError, TypeError: as `fit`, of the task and `rank_by`.
+      ValueError: as `fit`, for the task and `rank_by`.
+      TypeError: as `fit`, for the task.
+      MemoryTooSmall: if memory does not hold the runs.
     """
 
     def __init__(self, search: Search, mesh: Mesh, runs_in_memory: int | None, runs_per_batch: int | None):
@@ -50,34 +54,34 @@ class Trainer:
         self._check_memory()
 
     def check_storable(self) -> None:
-        """Refuse a state that cannot be read back from a checkpoint.
+        """Reject a task whose state could not be restored from a checkpoint.
 
         Raises:
-          ValueError: naming what it has.
+          ValueError: if it could not; the message says what is wrong with the state.
         """
         for group in self.groups.values():
             check_names(group.shapes)
 
     def _check_memory(self) -> None:
-        """Refuse runs side by side that memory cannot hold, before any of it is taken.
+        """Reject runs that memory cannot hold together, before any of it is allocated.
 
         Raises:
-          MemoryTooSmall: saying what they need.
+          MemoryTooSmall: if memory cannot hold them; the message says how much they need.
         """
         group, free = self.groups[self.groups.largest], parallel.free_memory(self.mesh)
         state, runs = memory.num_bytes(group.shapes), min(self.runs_in_memory, self.search.num_runs)
         rows, working, devices = parallel.padded(runs, self.mesh) // self.mesh.shape[parallel.RUNS], 0, 1
         if free is None:  # the devices share this machine's memory
             free, devices = parallel.host_memory(), len(self.mesh.local_devices)
-            # The compiler knows the rest, which matters where a run fills a good part of the memory.
+            # Only the compiler knows the memory for working, which matters if a run fills a good part of the memory.
             if state <= free < 20 * state * devices:
                 working = group.memory_of_a_run(self.mesh.local_devices[0]).working
         if state + working > free:
             raise RunTooLarge(state + working, free)
         if (needed := devices * (rows * state + working)) > free:
             raise MemoryTooSmall(
-                f"runs_in_memory is {self.runs_in_memory}; so many runs take {needed / 2**30:,.1f} GiB of memory, and "
-                f"there are {free / 2**30:,.1f}"
+                f"runs_in_memory is {self.runs_in_memory}; that many runs take {needed / 2**30:,.1f} GiB of memory, "
+                f"and there are {free / 2**30:,.1f}"
             )
 
     def _choose_runs_in_memory(self) -> int:
@@ -87,7 +91,7 @@ class Trainer:
         return fitting
 
     def blank(self) -> Outcome:
-        """The outcome of runs that have not begun."""
+        """The outcome before any run has started."""
         curve = np.full((self.search.num_runs, self.search.epochs), np.nan, np.float32)
         return Outcome(self.search.drawn, dict.fromkeys(self.groups.numbers, curve), {}, np.full(2, -1), {}, {})
 
@@ -109,7 +113,7 @@ class Trainer:
         return State(populations, members, outcome)
 
     def train(self, state: State, epoch: int) -> State:
-        """An epoch (from 1) of the runs that are trained now."""
+        """Train the current runs for an epoch, counted from 1."""
         batches = self._epoch_batches(epoch)
         populations, numbers = {}, {}
         for name, population in state.populations.items():
@@ -136,7 +140,7 @@ class Trainer:
         return self._data[name]
 
     def evaluate(self, state: State, epoch: int) -> State:
-        """With the numbers of the runs that are trained now on the splits."""
+        """Evaluate the current runs on all splits."""
         for split, examples in self.search.evaluate.items():
             there = self._on_devices(split, examples)
             for name, population in state.populations.items():
@@ -146,7 +150,7 @@ class Trainer:
         return state
 
     def without_ended(self, state: State, epoch: int) -> State:
-        """Without the runs that end after this epoch, whose states are kept if they are a result."""
+        """Remove the runs that end after this epoch, keeping their states with `keep="all"`."""
         search = self.search
         runs = np.sort(np.concatenate([members[members >= 0] for members in state.members.values()]))
         stay = runs[:0]
@@ -160,7 +164,7 @@ class Trainer:
         populations, members = {}, {}
         for name, stays in staying.items():
             if fewest := parallel.padded(stays.sum(), self.mesh):
-                # What is compiled serves as long as what stays fills a batch of lockstep.
+                # The population keeps its size, and its compiled program, while the runs fill a batch of lockstep.
                 fills = self._lockstep[name] <= fewest // self.mesh.shape[parallel.RUNS]
                 rows = len(stays) if fills else fewest
                 before = state.populations[name], state.members[name]
@@ -168,20 +172,20 @@ class Trainer:
         return State(populations, members, state.outcome)
 
     def _placed(self, runs: np.ndarray, rows: int) -> np.ndarray:
-        """The members of a population of so many rows that has these runs."""
+        """Assign runs to the rows of a population; -1 for padding."""
         members = np.full(rows, -1)
         members[parallel.spread(len(runs), rows, self.mesh)] = runs
         return members
 
     def _moved(self, population: Run, members: np.ndarray, kept: np.ndarray, rows: int) -> tuple[Run, np.ndarray]:
-        """Some rows of a population, and the members there, as a population of so many rows."""
+        """Move the kept rows of a population and their members to a population of `rows` rows."""
         new = self._placed(members[kept], rows)
         if not np.array_equal(new, members):
             population = take_rows(self.mesh, population, np.maximum(self._placed(kept, rows), 0))
         return population, new
 
     def with_best_again(self, state: State) -> State:
-        """With the best run's state where another's is there, which led and then diverged: the run is trained again."""
+        """Train the best run again if its best state was not kept because a run that diverged later was leading."""
         outcome = state.outcome
         ranking = outcome.ranking(self.search)
         best = ranking.order[:1]
@@ -197,7 +201,7 @@ class Trainer:
         return dataclasses.replace(state, outcome=dataclasses.replace(outcome, best=again, best_at=at))
 
     def notes(self, state: State) -> dict[str, Any]:
-        """What must be known to go on from a state, and to read it back: JSON-able."""
+        """What is needed to restore a state and continue from it, in values that JSON can hold."""
         return {
             "runs_in_memory": self.runs_in_memory,
             "runs_per_batch": self._lockstep,
@@ -207,7 +211,10 @@ class Trainer:
         }
 
     def restored(self, storage: Storage, step: int, notes: Mapping[str, Any]) -> State:
-        """The state of a checkpoint; from here on as many runs at once as before, which can decide the rounding."""
+        """Restore the state of a checkpoint.
+
+        The numbers of runs in memory and in lockstep are restored too, since rounding can depend on them.
+        """
         self.runs_in_memory = notes["runs_in_memory"]
         if self._wanted_lockstep is None:
             self._lockstep = dict(notes["runs_per_batch"])
@@ -234,17 +241,17 @@ class Trainer:
         populations = {name: on_devices(name, rows) for name, rows in members.items()}
         like = State(populations, {name: np.zeros(rows, int) for name, rows in members.items()}, outcome)
         state = storage.restore(step, like, min(members.values(), default=0))
-        for name, there in list(state.members.items()):  # maybe spread over other devices
+        for name, there in list(state.members.items()):  # the number of devices may differ
             there = np.pad(there, (0, parallel.padded(len(there), self.mesh) - len(there)), constant_values=-1)
             moved = self._moved(state.populations[name], there, np.flatnonzero(there >= 0), len(there))
             state.populations[name], state.members[name] = moved
-        # Dicts come back in another order, which is that of the table's columns.
+        # Orbax does not keep the order of dicts, which is the order of a table's columns.
         columns = {name: state.outcome.columns[name] for name in outcome.columns}
         curves = {name: state.outcome.curves[name] for name in outcome.curves}
         return dataclasses.replace(state, outcome=dataclasses.replace(state.outcome, columns=columns, curves=curves))
 
     def identity(self) -> dict[str, Any]:
-        """What decides the search's numbers, by name, JSON-able."""
+        """What decides the numbers of the search, by name, in values that JSON can hold."""
         search, traced = self.search, self.search.space.traced(self.search.drawn)
         plain = (
             *("num_runs", "epochs", "batch_size", "seeds", "seed", "first_run", "rank_by", "mode"),
@@ -263,7 +270,7 @@ class Trainer:
 
 
 def _md5(tree: Any) -> str:
-    """Of a tree's arrays: their places, dtypes, shapes and contents."""
+    """The MD5 of the paths, dtypes, shapes and contents of a tree's arrays."""
     digest = hashlib.md5(usedforsecurity=False)
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         digest.update(f"{jax.tree_util.keystr(path)} {described(leaf)}".encode())
@@ -271,7 +278,7 @@ def _md5(tree: Any) -> str:
 
 
 def _wait(tree: Any) -> None:
-    """Wait for a computation with an ear for signals, which Python cannot hear inside JAX."""
+    """Wait for a computation by polling, since Python cannot handle signals while it blocks in JAX."""
     for array in jax.tree.leaves(tree):
         while not array.is_ready():
             time.sleep(0.002)

@@ -1,4 +1,4 @@
-"""Many equal layers as one scan: kinds of layers, the scan, and a kernel of our own for it on a CPU."""
+"""Stacks of equal layers: kinds of layers, their scan, and kernels for a CPU and an NVIDIA GPU."""
 
 from highway_jax.stack.scan import stack, states
 

@@ -1,10 +1,10 @@
 // Stacks of highway and plain layers on a CPU, forward and backward, for highway_jax/stack/fused.py.
 //
-// Inside, an array of a layer is (width, columns): an example a column, their number rounded up to whole vectors, so
-// that every product and every elementwise loop runs along examples whatever the width. The columns too many start as
-// zeros, and nothing is read from them in the end. At the paper's sizes a layer stays in the first two caches: its
-// elementwise operations follow its product, and the weights get their gradient while dz is near. A dense layer's
-// arrays are as XLA has them, an example a row.
+// Internally, an array of a layer is (width, columns), with an example in each column. The number of columns is rounded
+// up to whole vectors, so that every product and every elementwise loop runs along examples, whatever the width.
+// Padding columns start as zeros and are never read in the end. At the paper's sizes, a layer stays in the first two
+// levels of cache: its elementwise operations directly follow its product, and the gradient of the weights is computed
+// while dz is still in the cache. The arrays of a dense layer are as in XLA, with an example in each row.
 
 #include <iterator>
 #include <utility>
@@ -19,10 +19,10 @@ namespace ffi = xla::ffi;
 
 constexpr int kMaxVectors = kRegisters == 32 ? 4 : 2;
 
-// A tile is `rows` x `vectors` accumulators, with registers left for a row's vectors and a factor.
+// A tile has `rows` x `vectors` accumulators, which leaves registers for the vectors of a row and a factor.
 constexpr int tile_rows(int vectors) { return std::min(12, (kRegisters == 32 ? 24 : 8) / vectors); }
 
-// Calls work(vectors, first) for blocks of one to four vectors that make up `size` floats; the number is static.
+// Calls work(vectors, first) for blocks of one to four vectors that cover `size` floats; `vectors` is a constant.
 template <typename Work>
 INLINE void in_vectors(int64_t size, Work work) {
   int64_t at = 0;
@@ -36,7 +36,7 @@ INLINE void in_vectors(int64_t size, Work work) {
   }
 }
 
-// Calls work(rows, first) for blocks of `kRows`, two rows and one that make up `count` rows; the number is static.
+// Calls work(rows, first) for blocks of `kRows`, two or one rows that cover `count` rows; `rows` is a constant.
 template <int kRows, typename Work>
 INLINE void in_rows(int64_t count, Work work) {
   int64_t at = 0;
@@ -46,7 +46,8 @@ INLINE void in_rows(int64_t count, Work work) {
   for (; at < count; at++) work(std::integral_constant<int, 1>{}, at);
 }
 
-// Calls work(sums, row, column) for tiles that make up `rows` x the whole vectors of `columns`; sums start at zero.
+// Calls work(sums, row, column) for tiles that cover `rows` rows and the whole vectors of `columns` columns. The sums
+// start at zero.
 template <typename Work>
 INLINE void in_tiles(int64_t rows, int64_t columns, Work work) {
   in_vectors(columns, [&](auto vectors, int64_t column) ALWAYS {
@@ -58,7 +59,7 @@ INLINE void in_tiles(int64_t rows, int64_t columns, Work work) {
   });
 }
 
-// sums[row] += sum over k < count of factor(row, k) * lines[k * stride ...].
+// sums[row] += the sum over k < count of factor(row, k) * lines[k * stride ...].
 template <int kRows, int kVectors, typename Factor>
 INLINE void multiply(Vector (&sums)[kRows][kVectors], Factor factor, const float* lines, int64_t stride,
                      int64_t count) {
@@ -78,7 +79,7 @@ INLINE void store_tile(const Vector (&sums)[kRows][kVectors], float* to, int64_t
     for (int v = 0; v < kVectors; v++) store(to + row * stride + v * kLanes, sums[row][v]);
 }
 
-// Exchange the off-diagonal blocks of `kStep` lanes between two rows, as a transposition by halves needs it.
+// Exchanges the off-diagonal blocks of `kStep` lanes between two rows, for a recursive transposition.
 template <int kStep, size_t... kLane>
 INLINE void exchange(Vector& a, Vector& b, std::index_sequence<kLane...>) {
 #if defined(__clang__)
@@ -122,19 +123,20 @@ INLINE float sum_of_lanes(Vector a) {
   return (a + b)[0];
 }
 
-// A product's columns that make up no whole vector are gathered beside each other, padded to a vector, and put back. Both
-// copy whole vectors where they can, in order: what follows a place is overwritten up to a vector's length.
+// Copies the columns of a product beyond its whole vectors to an array in which they are padded to a vector, or back.
+// It copies whole vectors where it can, which overwrite what follows each destination. This is correct because rows
+// are copied in order.
 void copy_columns(int64_t rows, int64_t count, const float* from, int64_t from_row, float* to, int64_t to_row) {
   for (int64_t row = 0; row < rows; row++, from += from_row, to += to_row) {
     if (row + kLanes < rows)
       store(to, load(from));
-    else  // less may be left of either array
+    else  // either array may end before a whole vector does
       std::memcpy(to, from, count * sizeof(float));
   }
 }
 
-// to (rows, columns) = the sums over k < count of factor(row, k) * lines (count, columns). `scratch` has room for
-// rows + count vectors.
+// to (rows, columns) = the sum over k < count of factor(row, k) * lines (count, columns). With `rest`, this includes
+// the columns beyond whole vectors. `scratch` has room for rows + count vectors.
 template <typename Factor>
 void product(int64_t rows, int64_t columns, int64_t count, Factor factor, const float* lines, float* to, bool rest,
              float* scratch) {
@@ -154,7 +156,7 @@ void product(int64_t rows, int64_t columns, int64_t count, Factor factor, const 
   tiles(lines, columns, to);
 }
 
-// to[row * to_row + column] = the scalar product of x's row and y's, both of `count` columns.
+// to[row * to_row + column] = the scalar product of row `row` of x and row `column` of y, both of `count` columns.
 void dot_products(int64_t rows, int64_t columns, int64_t count, const float* x, const float* y, float* to,
                   int64_t to_row) {
   const int64_t whole = count / kLanes * kLanes;
@@ -178,13 +180,13 @@ void dot_products(int64_t rows, int64_t columns, int64_t count, const float* x, 
 }
 
 struct Shape {
-  int64_t layers, width, batch, columns, parts;  // parts: affine maps of a layer, H's and perhaps T's
+  int64_t layers, width, batch, columns, parts;  // parts: the number of affine maps of a layer, for H and maybe T
   int64_t side() const { return parts * width; }
   int64_t state() const { return width * columns; }
-  int64_t record() const { return (2 * parts - 1) * state(); }  // kept of a layer: x, and h and t if it has gates
+  int64_t record() const { return (2 * parts - 1) * state(); }  // kept for each layer: x, and with gates h and t
 };
 
-// Eq. 1 and 3, for one layer. `kept` is the layer's record, `next` receives the block output.
+// Computes one layer (Eq. 1 and 3). `kept` is the layer's record, and `next` receives the block output.
 template <int kParts>
 void layer_forward(const Shape s, const float* kernel, const float* bias, float* kept, float* next, float* scratch, int32_t index) {
   const float* x = kept;
@@ -192,7 +194,7 @@ void layer_forward(const Shape s, const float* kernel, const float* bias, float*
   float* z = kParts == 2 ? h : next;  // (side, columns)
   const int64_t rest = s.batch % kLanes;
   const int64_t columns = s.columns - (rest && rest <= kLanes / 4 && s.side() >= kLanes ? kLanes : 0);
-  if (columns < s.columns) {  // the few examples beyond whole vectors leave fewer lanes empty along their units
+  if (columns < s.columns) {  // vectors along units waste fewer lanes for the few last examples
     const auto along_units = [&](int64_t first, int64_t units) {
       in_tiles(rest, units, [&](auto& sums, int64_t example, int64_t unit) ALWAYS {
         for (auto& line : sums)
@@ -226,10 +228,10 @@ void layer_forward(const Shape s, const float* kernel, const float* bias, float*
 }
 
 struct Scratch {
-  float *dz, *dz_by_example;  // (side, columns) and (columns, side), both rounded up to whole vectors
+  float *dz, *dz_by_example;  // (side, columns) and (columns, side), with sizes rounded up to whole vectors
 };
 
-// Eq. 9 and the chain rule, for one layer. `next` is the record of the layer above.
+// Computes the gradients of one layer (Eq. 9 and the chain rule). `next` is the record of the layer above.
 template <int kParts>
 void layer_backward(const Shape s, const float* kernel, const float* kept, const float* next, const float* dy,
                     const Scratch& scratch, float* dx, float* dkernel, float* dbias, int32_t index) {
@@ -284,13 +286,13 @@ using Array = ffi::Buffer<ffi::F32>;
 using Index = ffi::Buffer<ffi::S32>;
 using Result = ffi::Result<Array>;
 
-// Of x (batch, width) and kernel (layers, width, side).
+// The shape of a stack with x (batch, width) and kernel (layers, width, side).
 Shape shape_of(const Array& x, const Array& kernel, int64_t columns) {
   const auto outer = x.dimensions(), inner = kernel.dimensions();
   return {inner[0], outer[1], outer[0], columns, inner[2] / outer[1]};
 }
 
-// From (batch, width) to (width, columns), with zeros in the columns too many.
+// Transposes (batch, width) to (width, columns), with zeros in padding columns.
 void enter(const Shape& s, const float* from, float* to) {
   if (s.columns > s.batch) std::memset(to, 0, s.state() * sizeof(float));
   transpose(from, s.batch, s.width, s.width, to, s.columns);
@@ -301,7 +303,7 @@ ffi::Error forward(Array x, Array kernel, Array bias, Index activation, Result y
   float* kept = records->typed_data();
   const auto scratch = room(kLanes * s.side());
   if (!scratch) return ffi::Error(ffi::ErrorCode::kResourceExhausted, "no memory for the forward pass");
-  std::memset(scratch.get(), 0, kLanes * s.side() * sizeof(float));  // rows too many
+  std::memset(scratch.get(), 0, kLanes * s.side() * sizeof(float));  // for padding rows
   enter(s, x.typed_data(), kept);
   for (int64_t layer = 0; layer < s.layers; layer++, kept += s.record())
     (s.parts == 2 ? layer_forward<2> : layer_forward<1>)(s, kernel.typed_data() + layer * s.width * s.side(),
@@ -317,7 +319,7 @@ ffi::Error backward(Array dy, Array kernel, Index activation, Array records, Res
   const auto memory = room(2 * lines + 2 * s.state());
   if (!memory) return ffi::Error(ffi::ErrorCode::kResourceExhausted, "no memory for the backward pass");
   const Scratch scratch = {memory.get(), memory.get() + lines};
-  std::memset(scratch.dz + s.parts * s.state(), 0, (lines - s.parts * s.state()) * sizeof(float));  // rows too many
+  std::memset(scratch.dz + s.parts * s.state(), 0, (lines - s.parts * s.state()) * sizeof(float));  // padding rows
   float *above = memory.get() + 2 * lines, *below = above + s.state();
   enter(s, dy.typed_data(), above);
   for (int64_t layer = s.layers; layer--; std::swap(above, below)) {
@@ -338,7 +340,7 @@ ffi::Error multiplied(Array x, Array kernel, Result y) {
   const int64_t whole = outputs / kLanes * kLanes, rest = outputs - whole;
   const auto memory = room(std::max((batch + inputs) * kLanes, rest * inputs));
   if (!memory) return ffi::Error(ffi::ErrorCode::kResourceExhausted, "no memory for a product");
-  // Along the inputs there are whole vectors of a few outputs too; each ends in a sum of its lanes.
+  // The last few outputs may instead be dot products along the inputs, each of which ends in a sum of lanes.
   const bool few = rest * (inputs + 10 * kLanes) < kLanes * inputs;
   const auto factor = [&](int64_t row, int64_t k) ALWAYS { return from[row * inputs + k]; };
   product(batch, outputs, inputs, factor, weights, y->typed_data(), !few, memory.get());
@@ -349,14 +351,14 @@ ffi::Error multiplied(Array x, Array kernel, Result y) {
   return ffi::Error::Success();
 }
 
-// The kernel's cotangent, x transposed @ dy.
+// The cotangent of the kernel: dkernel = x^T @ dy.
 ffi::Error gradient(Array x, Array dy, Result dkernel) {
   const int64_t batch = x.dimensions()[0], inputs = x.dimensions()[1], outputs = dy.dimensions()[1];
   const float *from = x.typed_data(), *dz = dy.typed_data();
   const int64_t whole = outputs / kLanes * kLanes, rest = outputs - whole;
   const auto memory = room(std::max((batch + inputs) * kLanes, rest * inputs));
   if (!memory) return ffi::Error(ffi::ErrorCode::kResourceExhausted, "no memory for a gradient");
-  const bool along_inputs = inputs % kLanes == 0;  // these then make up whole vectors
+  const bool along_inputs = inputs % kLanes == 0;  // the last few outputs, in whole vectors of inputs
   const auto factor = [&](int64_t row, int64_t k) ALWAYS { return from[k * inputs + row]; };
   product(inputs, outputs, batch, factor, dz, dkernel->typed_data(), !along_inputs, memory.get());
   if (along_inputs) {

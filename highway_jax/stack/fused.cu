@@ -1,10 +1,10 @@
 // Stacks of highway and plain layers on an NVIDIA GPU, forward and backward, for highway_jax/stack/fused.py.
 //
-// A block computes all layers of a run for `rows` examples of its batch, so that between layers nothing but what the
-// backward pass needs leaves the multiprocessor. Inside, an array of a layer is (width, rows): examples are contiguous.
-// A thread owns four examples of some units, in all layers: it has their pre-activations in registers when a product
-// ends, and applies the cell there. Operands are in shared memory, and are read as four floats along the axis that is
-// summed over; the next layer's come in meanwhile. Products are in float32, on the ordinary units.
+// A block computes all layers of a run for `rows` examples of its batch. Between layers, only what the backward pass
+// needs leaves the multiprocessor. Internally, an array of a layer is (width, rows), so examples are contiguous. A
+// thread owns four examples of some units in all layers: at the end of a product, it has their pre-activations in
+// registers, where it applies the cell. Operands are in shared memory and are read as four floats along the axis of
+// summation, while those of the next layer are being copied. Products are computed in float32 without tensor cores.
 
 #include <cuda_pipeline.h>
 #include <cuda_runtime.h>
@@ -20,11 +20,11 @@ namespace ffi = xla::ffi;
 constexpr int kThreads = 256;  // of a block, at most
 constexpr int kRows = 4;       // examples of a thread
 
-// How many units a thread owns: of highway layers, which have two affine maps, half as many.
+// The number of units that a thread owns; half as many in highway layers, which have two affine maps.
 template <int kParts>
 constexpr int kUnits = 10 / kParts;
 
-// A thread's tile of a layer's weights' gradient.
+// The tile of the gradient of a layer's weights that a thread computes.
 template <int kParts>
 constexpr int kInputs = kParts == 2 ? 5 : 6;
 template <int kParts>
@@ -34,14 +34,14 @@ struct Shape {
   int layers, width, batch, rows, tiles;
 
   __host__ __device__ int columns() const { return rows * tiles; }                     // of an array that is kept
-  __host__ __device__ int pitch() const { return odd(rows); }                          // of one in shared memory
+  __host__ __device__ int pitch() const { return odd(rows); }                          // of an array in shared memory
   __host__ __device__ int side(int parts) const { return parts * width; }              // of the affine maps
-  __host__ __device__ int groups(int parts) const { return up(width, 10 / parts); }    // of units: one a thread
+  __host__ __device__ int groups(int parts) const { return up(width, 10 / parts); }    // of units, one for each thread
   __host__ __device__ static int up(int count, int size) { return (count + size - 1) / size; }
-  __host__ __device__ static int fours(int count) { return 4 * up(count, 4); }         // whole vectors
-  __host__ __device__ static int odd(int count) { return fours(count) | 4; }  // odd, in vectors: no bank conflicts
+  __host__ __device__ static int fours(int count) { return 4 * up(count, 4); }         // rounded up to whole vectors
+  __host__ __device__ static int odd(int count) { return fours(count) | 4; }  // an odd number of vectors: no conflicts
 
-  // Floats of shared memory: of a layer's kernel as the forward and the backward pass read it, and of all.
+  // Shared memory in floats: for a layer's kernel as each pass reads it, and in total.
   __host__ __device__ int forward_kernel(int parts) const { return 10 * groups(parts) * fours(width); }
   __host__ __device__ int backward_kernel(int parts) const { return 10 / parts * groups(parts) * fours(side(parts)); }
   __host__ __device__ int forward_memory(int parts) const {
@@ -69,7 +69,7 @@ __device__ __forceinline__ void add(float4& sum, float factor, const float4& val
   sum.w = fmaf(factor, value.w, sum.w);
 }
 
-// Both return NaN for NaN, so that a diverged run is noticed.
+// Activation and gate return NaN for NaN, so that a diverged run is noticed.
 __device__ __forceinline__ float activate(float z, bool tanh) { return tanh ? tanhf(z) : z < 0.0f ? 0.0f : z; }
 __device__ __forceinline__ float gate(float z) { return __fdividef(1.0f, 1.0f + expf(-z)); }
 __device__ __forceinline__ float slope(float h, bool tanh) { return tanh ? 1.0f - h * h : h > 0.0f ? 1.0f : 0.0f; }
@@ -78,8 +78,8 @@ __device__ __forceinline__ void clear(float* memory, int count) {
   for (int i = threadIdx.x; i < count; i += blockDim.x) memory[i] = 0.0f;
 }
 
-// How the threads of a block share an array of `width` columns: a thread's first row and column,
-// and the steps to its next.
+// How the threads of a block share an array of `width` columns: the first row and column of a thread, and the steps to
+// its next ones.
 struct Share {
   int row, column, rows, columns;
 
@@ -88,12 +88,12 @@ struct Share {
     rows = blockDim.x / columns;
     row = threadIdx.x / columns;
     column = threadIdx.x - row * columns;
-    if (row >= rows) column = width;  // it has none
+    if (row >= rows) column = width;  // this thread has no elements
   }
 };
 
-// A layer's kernel (width, side) for the forward pass, (groups, width / 4, parts, units, 4), four inputs side by side;
-// and its bias.
+// Copies a layer's kernel (width, side) for the forward pass to (groups, width / 4, parts, units, 4), with four inputs
+// side by side; also copies the bias.
 template <int kParts>
 __device__ __forceinline__ void fetch_forward(float* to, float* biases, const float* kernel, const float* bias,
                                               int width, const Share& share) {
@@ -110,7 +110,7 @@ __device__ __forceinline__ void fetch_forward(float* to, float* biases, const fl
   __pipeline_commit();
 }
 
-// And for the backward pass: (groups, side / 4, units, 4), four outputs side by side.
+// Copies a layer's kernel for the backward pass to (groups, side / 4, units, 4), with four outputs side by side.
 template <int kParts>
 __device__ __forceinline__ void fetch_backward(float* to, const float* kernel, int width, const Share& share) {
   constexpr int U = kUnits<kParts>;
@@ -135,7 +135,7 @@ __device__ __forceinline__ void fetch_backward(float* to, const float* kernel, i
   __pipeline_commit();
 }
 
-// A layer's input (width, rows), from what the forward pass kept: a thread's units are `unit`, `unit + step`, ...
+// Copies a layer's input (width, rows), which the forward pass kept. A thread copies units `unit`, `unit + step`, ...
 __device__ __forceinline__ void fetch_input(float* to, const float* kept, const Shape& shape, int row, int unit,
                                             int step) {
   for (; unit < shape.width; unit += step) {
@@ -186,7 +186,7 @@ __global__ void __launch_bounds__(kThreads)
     const float* const input = inputs + layer % 2 * Shape::fours(width) * pitch;
     float* const output = inputs + (layer + 1) % 2 * Shape::fours(width) * pitch;
     __pipeline_wait_prior(0);
-    __syncthreads();  // the layer's kernel and input are there, and no thread reads the previous ones any more
+    __syncthreads();  // the layer's kernel and input have arrived, and no thread reads the previous ones any more
     if (layer + 1 < shape.layers) {
       const int next = layer + 1, place = next % 2;
       fetch_forward<kParts>(kernels + place * kernel_size, biases + place * bias_size, kernel + next * width * side,
@@ -278,8 +278,8 @@ __global__ void __launch_bounds__(kThreads)
   fetch_input(input, kept + (shape.layers - 1) * layer_size, shape, row, group, all_groups);
   fetch_backward<kParts>(weights, kernel + (shape.layers - 1) * width * side, width, share);
 
-  // The gradient of the layer's output, and the states that the cell's slope depends on. Those of the layer below are
-  // read during a product.
+  // The gradient of the layer's output, and the states that the cell's derivative depends on. The states of the layer
+  // below are loaded during a product.
   float4 g[U], h[U], t[U];
   const auto fetch_states = [&](int layer) {
     const float* const states = kept + layer * layer_size + row;
@@ -301,12 +301,12 @@ __global__ void __launch_bounds__(kThreads)
 
   for (int layer = shape.layers - 1; layer >= 0; --layer) {
     __pipeline_wait_prior(1);
-    __syncthreads();  // the layer's input is there, and no thread reads the previous dz any more
+    __syncthreads();  // the layer's input has arrived, and no thread reads the previous dz any more
 #pragma unroll
     for (int c = 0; c < U; ++c) {
       if (unit + c >= width) break;
       float* const own = dz + (unit + c) * pitch + row;
-      // Padding examples have no gradient, also where their state is not finite.
+      // Padding examples have a gradient of zero, even if their state is not finite.
       const auto real = [&](int r, float value) { return first + row + r < shape.batch ? value : 0.0f; };
       if constexpr (kParts == 2) {
         const float4 in = load(input + (unit + c) * pitch + row);
@@ -320,10 +320,10 @@ __global__ void __launch_bounds__(kThreads)
         g[c] = {0.0f, 0.0f, 0.0f, 0.0f};
       }
     }
-    __syncthreads();  // dz is there
+    __syncthreads();  // dz is complete
     if (layer > 0) fetch_states(layer - 1);
 
-    // The gradient of the biases, dz summed over examples.
+    // The gradient of the biases: dz summed over examples.
     for (int column = threadIdx.x; column < side; column += blockDim.x) {
       float4 sum = {};
 #pragma unroll 4
@@ -331,7 +331,7 @@ __global__ void __launch_bounds__(kThreads)
       dbias[layer * side + column] = (sum.x + sum.y) + (sum.z + sum.w);
     }
 
-    // The gradient of the kernel, input^T dz summed over examples.
+    // The gradient of the kernel: input^T dz, summed over examples.
     const int high = Shape::up(width, I), wide = Shape::up(side, O);
     for (int item = threadIdx.x; item < high * wide; item += blockDim.x) {
       const int i = item / wide, j = item - i * wide;
@@ -368,10 +368,10 @@ __global__ void __launch_bounds__(kThreads)
     }
 
     __pipeline_wait_prior(0);
-    __syncthreads();  // the layer's kernel is there, and no thread reads its input any more
+    __syncthreads();  // the layer's kernel has arrived, and no thread reads its input any more
     if (layer > 0) fetch_input(input, kept + (layer - 1) * layer_size, shape, row, group, all_groups);
 
-    // The gradient of the input through the affine maps, dz kernel^T.
+    // The gradient of the input through the affine maps: dz kernel^T.
 #pragma unroll 1
     for (int k = 0; k < side; k += 4) {
       float4 a[4];
@@ -407,7 +407,7 @@ int64_t runs_of(const ffi::AnyBuffer::Dimensions& dimensions, int own) {
   return runs;
 }
 
-// The shape of a call; the number of affine maps follows from the kernel's.
+// The shape of a call. The number of affine maps follows from the kernel's shape.
 Shape shape_of(const ffi::AnyBuffer::Dimensions& x, const ffi::AnyBuffer::Dimensions& kernel, int64_t rows) {
   const auto last = [](const auto& dimensions, int from_end) {
     return static_cast<int>(dimensions[dimensions.size() - from_end]);

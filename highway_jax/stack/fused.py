@@ -1,9 +1,7 @@
-"""Deep stacks of highway and plain layers as kernels of our own, forward and backward: on a CPU (fused.cc) and on an
-NVIDIA GPU (fused.cu).
+"""Kernels for deep stacks of highway and plain layers, on a CPU (fused.cc) and on an NVIDIA GPU (fused.cu).
 
-The machine's compiler builds them when they are first needed, in seconds: C++ for a CPU, nvcc for a GPU, which
-`pip install 'jax[cuda13]'` brings. Where there is none, and on other accelerators, `highway_jax.stack` does the same
-with XLA alone.
+The machine's compiler builds them on first use, in seconds: a C++ compiler for a CPU, and nvcc for a GPU, which
+`pip install 'jax[cuda13]'` includes. `highway_jax.stack` computes the same with XLA.
 """
 
 import contextlib
@@ -32,56 +30,62 @@ __all__ = [
 
 CPU, GPU = "cpu", "cuda"
 WIDEST: Mapping[str, int] = {CPU: 128, GPU: 80}
-"""Up to which width the kernel is taken by itself, by platform.
+"""The largest width at which `choose` selects the kernel, by platform.
 
-On a CPU, XLA's products, made for all caches and cores, are mostly as fast or faster beyond it. On a GPU a layer must
-fit into a multiprocessor's shared memory.
+On a CPU, XLA's products, which are tuned for all caches and cores, are mostly as fast or faster for larger widths. On a
+GPU, a layer must fit into the shared memory of a multiprocessor.
 """
 
-HANDLERS = ("highway_forward", "highway_backward")  # of both platforms' kernels
-PRODUCTS = ("highway_product", "highway_gradient")  # of a CPU's
+HANDLERS = ("highway_forward", "highway_backward")  # on both platforms
+PRODUCTS = ("highway_product", "highway_gradient")  # on a CPU only
 
-# Of a block on a GPU, as in fused.cu.
+# The sizes of a block on a GPU, as in fused.cu.
 THREADS = 256
 THREAD_ROWS = 4  # examples of a thread
 MOST_ROWS = 128
-# What a block takes of the shared memory, 148 KB at most, these compute capabilities do not have.
+# Compute capabilities with too little shared memory: a block needs up to 148 KB.
 SMALL = ("8.6", "8.9", "12.0", "12.1")
 
 
 def supports(kind: Kind) -> bool:
-    """Whether the kernels compute that kind of layer."""
+    """Whether the kernels can compute a kind of layer."""
     return kind in (blocks.HIGHWAY, blocks.PLAIN)
 
 
 def here() -> str | None:
-    """The platform of JAX's default device, "cpu" or "cuda", or None where there is no kernel for it."""
+    """The platform of JAX's default device, "cpu" or "cuda", or None if there is no kernel for it."""
     if jax.devices()[0].platform == "cpu":
         return CPU
     return GPU if _capability() else None
 
 
 def load(platform: str = CPU) -> None:
-    """Build the kernel for a platform, unless it has been built before, and make it known to XLA.
+    """Load the kernel for a platform, building it if necessary, and register it with XLA.
 
-    It is tried once in a process, whatever comes of it.
+    A process tries this once and remembers the outcome.
+
+    Args:
+      platform: "cpu" or "cuda".
 
     Raises:
-      Unavailable: without a compiler that can build it, or a folder to keep it in (`native.Library.path`); on "cuda",
-        without such a device, or with one whose shared memory is too small.
+      Unavailable: if there is no compiler that can build the kernel, or no folder to keep it in (see
+        `native.Library.path`); on "cuda" also if there is no such device, or its shared memory is too small.
     """
     library(platform).load()
 
 
 def choose(width: int) -> str:
-    """The implementation for JAX's default device: "fused" where the kernel can be built, at suitable widths, or
-    "xla"."""
+    """Choose the implementation for JAX's default device and a width.
+
+    Returns:
+      "fused" if the kernel is fast for this width and can be built, otherwise "xla".
+    """
     platform = here()
     return "fused" if platform and usable(platform, width) else "xla"
 
 
 def usable(platform: str, width: int) -> bool:
-    """Whether layers of that width should be computed by the platform's kernel, which is then loaded."""
+    """Whether a platform's kernel should compute layers of this width; if so, it is loaded."""
     if platform != here() or width > WIDEST[platform]:
         return False
     with contextlib.suppress(Unavailable):
@@ -91,17 +95,17 @@ def usable(platform: str, width: int) -> bool:
 
 
 def library(platform: str = CPU) -> Library:
-    """The kernel for a platform; loading it builds it, unless it has been built before.
+    """The library with the kernel for a platform; loading it builds the kernel if necessary.
 
     Raises:
-      Unavailable: on "cuda", without such a device, or with one whose shared memory is too small.
+      Unavailable: on "cuda", if there is no such device, or its shared memory is too small.
     """
     source = Path(__file__)
     if platform == CPU:
         return for_cpu(source.with_suffix(".cc"), *HANDLERS, *PRODUCTS)
     capability = _capability()
     if not capability:
-        raise Unavailable(f"JAX's default device is no NVIDIA GPU: {jax.devices()[0].device_kind}")
+        raise Unavailable(f"JAX's default device is not an NVIDIA GPU: {jax.devices()[0].device_kind}")
     if int(capability.split(".")[0]) < 8 or capability in SMALL:
         raise Unavailable(f"its shared memory is too small: {jax.devices()[0].device_kind}")
     target = f"-arch=sm_{capability.replace('.', '')}"
@@ -110,23 +114,23 @@ def library(platform: str = CPU) -> Library:
 
 
 def _capability() -> str:
-    """The compute capability of JAX's default device, such as "9.0"; of one that is no NVIDIA GPU ""."""
+    """The compute capability of JAX's default device, such as "9.0", or "" if it is not an NVIDIA GPU."""
     found = str(getattr(jax.devices()[0], "compute_capability", ""))
     return found if re.fullmatch(r"\d+\.\d+", found) else ""
 
 
 def _nvcc() -> tuple[str, ...]:
-    """Where CUDA's compiler may be: in the PATH, or in NVIDIA's package beside JAX."""
+    """The places to look for CUDA's compiler: the PATH, then NVIDIA's package that is installed with JAX."""
     found = importlib.util.find_spec("nvidia")
     places = found.submodule_search_locations if found else None
     return "nvcc", *(str(path) for place in places or () for path in sorted(Path(place).glob("cu*/bin/nvcc")))
 
 
 def check(kind: Kind, x: jax.Array, kernel: jax.Array, bias: jax.Array, activation: jax.Array) -> None:
-    """Refuse what the kernel does not compute.
+    """Reject stacks that the kernel cannot compute.
 
     Raises:
-      ValueError: naming it.
+      ValueError: if the kind, the shapes or the dtypes are not supported.
     """
     if not supports(kind):
         raise ValueError("implementation is 'fused'; it computes coupled highway and plain layers, and no others")
@@ -147,21 +151,23 @@ def check(kind: Kind, x: jax.Array, kernel: jax.Array, bias: jax.Array, activati
 def forward(
     platform: str, x: jax.Array, kernel: jax.Array, bias: jax.Array, activation: jax.Array, keep: bool = True
 ) -> tuple[jax.Array, jax.Array]:
-    """What `stack` does with highway layers or, where the kernel is square, with plain ones; nothing is checked.
+    """Compute the forward pass of a stack of highway layers, or of plain layers if the kernel is square.
+
+    Arguments are not checked.
 
     Args:
       platform: "cpu" or "cuda".
-      x: (batch, width).
-      kernel: (layers, width, width), or (layers, width, 2 * width) with H's columns before T's.
-      bias: (layers, width), or (layers, 2 * width).
+      x: the input, `(batch, width)`.
+      kernel: `(layers, width, width)`, or `(layers, width, 2 * width)` with the columns of H before those of T.
+      bias: `(layers, width)` or `(layers, 2 * width)`.
       activation: an index into `highway_jax.functional.activations.ACTIVATIONS`, int32.
-      keep: whether there will be a backward pass; on a CPU there must be.
+      keep: whether to keep what a backward pass needs; it must be True on a CPU.
 
     Returns:
-      The output, (batch, width), and what `backward` needs. All arrays are float32.
+      The output, `(batch, width)`, and what `backward` needs. All arrays are float32.
 
     Raises:
-      Unavailable: when this is lowered for a platform, if that cannot build the kernel.
+      Unavailable: if it is lowered for a platform for which the kernel cannot be built.
     """
     (batch, width), (layers, _, side) = x.shape, kernel.shape
     states = 2 * side // width - 1  # x, and h and t of a highway layer
@@ -173,10 +179,21 @@ def forward(
 def backward(
     platform: str, dy: jax.Array, kernel: jax.Array, activation: jax.Array, kept: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Cotangents of x, kernel and bias from the output's (Eq. 9 and the chain rule)."""
+    """Compute the backward pass of a stack (Eq. 9 and the chain rule).
+
+    Args:
+      platform: as for `forward`.
+      dy: the cotangent of the output, `(batch, width)`.
+      kernel: as for `forward`.
+      activation: as for `forward`.
+      kept: the second result of `forward`.
+
+    Returns:
+      The cotangents of x, kernel and bias.
+    """
     batch, width = dy.shape
     rows, tiles = _tiles(platform, batch, width, kernel.shape[-1])
-    parts = () if platform == CPU else (tiles,)  # each has gradients of its own
+    parts = () if platform == CPU else (tiles,)  # each tile has its own gradients
     shapes = [dy.shape, (*parts, *kernel.shape), (*parts, *kernel.shape[::2])]
     dx, *gradients = _call("highway_backward", platform, rows, shapes, dy, kernel, _needed.bind(activation), kept)
     dkernel, dbias = gradients if platform == CPU else (gradient.sum(axis=0) for gradient in gradients)
@@ -184,11 +201,17 @@ def backward(
 
 
 def dot_general(x: jax.Array, kernel: jax.Array, dimension_numbers: Any, precision: Any = None) -> jax.Array:
-    """`jax.lax.dot_general` for a dense layer of a network with the kernel in it: as Flax's layers take it.
+    """A replacement of `jax.lax.dot_general` for a dense layer in a network with the fused kernel.
 
-    On a CPU, where it is differentiated, x @ kernel and the kernel's gradient are the kernel's, in float32 whatever the
-    precision. Everything else is XLA's: x's gradient, which a first layer never computes, other platforms, other
-    dtypes, and products of other shapes than (batch, inputs) and (inputs, outputs).
+    If it is differentiated on a CPU, fused.cc computes `x @ kernel` and the gradient of `kernel`, in float32 whatever
+    the precision. XLA computes everything else: the gradient of x, which a first layer does not need, other platforms,
+    other dtypes, and products of other shapes than `(batch, inputs)` and `(inputs, outputs)`.
+
+    Args:
+      x: as for `jax.lax.dot_general`.
+      kernel: as for `jax.lax.dot_general`.
+      dimension_numbers: as for `jax.lax.dot_general`.
+      precision: as for `jax.lax.dot_general`.
     """
     xla = partial(lax.dot_general, dimension_numbers=dimension_numbers, precision=precision)
     floats = {x.dtype, kernel.dtype} == {jnp.dtype(jnp.float32)}
@@ -216,10 +239,13 @@ _product.defvjp(_product_fwd, _product_bwd)
 
 
 def _tiles(platform: str, batch: int, width: int, side: int) -> tuple[int, int]:
-    """(rows, tiles): how many examples are computed together, padding included, and how often for a whole batch.
+    """How a batch is divided into tiles of examples that are computed together.
 
-    On a CPU all are, padded to a multiple of the most that a vector holds. On a GPU they are those of a block of
-    threads, of which each has 10 outputs of the affine maps.
+    On a CPU, there is one tile, padded to a multiple of the largest number of floats in a vector. On a GPU, a tile is
+    computed by a block, whose threads have 10 outputs of the affine maps each.
+
+    Returns:
+      The number of rows in a tile, including padding, and the number of tiles.
     """
     if platform == CPU:
         return -(-batch // 16) * 16, 1
@@ -229,7 +255,7 @@ def _tiles(platform: str, batch: int, width: int, side: int) -> tuple[int, int]:
     return THREAD_ROWS * -(-batch // (THREAD_ROWS * tiles)), tiles
 
 
-# The identity, for one of a call's arguments. It loads the kernel when it is lowered; tracing knows no platform.
+# An identity for one argument of a call, which loads the kernel when it is lowered. Tracing does not know the platform.
 _needed = Primitive("highway_kernel")
 _needed.def_abstract_eval(lambda operand: operand)
 _needed.def_impl(jax.jit(_needed.bind))
@@ -250,6 +276,6 @@ for _platform in CPU, GPU:
 
 def _call(name: str, platform: str, rows: int, shapes: list[tuple[int, ...]], *args: jax.Array) -> Any:
     results = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
-    if platform == CPU:  # one run at a time, while it is in the caches
+    if platform == CPU:  # one run at a time, so that it stays in the caches
         return jax.ffi.ffi_call(name, results, vmap_method="sequential")(*args)
     return jax.ffi.ffi_call(name, results, vmap_method="broadcast_all")(*args, rows=np.int64(rows))

@@ -1,12 +1,14 @@
-"""Kinds of layers for very deep networks: affine maps of a layer's input, then an elementwise cell.
+"""Kinds of layers for very deep networks: affine maps of a layer's input, followed by an elementwise cell.
 
-A kind says what a layer does between two products, and nothing else; `highway_jax.stack` makes a network of it, with
-a backward pass derived from the cell. A further kind needs nothing but its equations:
+A kind defines only what a layer does between two matrix products. `highway_jax.stack` computes a stack of such layers,
+with a backward pass that is derived from the cell. A new kind needs only its equations:
 
-    def cell(x, z, phi, transform_bias):
-        return {"block_output": x + gate(z["t"]) * phi(z["h"])}
+```python
+def cell(x, z, phi, transform_bias):
+    return {"block_output": x + gate(z["t"]) * phi(z["h"])}
 
-    model = MLP(depth=100, kind=Kind(cell, lambda transform_bias: {"h": 0.0, "t": transform_bias}))
+model = MLP(depth=100, kind=Kind(cell, lambda transform_bias: {"h": 0.0, "t": transform_bias}))
+```
 """
 
 from collections.abc import Callable
@@ -28,16 +30,18 @@ class Kind:
     """A kind of layer.
 
     Attributes:
-      cell: `cell(state, z, phi, transform_bias)`, elementwise. `state` is the layer's input x, (batch, width); z has an
-        affine map of x by name, each of x's shape; phi is the run's activation, `transform_bias` the run's. Returns
-        whatever is worth looking at, by name, each of x's shape, `block_output` among it; `highway_jax.analysis` looks
-        at what is called `transform_gate`. `phi` and `functional.activations.gate` keep nothing but their output
-        for the backward pass.
-      biases: what each affine map's bias starts at, by name, given the run's `transform_bias`; it names the maps. A
-        lesion (`highway_jax.analysis`) takes those named t and c for the pre-activations of transform and carry gates.
-      carries: which of the cell's results the next layer gets. The affine maps read the first one, and the last
-        layer's is the output. With several, `state` is a tuple of them; all start as the stack's input.
-      gated: whether `transform_bias` means anything to it.
+      cell: `cell(state, z, phi, transform_bias)`, an elementwise function. `state` is the layer's input x,
+        (batch, width). `z` has the affine maps of x by name, each of x's shape. `phi` is the activation, and
+        `transform_bias` is that of the run. The cell returns `block_output`, and any inner states to inspect, by name
+        and each of x's shape; `highway_jax.analysis` uses the one named `transform_gate`. For the backward pass, `phi`
+        and `functional.activations.gate` keep only their outputs.
+      biases: `biases(transform_bias)` returns the initial bias of each affine map by name, and thus names the maps. A
+        lesion (see `highway_jax.analysis`) treats maps named `t` and `c` as pre-activations of transform and carry
+        gates.
+      carries: the names of the cell's results that the next layer receives. The affine maps read the first one, which
+        is also the output of the last layer. With more than one, `state` is a tuple. All start as the input of the
+        stack.
+      gated: whether `transform_bias` has an effect.
     """
 
     cell: Cell
@@ -82,21 +86,22 @@ HIGHWAY = Kind(_highway, lambda b: {"h": 0.0, "t": b})
 """y = H(x) T(x) + x (1 - T(x)) (Eq. 3)."""
 
 INDEPENDENT = Kind(_highway, lambda b: {"h": 0.0, "t": b, "c": -b})
-"""y = H(x) T(x) + x C(x) (Eq. 2): the carry gate has weights of its own, and starts open where T starts closed."""
+"""y = H(x) T(x) + x C(x) (Eq. 2): the carry gate has its own weights, and its bias starts opposite to that of T."""
 
 RESIDUAL = Kind(_residual, lambda b: {"h": 0.0}, gated=False)
 """y = x + H(x) (He et al., arXiv:1512.03385, without normalization)."""
 
 FIXED = Kind(_fixed, lambda b: {"h": 0.0})
-"""y = H(x) g + x (1 - g): a highway layer whose gate is the same number everywhere, sigmoid(transform_bias)."""
+"""y = H(x) g + x (1 - g): a highway layer whose gate is the constant g = sigmoid(transform_bias)."""
 
 LSTM = Kind(_lstm, lambda b: {"h": 0.0, "i": b, "f": -b, "o": 0.0}, carries=("block_output", "cell_state"))
 """An LSTM block unrolled in depth (footnote 2): c = H(y) i + c f, and y = o phi(c).
 
-Input, forget and output gates are affine in the output of the layer below (Hochreiter & Schmidhuber 1997; the forget
-gate is Gers et al.'s, ref. [30]). It starts by carrying, as ref. [30] proposes: the input gates' biases are
-`transform_bias`, the forget gates' its opposite, the output gates' 0. phi is the run's activation in both places. There
-is no input from outside but the first: y and c both start as the stack's input.
+The pre-activations of the input, forget and output gates i, f and o are affine in the output of the layer below
+(Hochreiter and Schmidhuber, 1997; the forget gate is from Gers et al., ref. [30]). As ref. [30] proposes, a layer
+starts by carrying: the biases of the input gates start at `transform_bias`, those of the forget gates at its opposite,
+and those of the output gates at 0. phi is the activation of the run in both places. The stack's input enters only at
+the first layer, where y and c both start as that input.
 """
 
 KINDS = {
@@ -110,10 +115,10 @@ KINDS = {
 
 
 def named(kind: str | Kind) -> Kind:
-    """The kind of that name, or the given one.
+    """Return the kind with a name, or the given `Kind`.
 
     Raises:
-      ValueError: for an unknown name.
+      ValueError: if the name is unknown.
     """
     if isinstance(kind, Kind):
         return kind

@@ -1,9 +1,9 @@
-"""Many layers of one kind as a single scan, with an explicit backward pass.
+"""A stack of layers of one kind as a single scan, with an explicit backward pass.
 
-Every layer here has its weights in one affine map, `z = x @ kernel + bias`, followed by a kind's elementwise
-cell. For a highway layer z holds H's and T's pre-activations side by side. That shape
-is what makes the stack fast: one matrix product a layer forward, one backward, and the gradients of all
-layers' weights as one batched product after the backward scan, from the layers' inputs; on a TPU inside the scan.
+A layer is an affine map, `z = x @ kernel + bias`, followed by the elementwise cell of its kind. In a highway layer, z
+holds the pre-activations of H and T side by side. The stack is fast because each layer needs one matrix product forward
+and one backward, and the gradients of the weights of all layers are one batched product after the backward scan. On a
+TPU, these gradients are computed inside the scan.
 """
 
 import math
@@ -35,30 +35,38 @@ def stack(
     remat: bool = False,
     implementation: str = "xla",
 ) -> jax.Array:
-    """Apply layers of one kind one after another.
+    """Apply a stack of layers of one kind.
+
+    Forward-mode differentiation is not supported: `jax.jvp`, `jax.linearize` and `jax.jacfwd` raise a `TypeError`.
+    Second derivatives are supported by "xla": `jax.hessian`, and the gradient or the `jax.jvp` of a gradient.
+
+    "fused" uses the kernels of `stack.fused`: on a CPU for differentiated computations, on an NVIDIA GPU for all of
+    them. On other platforms, and on GPUs for which the kernel cannot be built, it uses XLA. It has these limits:
+
+    - A gradient should be inside one `jax.jit`. Otherwise, the forward program returns everything that either
+      implementation would keep.
+    - Gradients have no further derivatives, and cannot be exported for a platform with a kernel.
+    - Devices that share a batch each compute the whole batch.
+    - Whether a GPU's kernel can be built is decided when `stack` is traced. If there are several processes, it must be
+      possible in all of them or in none.
 
     Args:
-      kind: the kind.
-      x: (..., width).
-      kernel: (layers, width, parts * width), the columns of the kind's affine maps side by side.
-      bias: (layers, parts * width).
+      kind: the kind of layer.
+      x: the input, `(..., width)`.
+      kernel: `(layers, width, parts * width)`, with the columns of the kind's affine maps side by side.
+      bias: `(layers, parts * width)`.
       activation: see `highway_jax.functional.activations`.
-      transform_bias: the run's; a constant, to which there is no gradient.
-      remat: compute the layers once more in the backward pass, about sqrt(layers) at a time, instead of
-        keeping what it needs of all of them: memory grows with sqrt(layers).
-      implementation: "xla", or "fused": the kernels of `stack.fused`, on a CPU for what is differentiated, on an NVIDIA
-        GPU that can build it for everything, and XLA elsewhere. Put one `jax.jit` around a gradient: in separate
-        programs the forward one returns what any of them would keep. A gradient has no further derivative, and cannot
-        be exported for such a platform. Devices that share a batch each compute all of it. Whether a GPU can build the
-        kernel is asked when `stack` is traced; of several processes either all must be able to, or none.
+      transform_bias: the transform bias of the run, which has no gradient.
+      remat: whether to compute the layers again in the backward pass, about sqrt(layers) at a time, so that memory
+        grows with sqrt(layers).
+      implementation: "xla" or "fused".
 
     Returns:
-      (..., width). There is no forward mode: `jax.jvp`, `jax.linearize` and `jax.jacfwd` raise TypeError. There are
-      second derivatives with "xla": `jax.hessian`, a gradient's gradient, and its `jax.jvp`.
+      The output, `(..., width)`.
 
     Raises:
-      ValueError: for an unknown implementation, or if "fused" cannot compute this.
-      fused.Unavailable: for the gradients of "fused" on a CPU that cannot build it.
+      ValueError: if the implementation is unknown, or "fused" cannot compute this stack.
+      fused.Unavailable: if "fused" computes gradients on a CPU for which the kernel cannot be built.
     """
     function, index = _split_activation(activation)
     shape, x = x.shape, _flat(x)
@@ -99,9 +107,20 @@ def states(
     activation: Activation,
     transform_bias: float | jax.Array = 0.0,
 ) -> States:
-    """Look inside a stack: everything that its kind's cell computes of `x`, by name, each (layers, ..., width).
+    """Return the inner states of a stack.
 
-    Takes `stack`'s arguments, and has no forward mode either.
+    Forward-mode differentiation is not supported.
+
+    Args:
+      kind: as for `stack`.
+      x: as for `stack`.
+      kernel: as for `stack`.
+      bias: as for `stack`.
+      activation: as for `stack`.
+      transform_bias: as for `stack`.
+
+    Returns:
+      Everything that the kind's cell returns, by name, each of shape `(layers, ..., width)`.
     """
     function, index = _split_activation(activation)
 
@@ -118,12 +137,12 @@ def _flat(x: jax.Array) -> jax.Array:
 
 
 def _segment(layers: int) -> int:
-    """Layers recomputed at once, such that fewest are kept: they, the segments' inputs, and all that is over."""
+    """The number of layers in a segment that minimizes what is kept: a segment, all their inputs, and the remainder."""
     return min(range(1, layers + 1), key=lambda size: size + layers // size + layers % size)
 
 
 def _split_activation(activation: Activation) -> tuple[Function | None, Any]:
-    """A function, which is static, or an index, which may be traced."""
+    """Split an activation into a function, which is static, and an index, which may be traced."""
     choice = canonical(activation)
     return (choice, 0) if callable(choice) else (None, choice)
 
@@ -132,7 +151,7 @@ def _affine(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
     return x @ kernel + bias
 
 
-# What goes from layer to layer: x itself, or a tuple of arrays like x of which the affine maps read the first.
+# The state between layers is x itself, or a tuple of arrays like x, of which the affine maps read the first.
 
 
 def _start(kind: Kind, x: jax.Array) -> Any:
@@ -154,8 +173,8 @@ def _cell(kind: Kind, function: Function | None, state: Any, z: jax.Array, index
     return kind.cell(state, parts, function or partial(indexed, index=index), transform_bias)
 
 
-# The whole stack. The kind and a function are static; an index and the transform bias may be traced, which a
-# custom_vjp function must be given as arguments.
+# The whole stack. The kind and a function are static. An index and the transform bias may be traced, so the custom_vjp
+# function must receive them as arguments.
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -186,12 +205,12 @@ def _layers_bwd(kind, function, kept, dstate):
 
 
 def _gradients_on_tpu(kept, dstate):
-    # Devices that share a batch would add up the gradients of every layer by itself: a message a layer, not one a step.
+    # Inside the scan, devices that share a batch would sum the gradients of each layer in a collective of its own.
     return lax.cond(_partitioned.bind(), _gradients_after, _gradients_inside, kept, dstate)
 
 
-# Whether the compiler divides a program among devices. It is a constant, but one that is known where the program is
-# lowered, not where it is traced.
+# Whether the compiler divides a program among devices: a constant that is known when the program is lowered, but not
+# when it is traced.
 _partitioned = Primitive("partitioned")
 _partitioned.def_impl(lambda: np.True_)
 _partitioned.def_abstract_eval(lambda: jax.core.ShapedArray((), np.bool_))
@@ -210,7 +229,7 @@ mlir.register_lowering(_partitioned, _lower_partitioned)
 
 
 def _gradients_after(kept, dstate):
-    """The backward pass, with the gradients of all weights after its scan: one batched product, from every dz."""
+    """The backward pass, with the gradients of all weights as one batched product after its scan."""
     inputs, residuals, kernel, choices = kept
 
     def layer(dstate, kept):
@@ -223,17 +242,17 @@ def _gradients_after(kept, dstate):
 
 
 def _gradients_inside(kept, dstate):
-    """The same as suits a TPU's compiler: with the gradients of a layer's weights inside the scan, and no dz kept."""
+    """The backward pass for a TPU's compiler, with the gradients of the weights inside the scan, so no dz is kept."""
     *stacked, choices = kept
     layers = len(stacked[0])
 
-    # What a loop writes in ascending order, the compiler does not fill with zeros before it.
+    # Since the loop writes its results in ascending order, the compiler does not fill the array with zeros first.
     def layer(carry, _):
         dstate, number = carry
         x, residuals, kernel = jax.tree.map(partial(lax.dynamic_index_in_dim, index=number, keepdims=False), stacked)
         dstate, dz = residuals.pullback((x, *choices))(dstate)
-        dz = lax.optimization_barrier(dz)  # or it would be computed for each of the products, in a wasteful layout
-        # A column of ones makes the sum over the examples, the bias's gradient, a part of the product.
+        dz = lax.optimization_barrier(dz)  # otherwise, each product would compute dz again, in a wasteful layout
+        # With a column of ones, the product includes the sum over the examples, which is the gradient of the bias.
         dweights = jnp.pad(x, ((0, 0), (0, 1)), constant_values=1).T @ dz
         return (_plus(dstate, dz @ kernel.T), number - 1), dweights
 
@@ -248,8 +267,8 @@ def _plus(dstate, dx):
 _layers.defvjp(_layers_fwd, _layers_bwd)
 
 
-# The same, but trained with a fused kernel. What is not differentiated needs nothing kept, and may be of one example
-# at a time; on a CPU that is XLA's.
+# The stack with a fused kernel. Without differentiation, nothing is kept, and the batch may be a single example; on a
+# CPU, XLA computes this case.
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -275,7 +294,7 @@ _fused.defvjp(_fused_fwd, _fused_bwd)
 
 @struct.dataclass
 class _Residuals:
-    """What a cell's backward pass needs, without what is there anyway: most keep their input, as the stack does."""
+    """The residuals of a cell's backward pass, without the cell's input, which the stack keeps anyway."""
 
     leaves: list[jax.Array]
     layout: Any = struct.field(pytree_node=False)

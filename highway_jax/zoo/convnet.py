@@ -18,40 +18,47 @@ from highway_jax.linen.layers import HighwayConv, PlainConv, PlainDense
 from highway_jax.linen.maxout import Maxout as MaxoutLayer
 from highway_jax.zoo.stages import KINDS, AvgPool, Conv, Dense, Dropout, Highway, Maxout, MaxPool, Stage, parse
 
-# The authors' initializer: Glorot's in the form that Caffe gives it, which looks at a layer's inputs alone.
+# The authors' initializer: Glorot's as implemented in Caffe, which considers only the inputs of a layer.
 caffe_xavier = variance_scaling(1.0, "fan_in", "uniform")
 
 
 class ConvNet(nn.Module):
-    """A convolutional network, highway, plain or residual, described by a list of stages.
+    """A highway, plain or residual convolutional network that is described by a list of stages.
 
-    Maps (batch, height, width, channels) to logits (batch, num_classes): the stages, then a fully connected
+    It maps images (batch, height, width, channels) to logits (batch, num_classes), by the stages and a fully connected
     output layer. `highway_jax.zoo.paper` has the stages of the paper's networks.
 
-    Parameters: `layer1`, `layer2`, ... in order, each as in `highway_jax.linen.layers`, and `output`; their number
-    is the network's depth as the paper counts it. A highway network and its twins share the names.
-    Highway layers show their inner states as those of `MLP` do, each under its layer's name.
+    Its parameters are under `layer1`, `layer2` and so on, each as in `highway_jax.linen.layers`, and under `output`.
+    The number of these layers is the depth of the network as the paper counts it. Plain and residual networks use the
+    same names. Highway layers sow their inner states into the `intermediates` collection.
 
-    Dropout is active in training: `apply(variables, x, train=True, rngs={"dropout": key})`.
+    Dropout is active in training: `model.apply(variables, x, train=True, rngs={"dropout": key})`.
 
     Attributes:
-      stages: texts such as "2 highway 3x3", or the stages themselves; see `highway_jax.zoo.stages`.
-      num_classes: size of the output.
-      kind: "highway", or "plain" to make every highway layer a plain one of the same size, or "residual" to add
-        what passes through to it.
+      stages: stages as text, such as "2 highway 3x3", or as objects (see `highway_jax.zoo.stages`).
+      num_classes: the number of classes.
+      kind: "highway"; "plain", which replaces each highway layer by a plain layer of the same size; or "residual",
+        which adds the input of that plain layer to its output.
       activation: as in `MLP`; may be traced.
-      transform_bias: initial bias of the transform gates; may be traced. Its twins ignore it.
-      kernel_init: initializer of the layers' kernels; by default uniform, of variance 1 / fan-in, as the authors'.
-      output_std: standard deviation of the output layer's initial weights; None draws them as the others.
-      dtype: of the computation; the inputs' and parameters' promoted dtype by default.
-      param_dtype: of the parameters and the logits.
-      implementation: of the convolutions: "xla", or "fused" for this project's kernels where they can, one and a half
-        to two times as fast to train on a CPU (`functional.convolution.conv`), but without forward mode and second
-        derivatives.
+      transform_bias: the initial bias of the transform gates; may be traced. Plain and residual networks ignore it.
+      kernel_init: the initializer of the kernels; by default the authors', which is uniform with variance 1 / fan-in.
+      output_std: the standard deviation of the initial weights of the output layer; None uses `kernel_init`.
+      dtype: the dtype of the computation; by default, the promoted dtype of input and parameters.
+      param_dtype: the dtype of the parameters and the logits.
+      implementation: "xla", or "fused" for this library's CPU kernels where they apply (see
+        `functional.convolution.conv`). "fused" trains 1.5 to 2 times as fast on a CPU, but has no forward mode and no
+        second derivatives.
 
     Raises:
-      ValueError: for an unknown kind, activation or implementation, a class count below 1, a stage that is none or does
-        not fit what it gets, in one line that names the stage.
+      ValueError: if the kind, the activation or the implementation is unknown, the number of classes is below 1, or a
+        stage is invalid or does not fit its input; the message names the stage.
+
+    Example:
+      ```python
+      stages = "conv 32 5x5 valid", "3 highway 3x3", "maxpool 2x2", "3 highway 3x3", "avgpool 12x12"
+      model = ConvNet(stages, transform_bias=-2.0)
+      variables = model.init(jax.random.key(0), jnp.zeros((1, 28, 28, 1)))
+      ```
     """
 
     stages: Sequence[str | Stage]
@@ -66,13 +73,14 @@ class ConvNet(nn.Module):
     implementation: str = "xla"
 
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        """Return the logits (batch, num_classes) for images x; dropout is active if `train`."""
         return self.layer_outputs(x, train)[-1]
 
     @nn.compact
     def layer_outputs(self, x: jax.Array, train: bool = False) -> list[jax.Array]:
-        """What each layer gives: `layer1` and so on, and at the end `output`, the logits.
+        """Return the outputs of all layers: `layer1` and so on, and at the end the logits.
 
-        Under `jax.jit` nothing is computed but what is used of them.
+        Under `jax.jit`, only the layers that are needed are computed.
         """
         if self.num_classes < 1:
             raise ValueError(f"num_classes is {self.num_classes}; it must be at least 1")
@@ -136,11 +144,11 @@ def _check_input(stage: Stage, x: jax.Array) -> None:
         raise ValueError(f"stage '{stage}' needs images, (batch, height, width, channels), but gets shape {x.shape}")
     match stage:
         case Highway() | Conv(valid=False) | Maxout(pad=None):
-            return  # padded to the size of what it gets
+            return  # the padding makes any input large enough
         case Maxout(pad=int(pad)):
             pass
         case _:
             pad = 0
     height, width = x.shape[1:3]
     if stage.window[0] > height + 2 * pad or stage.window[1] > width + 2 * pad:
-        raise ValueError(f"stage '{stage}' does not fit what it gets, images of {height}x{width}")
+        raise ValueError(f"stage '{stage}' does not fit its input, images of {height}x{width}")

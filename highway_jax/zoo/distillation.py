@@ -1,14 +1,17 @@
-"""A trained network teaches another: hints and softened outputs (FitNets, Romero et al., arXiv:1412.6550).
+"""Training a student with a teacher's hints and softened outputs (FitNets, Romero et al., arXiv:1412.6550).
 
-In the first epochs the student's layers up to its guided layer learn to predict, through a convolutional regressor,
-what the teacher has in its hint layer. After them all of the student learns from the labels and from the teacher's
-outputs. Both stages are one run of one task: which of them a step belongs to follows from its number.
+In the first stage, the student's layers up to its guided layer learn to predict the output of the teacher's hint layer
+through a convolutional regressor. In the second stage, the whole student learns from the labels and from the teacher's
+outputs. Both stages are one run of one task; the number of a step decides which stage it belongs to.
 
-From the authors' released code: the regressor is a layer of the hint layer's kind without padding, whose windows make
-the sizes meet; the temperature of 3; the weight of the teacher's outputs, from 4 to 1. There, layers include their
-pooling, and the weight falls from epoch 5 to 400 of 500; here hint and guided layer are compared before it, and it
-falls over the whole second stage. Their optimizer is RMSProp, here it is the caller's; with momentum SGD the hints have
-not been seen to help (experiments/configs/digits.py).
+Three details are from the authors' released code: the regressor is a layer of the same kind as the hint layer, without
+padding, whose window makes the sizes match; the temperature is 3; the weight of the teacher's outputs falls from 4 to
+1.
+
+Three others differ. In their code, layers include their pooling, and the weight falls from epoch 5 to 400 of 500. Here,
+hint and guided layer are compared before pooling, and the weight falls over the whole second stage. They use RMSProp;
+here, the caller chooses the optimizer. With momentum SGD, the hints have not been observed to help
+(experiments/configs/digits.py).
 """
 
 import dataclasses
@@ -26,38 +29,42 @@ from highway_jax.population import Task, accuracy, cross_entropy, supervised
 from highway_jax.zoo.convnet import ConvNet
 
 TEMPERATURE = 3.0
-WEIGHT = 4.0, 1.0  # of the teacher's outputs, at the second stage's beginning and end
+WEIGHT = 4.0, 1.0  # of the teacher's outputs, at the beginning and the end of the second stage
 
 
 def hint_loss(prediction: jax.Array, hint: jax.Array) -> jax.Array:
-    """Half the mean squared difference of two arrays of one shape (Eq. 3 of the FitNets)."""
+    """Half the mean squared difference of two arrays of the same shape (Eq. 3 of the FitNets paper)."""
     return jnp.square(_float32(prediction) - _float32(hint)).mean() / 2
 
 
 def distillation_loss(logits: jax.Array, teacher: jax.Array, temperature: float = TEMPERATURE) -> jax.Array:
-    """Mean cross entropy (nats) of softened outputs with the teacher's (Eq. 2 of the FitNets, second term).
+    """The mean cross entropy of softened outputs, in nats (second term of Eq. 2 of the FitNets paper).
 
     Args:
-      logits, teacher: (batch, classes) outputs of student and teacher.
-      temperature: what both are divided by.
+      logits: the outputs of the student, (batch, classes).
+      teacher: the outputs of the teacher, (batch, classes).
+      temperature: the number by which both are divided.
+
+    Returns:
+      A scalar, in float32 at least.
     """
     logits, teacher = _float32(logits), _float32(teacher)
     return optax.softmax_cross_entropy(logits / temperature, jax.nn.softmax(teacher / temperature)).mean()
 
 
 def _float32(x: jax.Array) -> jax.Array:
-    """Losses of bfloat16 outputs are computed in float32."""
+    """Convert to float32 at least, in which losses are computed."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 @dataclasses.dataclass(frozen=True)
 class Teacher:
-    """A trained network; both methods take preprocessed inputs, (batch, height, width, channels).
+    """A trained network. Its methods take preprocessed inputs, (batch, height, width, channels).
 
     Attributes:
       network: the network.
       params: its parameters.
-      hint_layer: the number of its hint layer, from 1.
+      hint_layer: the number of its hint layer, counted from 1.
     """
 
     network: ConvNet
@@ -65,7 +72,7 @@ class Teacher:
     hint_layer: int
 
     def hint(self, inputs: Array) -> jax.Array:
-        """What its hint layer has.
+        """The outputs of the hint layer.
 
         Raises:
           ValueError: if there is no such layer.
@@ -74,25 +81,27 @@ class Teacher:
         return _layer("hint_layer", self.hint_layer, outputs)
 
     def logits(self, inputs: Array) -> jax.Array:
-        """Its outputs, (batch, classes)."""
+        """The outputs of the network, (batch, classes)."""
         return self.network.apply({"params": self.params}, inputs)  # type: ignore[return-value]
 
 
 class Student(nn.Module):
-    """A network that a teacher guides, in training; otherwise it is the network.
+    """A network that is guided by a teacher in training, and an ordinary network otherwise.
 
-    Parameters: the network's, and beside them the `regressor`'s. The collection `stages` counts the steps.
+    Its parameters are those of the network, with those of the `regressor` next to them. Its collection `stages` counts
+    the steps.
 
     Attributes:
       network: the network.
-      guided_layer: the number of its guided layer, from 1.
-      teacher: the teacher. It gets the inputs that the student gets, augmentation included.
-      hint_epochs: of the first stage.
-      epochs: of both.
-      steps_per_epoch: steps in an epoch.
+      guided_layer: the number of its guided layer, counted from 1.
+      teacher: the teacher, which receives the same inputs as the student, including augmentation.
+      hint_epochs: the number of epochs of the first stage.
+      epochs: the number of epochs of both stages.
+      steps_per_epoch: the number of steps in an epoch.
 
     Raises:
-      ValueError: where either layer is none or has no images, or the guided layer's are smaller than the hint's.
+      ValueError: if the guided or the hint layer does not exist or has no images, or the images of the guided layer are
+        smaller than those of the hint layer.
     """
 
     network: ConvNet
@@ -103,12 +112,16 @@ class Student(nn.Module):
     steps_per_epoch: int = 1
 
     def setup(self) -> None:
+        """Share the scope of the network, and count steps."""
         nn.share_scope(self, self.network)
         self.steps = self.variable("stages", "steps", lambda: jnp.int32(0))
 
     def __call__(self, x: jax.Array, train: bool = False) -> dict[str, jax.Array]:
-        """`logits`; in training also `objective`, what a batch with the cross entropy 0 is trained on, and whether it
-        is all there is, as in the `first` stage. Runs in lockstep compute both stages' all along."""
+        """Return a dict with `logits` and, in training, with `objective` and `first`.
+
+        `objective` is the loss without the cross entropy of the labels, and `first` is whether the step is in the first
+        stage, where the objective is the whole loss. Runs in lockstep compute the objectives of both stages throughout.
+        """
         logits = self.network(x, train=train)
         if self.is_initializing():
             self.hint_loss(x)
@@ -130,21 +143,25 @@ class Student(nn.Module):
 
     @nn.compact
     def hint_loss(self, x: jax.Array) -> jax.Array:
-        """The loss of the first stage, without dropout."""
+        """The loss of the first stage, computed without dropout."""
         hint = self.teacher.hint(x)
         guided = _layer("guided_layer", self.guided_layer, self.network.layer_outputs(x))
         sizes = [y.shape[1:3] for y in (guided, hint) if y.ndim == 4]
         if len(sizes) < 2 or any(here < there for here, there in zip(*sizes, strict=True)):
             raise ValueError(
                 f"guided_layer {self.guided_layer} has outputs of shape {guided.shape[1:]}, the teacher's hint_layer "
-                f"{self.teacher.hint_layer} has {hint.shape[1:]}; both must be images, the hint's not the larger ones"
+                f"{self.teacher.hint_layer} has {hint.shape[1:]}; both must be images, the hint's no larger"
             )
         window = [here - there + 1 for here, there in zip(*sizes, strict=True)]
         return hint_loss(Maxout(hint.shape[-1], window, padding="VALID", name="regressor")(guided), hint)
 
 
 def _layer(name: str, number: int, outputs: Any) -> jax.Array:
-    """What a layer before the output has, of `ConvNet.layer_outputs`."""
+    """Select the outputs of a layer before the last from those of `ConvNet.layer_outputs`.
+
+    Raises:
+      ValueError: if there is no such layer.
+    """
     if not 1 <= number < len(outputs):
         raise ValueError(f"{name} is {number}; it must be 1 to {len(outputs) - 1}, a layer before the output")
     return outputs[number - 1]
@@ -153,15 +170,15 @@ def _layer(name: str, number: int, outputs: Any) -> jax.Array:
 def taught(
     student: Callable[[Any], Student], optimizer: Callable[[Any], optax.GradientTransformation], **hooks: Any
 ) -> Task:
-    """The task of training a network in two stages by a teacher.
+    """Return the task of training a network in two stages with a teacher.
 
-    In the first stage nothing but the layers up to the guided one and the regressor changes. The loss is what a step
-    lowers; the metric `cross_entropy` is the labels' alone, comparable with training without a teacher.
+    In the first stage, only the regressor and the layers up to the guided one are trained. A step lowers the `loss`.
+    The metric `cross_entropy` is that of the labels only, which is comparable with training without a teacher.
 
     Args:
-      student: builds the student from hyperparameters.
+      student: `student(hp)` builds the student.
       optimizer: as for `population.supervised`.
-      hooks: `preprocess` and `augment`, likewise.
+      **hooks: `preprocess` and `augment`, as for `population.supervised`.
     """
 
     def loss(outputs: dict[str, jax.Array], batch: Any) -> jax.Array:
@@ -181,7 +198,7 @@ def taught(
 
 
 def _first_layers_first(student: Student) -> optax.GradientTransformation:
-    """No updates in the first stage but of what it trains: weight decay would go on shrinking the rest."""
+    """Zero the updates of layers that the first stage does not train, which weight decay would shrink otherwise."""
     early = {"regressor", *(f"layer{number}" for number in range(1, student.guided_layer + 1))}
 
     def update(updates: Any, count: jax.Array, params: Any = None) -> tuple[Any, jax.Array]:

@@ -1,4 +1,4 @@
-"""The authors' optimizer and learning rates, of hyperparameters that may be traced."""
+"""The authors' optimizer and learning rate schedule, with hyperparameters that may be traced."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ import optax
 
 Scalar = float | jax.Array
 
-# The authors' multipliers (their released Caffe networks).
+# The multipliers in the authors' released Caffe networks.
 BIAS_RATE = 2.0
 OUTPUT_DECAY = 10.0
 
@@ -16,16 +16,19 @@ OUTPUT_DECAY = 10.0
 def nesterov(
     learning_rate: Scalar | optax.Schedule, momentum: Scalar, weight_decay: Scalar
 ) -> optax.GradientTransformation:
-    """SGD with Nesterov momentum as the authors had it for Tables 1 to 3, in Caffe's order.
+    """SGD with Nesterov momentum as the authors used it for Tables 1 to 3, with Caffe's order of operations.
 
-    Weights decay by an L2 term in their gradient, ten times as large for the output layer's, biases not at
-    all; biases learn at twice the rate. What momentum accumulates is gradients times learning rate: after a
-    step of the schedule it still has the old rate.
+    The gradient of the weights includes an L2 term, which is ten times as large for the output layer. Biases have no
+    such term and learn at twice the rate. Momentum accumulates gradients multiplied by the learning rate, so a change
+    of the rate does not affect what has been accumulated.
 
     Args:
-      learning_rate: of the weights, or a schedule that counts steps.
-      momentum: momentum.
-      weight_decay: factor of the weights in their gradient; the authors have 0.001.
+      learning_rate: the learning rate of the weights, or a schedule that counts steps.
+      momentum: the momentum.
+      weight_decay: the factor of the weights in their gradient; the authors used 0.001.
+
+    Returns:
+      The optimizer, for parameters named as in `ConvNet`.
     """
     return optax.chain(
         optax.add_decayed_weights(weight_decay, _weights),
@@ -39,9 +42,16 @@ def nesterov(
 def step_decay(
     learning_rate: Scalar, decay: Scalar, boundaries: Sequence[float], steps_per_epoch: int
 ) -> optax.Schedule:
-    """A learning rate that is multiplied by `decay` at each boundary, in epochs (Section 3.3).
+    """A learning rate that is multiplied by `decay` at each boundary (Section 3.3).
 
-    It changes between epochs alone: at the first one, from 0, that is not below a boundary.
+    Args:
+      learning_rate: the initial learning rate.
+      decay: the factor.
+      boundaries: the epochs, counted from 0, at which it changes; a fraction is rounded up to a whole epoch.
+      steps_per_epoch: the number of steps in an epoch.
+
+    Returns:
+      The schedule, a function of the number of steps.
     """
 
     def schedule(count: jax.Array) -> jax.Array:

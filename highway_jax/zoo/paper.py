@@ -1,13 +1,17 @@
 """The convolutional networks of Tables 1 to 3, as stages for `ConvNet`.
 
-Taken from the authors' released code where it has them (MNIST, GAP), whose parameter counts are the paper's;
-otherwise from the paper and, where that refers to them, from the FitNets (arXiv:1412.6550). What neither
-says is inferred from the number of layers and parameters, and said so below.
+Two networks (MNIST and GAP) are from the authors' released code, and their numbers of parameters are those of the
+paper. The others are from the paper and, where the paper refers to it, from the FitNets paper (arXiv:1412.6550).
+Details that are in neither are inferred from the numbers of layers and parameters, and marked below.
 """
 
 
 def mnist(width: int) -> tuple[str, ...]:
-    """Table 1, 10 layers: 38,986 parameters of width 16, 151,690 of width 32. Gate bias -1, output std 0.1."""
+    """The stages of the network for MNIST (Table 1, 10 layers).
+
+    It has 38,986 parameters with width 16 and 151,690 with width 32. The authors used a transform bias of -1 and an
+    output std of 0.1.
+    """
     return (
         "dropout 0.2",
         f"conv {width} 5x5 valid",
@@ -40,15 +44,15 @@ _THREE_STAGES = (
     "5 highway 3x3",
 )
 
-# Table 3, 19 layers: 2,256,838 parameters with 10 classes. Gate bias -2, output std 0.05 (CIFAR-100: None).
+# Table 3, 19 layers: 2,256,838 parameters with 10 classes. Transform bias -2, output std 0.05 (CIFAR-100: None).
 CIFAR_GAP = (*_THREE_STAGES, "conv 100 1x1", "avgpool 8x8", "dropout 0.2")
 
-# Table 2, 19 layers, about 2.3 M parameters: 2,312,438. The paper says that a fully connected layer stood where
-# CIFAR_GAP has its 1x1 convolution; its size and the pooling are FitNet B's.
+# Table 2, 19 layers, about 2.3 M parameters: 2,312,438. According to the paper, a fully connected layer takes the place
+# of CIFAR_GAP's 1x1 convolution. Its size and the pooling are those of FitNet B.
 HIGHWAY_B = (*_THREE_STAGES, "maxpool 8x8", "dropout 0.2", "dense 500", "dropout 0.2")
 
-# Table 2, 11 layers, about 236 K parameters: 235,626. FitNet A's three stages, each begun by a plain layer as in
-# the authors' larger network. The dense layer's width is what the parameter count leaves: inferred.
+# Table 2, 11 layers, about 236 K parameters: 235,626. The three stages of FitNet A, each of which starts with a plain
+# layer as in the authors' larger network. The width of the dense layer is inferred from the number of parameters.
 HIGHWAY_A = (
     "dropout 0.2",
     "conv 16 3x3",
@@ -69,8 +73,9 @@ HIGHWAY_A = (
 
 _ALTERNATING = (*("highway 1x1", "highway 3x3") * 4, "highway 1x1")
 
-# Table 2, 32 layers, receptive fields of 3x3 and 1x1 in turn, about 1.25 M parameters. The widths, and three equal
-# stages of ten layers, are inferred from the counts; the head is HIGHWAY_B's with a dense layer as wide as CIFAR_GAP's.
+# Table 2, 32 layers, alternating receptive fields of 3x3 and 1x1, about 1.25 M parameters. The widths and the three
+# equal stages of ten layers are inferred from the numbers of layers and parameters. The head is that of HIGHWAY_B, with
+# a dense layer as wide as CIFAR_GAP's 1x1 convolution.
 HIGHWAY_C = (
     "dropout 0.2",
     "conv 32 3x3",
@@ -89,13 +94,13 @@ HIGHWAY_C = (
     "dropout 0.2",
 )
 
-# What Tables 2 and 3 compare with, from the sources named; all of them plain networks. `ConvNet` ends in a fully
+# The networks that Tables 2 and 3 compare with, from the sources below. All are plain networks. `ConvNet` adds a fully
 # connected output layer.
 
-# Romero et al., arXiv:1412.6550. FitNet B's convolutions are those of the configuration that its authors released
-# (cifar10_fitnet19: 3 x 32, 2 x 48, 6 x 80, 6 x 128 feature maps of two pieces, no dropout). FitNet A's are the paper's
-# FitNet 1 as others have implemented it. The released fully connected layer has five pieces; two give the parameters
-# that the paper has for both (250 K and 2.5 M) and for the teacher (9 M), and are inferred from that.
+# Romero et al., arXiv:1412.6550. The convolutions of FitNet B are those of the configuration that its authors released
+# (cifar10_fitnet19: 3 x 32, 2 x 48, 6 x 80, 6 x 128 feature maps of two pieces, no dropout). Those of FitNet A are the
+# paper's FitNet 1 as others have implemented it. The released fully connected layer has five pieces. Here it has two,
+# inferred from the paper's numbers of parameters for both networks (250 K and 2.5 M) and for the teacher (9 M).
 
 # Table 2, 11 layers: 251,194 parameters.
 FITNET_A = (
@@ -109,7 +114,7 @@ FITNET_A = (
     "maxout 500",
 )
 
-# Table 2, 19 layers: 2,548,602 parameters. Its layer 11 is guided by the teacher's layer 2.
+# Table 2, 19 layers: 2,548,602 parameters. The teacher's layer 2 guides its layer 11.
 FITNET_B = (
     "3 maxout 32 3x3",
     "2 maxout 48 3x3",
@@ -123,7 +128,11 @@ FITNET_B = (
 
 
 def maxout(pieces: int) -> tuple[str, ...]:
-    """Goodfellow et al., arXiv:1302.4389, as in their released configuration for CIFAR-10."""
+    """The stages of the maxout network for CIFAR-10 (Goodfellow et al., arXiv:1302.4389), as released by its authors.
+
+    Args:
+      pieces: the number of pieces of a unit in the fully connected layer.
+    """
     return (
         "dropout 0.2",
         "maxout 96 8x8 pad 4",
@@ -140,15 +149,15 @@ def maxout(pieces: int) -> tuple[str, ...]:
     )
 
 
-# Table 2, the FitNets' teacher, 5 layers: 9,046,330 parameters; its pieces are inferred (see above).
+# Table 2, the teacher of the FitNets, 5 layers: 9,046,330 parameters. The number of pieces is inferred (see above).
 TEACHER = maxout(2)
 
-# Table 3; five pieces of each of the 500 units.
+# Table 3, with five pieces for each of the 500 units.
 MAXOUT = maxout(5)
 
-# Table 3: Network in Network, Lin et al., arXiv:1312.4400, as its authors released it: 966,986 parameters. Its last 1x1
-# convolution, before the averaging, is the output layer here, behind it: the same but for a ReLU. That the second
-# pooling is an average was not checked against the source.
+# Table 3: Network in Network (Lin et al., arXiv:1312.4400), as its authors released it: 966,986 parameters. Its last
+# 1x1 convolution precedes the average pooling; here it is the output layer after the pooling, which is equivalent
+# except for a ReLU. That the second pooling is an average has not been checked against the source.
 NIN = (
     "conv 192 5x5",
     "conv 160 1x1",
@@ -164,7 +173,7 @@ NIN = (
     "avgpool 8x8",
 )
 
-# Table 3: All-CNN-C, Springenberg et al., arXiv:1412.6806: 1,369,738 parameters; its output layer as NIN's.
+# Table 3: All-CNN-C (Springenberg et al., arXiv:1412.6806): 1,369,738 parameters. The output layer is as in NIN.
 ALL_CNN = (
     "dropout 0.2",
     "2 conv 96 3x3",

@@ -1,10 +1,12 @@
-"""The language in which a convolutional network is described: a stage a line, as in a paper's table.
+"""Descriptions of convolutional networks as a list of stages, as in the tables of a paper.
 
-    ("conv 32 5x5 valid", "2 highway 3x3", "maxpool 3x3 /2", "dropout 0.3", "dense 100")
-    ("3 maxout 16 3x3", "maxpool 2x2", "maxout 500 of 5")
+```python
+("conv 32 5x5 valid", "2 highway 3x3", "maxpool 3x3 /2", "dropout 0.3", "dense 100")
+("3 maxout 16 3x3", "maxpool 2x2", "maxout 500 of 5")
+```
 
-A word names the stage. KxK is a window, /S a stride, a number after the word the size of the output
-(features of a layer, the rate of a dropout), a number before it says how many such layers follow one another.
+A word names the kind of stage. A number before it is the number of such layers in sequence. A number after it is the
+number of features of a layer, or the rate of a dropout. KxK is a window, and /S is a stride.
 """
 
 import dataclasses
@@ -14,7 +16,7 @@ from typing import Any
 
 KINDS = ("highway", "plain", "residual")  # what the highway layers of a convolutional network may be
 Window = tuple[int, int]
-LARGEST = 10**5  # of any number in a stage; a slip of the keyboard beyond
+LARGEST = 10**5  # the largest number in a stage; anything larger is taken as a typing error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,9 +35,9 @@ class Conv:
 
 @dataclasses.dataclass(frozen=True)
 class Highway:
-    """`[COUNT] highway [FEATURES] KxK [/STRIDE]`: highway layers; plain ones of that size in a plain network.
+    """`[COUNT] highway [FEATURES] KxK [/STRIDE]`: highway layers, or plain layers of this size in a plain network.
 
-    With features or a stride, the first of them changes the size of the representation (see `HighwayConv`).
+    With features or a stride, the first layer changes the size of the representation (see `HighwayConv`).
     """
 
     window: Window
@@ -49,7 +51,7 @@ class Highway:
 
 @dataclasses.dataclass(frozen=True)
 class MaxPool:
-    """`maxpool KxK [/STRIDE]`: the output's size is rounded up; the stride is the window unless given."""
+    """`maxpool KxK [/STRIDE]`: max pooling; the output size is rounded up, and the stride defaults to the window."""
 
     window: Window
     stride: int | None = None
@@ -60,7 +62,7 @@ class MaxPool:
 
 @dataclasses.dataclass(frozen=True)
 class AvgPool:
-    """`avgpool KxK [/STRIDE]`: as `maxpool`; over the whole image it is a global average pooling."""
+    """`avgpool KxK [/STRIDE]`: average pooling with sizes as in `maxpool`; global if the window is the whole image."""
 
     window: Window
     stride: int | None = None
@@ -71,7 +73,7 @@ class AvgPool:
 
 @dataclasses.dataclass(frozen=True)
 class Dropout:
-    """`dropout RATE`: each number is zero with this probability, while training."""
+    """`dropout RATE`: in training, each number is set to zero with this probability."""
 
     rate: float
 
@@ -81,7 +83,7 @@ class Dropout:
 
 @dataclasses.dataclass(frozen=True)
 class Dense:
-    """`[COUNT] dense FEATURES`: plain fully connected layers; images are flattened."""
+    """`[COUNT] dense FEATURES`: plain fully connected layers, which flatten images."""
 
     features: int
     count: int = 1
@@ -92,9 +94,10 @@ class Dense:
 
 @dataclasses.dataclass(frozen=True)
 class Maxout:
-    """`[COUNT] maxout FEATURES [of PIECES] [KxK [pad P]]`: layers whose units are the largest of PIECES affine maps, 2
-    unless given. Convolutions with a window, zero-padded by P on every side, else so that the size is kept; without
-    one fully connected.
+    """`[COUNT] maxout FEATURES [of PIECES] [KxK [pad P]]`: maxout layers with PIECES (by default 2) maps per unit.
+
+    With a window, they are convolutions, zero-padded by P on every side or, by default, so that the size is kept.
+    Without a window, they are fully connected.
     """
 
     features: int
@@ -113,7 +116,7 @@ class Maxout:
 Stage = Conv | Highway | MaxPool | AvgPool | Dropout | Dense | Maxout
 
 _COUNT, _WINDOW, _STRIDE = r"((?P<count>\d+) )?", r" (?P<window>\d+x\d+)", r"( /(?P<stride>\d+))?"
-# Of each stage the form that it must have, as one reads it and as a regular expression.
+# The syntax of each stage, for error messages and as a regular expression.
 _FORMS: dict[Callable[..., Any], tuple[str, str]] = {
     Conv: (
         "[COUNT] conv FEATURES KxK [/STRIDE] [valid]",
@@ -132,10 +135,21 @@ _FORMS: dict[Callable[..., Any], tuple[str, str]] = {
 
 
 def parse(text: str) -> Stage:
-    """Read a stage; `str` of a stage is its text again.
+    """Parse the text of a stage. `str` of the result is the text in normal form.
+
+    Args:
+      text: a stage such as "2 highway 3x3"; case and additional spaces do not matter.
+
+    Returns:
+      The stage.
 
     Raises:
-      ValueError: in one line that names the text and the form that it should have.
+      ValueError: if the text is not a stage; the message says what form it should have.
+
+    Example:
+      ```python
+      parse("2 highway 3x3")  # Highway(window=(3, 3), features=None, stride=1, count=2)
+      ```
     """
     kinds = {kind.__name__.lower(): kind for kind in _FORMS}
     words = text.lower().split() if isinstance(text, str) else []
@@ -164,7 +178,7 @@ def parse(text: str) -> Stage:
 
 
 def depth(stages: Iterable[str | Stage]) -> int:
-    """Layers with weights, as the paper counts them: the stages' and the output layer."""
+    """The number of layers with weights as the paper counts them, including the output layer."""
     parsed = (stage if isinstance(stage, Stage) else parse(stage) for stage in stages)
     return 1 + sum(stage.count for stage in parsed if isinstance(stage, Conv | Highway | Dense | Maxout))
 
@@ -179,7 +193,7 @@ _READERS: dict[str, Callable[[str], Any]] = {
 def _text(
     count: int, word: str, features: int | None, window: Window | None = None, stride: int | None = None, valid=False
 ) -> str:
-    """Write a stage as `parse` reads it, leaving out what is usual."""
+    """Write a stage in the form that `parse` reads, without default values."""
     layer = word in ("conv", "highway", "dense")
     words = [
         f"{count}" if count != 1 else "",

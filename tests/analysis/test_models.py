@@ -92,9 +92,9 @@ def test_a_highway_layer_of_any_module_is_its_linen_twin(names):
     same(analysis.drop_layers(twin, variables, split, order), analysis.drop_layers(linen_model, params, split, order))
     started, bias = native.Highway(5, nnx.Linear(5, 5, rngs=nnx.Rngs(0)), rngs=nnx.Rngs(1)), jnp.full(5, -1.0)
     np.testing.assert_array_equal(started.t.bias[...], bias)
-    with pytest.raises(ValueError, match="rngs is None; without t"):
+    with pytest.raises(ValueError, match="rngs is None; it must be given for the weights of T"):
         native.Highway(5, nnx.Linear(5, 5, rngs=nnx.Rngs(0)))
-    with pytest.raises(ValueError, match=r"h must keep its input's shape \(1, 5\), but gives \(1, 4\)"):
+    with pytest.raises(ValueError, match=r"h must keep its input's shape \(1, 5\), but returns \(1, 4\)"):
         native.Highway(5, nnx.Linear(5, 4, rngs=nnx.Rngs(0)), rngs=nnx.Rngs(1))(jnp.ones((1, 5)))
 
 
@@ -369,7 +369,10 @@ def test_mistakes_are_one_line():
     own = {"loss": squared}
     for call, message in (
         (lambda: analysis.lesion(len, {}, VECTORS), "it must be a Linen or an NNX module"),
-        (lambda: analysis.lesion(stack, None, VECTORS), "variables is None; a Linen module's must be given"),
+        (
+            lambda: analysis.lesion(stack, None, VECTORS),
+            "variables is None; it must be the variables of the Linen module",
+        ),
         (lambda: analysis.lesion(nnx.Linear(5, 3, rngs=rngs), None, labelled), "this Linear has no highway layers"),
         (lambda: analysis.lesion(Shared(rngs), None, labelled), "layer 'layer' is applied more than once"),
         (

@@ -259,12 +259,12 @@ SEVERAL = {"train": some(encoded(pixels(8, 7, 1)), GREYS), **ANY_SIZE}
         ({"shape": (0, 6, 1)}, r"images of shape \(0, 6, 1\); each size must be", True),
         ({"test": pixels(0, *GREY), "test_labels": []}, "split 'test': there are no examples", True),
         ({"labels": LABELS * 0 + 7}, "split 'train': every label is 7; there must be at least two classes", False),
-        ({"labels": some(-1)}, r"split 'train': a label is -1 \(-1 says .* no label\); labels must be 0 to 9", False),
+        ({"labels": some(-1)}, r"split 'train': a label is -1 \(-1 means .* no label\); labels must be 0 to 9", False),
         ({"test_labels": some(10, LABELS[:5])}, "split 'test': a label is 10; labels must be 0 to 9", False),
         ({"labels": some(1 << 40)}, "split 'train': a label is 1099511627776; labels must be 0 to 9", False),
         ({"labels": some(None)}, "split 'train': example 3 has 1 images and 0 labels; it must have one each", False),
         ({"test": pixels(5, 8, 7, 1)}, "split 'test': image 0 is 8x7; the dataset's description says 8x6", False),
-        ({"test": pixels(5, 8, 7, 1), **ANY_SIZE}, "split 'test': images are uint8 8x7x1; .* as .* uint8 8x6x1", False),
+        ({"test": pixels(5, 8, 7, 1), **ANY_SIZE}, "split 'test': images are uint8 8x7x1; .* like .* 8x6x1", False),
         (SEVERAL, "split 'train': images are of several sizes, such as .*; they must be of one", False),
         (
             {"train": pixels(20, *GREY) // 255},
@@ -291,7 +291,7 @@ SEVERAL = {"train": some(encoded(pixels(8, 7, 1)), GREYS), **ANY_SIZE}
         ({"train": some(GREYS[3][:70], GREYS), **ONE_GREY}, "cannot be read: split 'train': ", False),
         ({"counts": ([19], [5])}, "split 'train': its files hold 20 examples, its description says 19", False),
         ({"counts": ([20], [6])}, "split 'test': its files hold 5 examples, its description says 6", False),
-        ({"names": ["a", "b", "c"]}, "has 10 classes, but names of 3 in label.labels.txt", True),
+        ({"names": ["a", "b", "c"]}, "has 10 classes, but 3 names in label.labels.txt", True),
     ],
 )
 def test_what_would_be_misread_is_refused_in_one_line(changes, message, said, tmp_path):

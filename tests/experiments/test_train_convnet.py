@@ -175,7 +175,7 @@ def test_cifar100_is_trained_as_the_paper_does(tmp_path, capsys):
     ("args", "message"),
     [
         (["--config.stages=('conv 4',)"], "config.stages is .*: stage 'conv 4' must have the form: "),
-        (["--config.stages=('maxpool 9x9',)"], "config.stages: stage 'maxpool 9x9' does not fit what it gets"),
+        (["--config.stages=('maxpool 9x9',)"], "config.stages: stage 'maxpool 9x9' does not fit its input"),
         (["--config.batch_size=1401", "--config.validation=100"], "config.batch_size is 1401; it must be at most 1400"),
         (["--from_search=x"], "--config and --from_search are both given"),
         (["--config.teacher=nowhere"], "workdir 'nowhere' does not exist"),

@@ -173,5 +173,5 @@ def test_a_residual_branch_shows_what_it_adds():
     y, found = nnx.capture(native.Skippable(), nnx.Intermediate)(jnp.ones(3), jnp.full(3, 2.0))
     np.testing.assert_array_equal(y, 3)
     assert pure(found).keys() == {"block_state", "transform_gate", "carry_gate", "block_output"}
-    with pytest.raises(ValueError, match="both must be of the same"):
+    with pytest.raises(ValueError, match="they must have the same shape"):
         native.Skippable()(jnp.ones(3), jnp.ones(2))

@@ -166,7 +166,7 @@ def test_a_plan_can_be_read():
         ({"device": "h1000"}, "device is 'h1000'; it must be one of a100, h100"),
         ({"device": 8}, "device is 8; it must be a Device, or a name of one"),
         ({"devices": 0}, "devices is 0; it must be an integer of at least 1"),
-        ({"rate": 1}, "plan takes no 'rate'; beside device, devices and topology it takes what fit does"),
+        ({"rate": 1}, "plan takes no 'rate'; besides device, devices and topology, it takes what fit takes"),
         ({"mesh": (1, 2), "devices": 2}, "device and devices must be None where topology or mesh says both"),
         ({"mesh": (1, 10**5)}, r"mesh is \(1, 100000\); it must take at most"),
         ({"mesh": 2}, r"mesh is 2; it must be \(runs, data\)"),

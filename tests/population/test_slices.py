@@ -183,7 +183,7 @@ def test_what_a_chip_has_no_room_for_is_said():
         lambda hp, w, batch, key: (w @ w.T @ w * hp["rate"], {"loss": jnp.float32(0)}),
         lambda hp, w, batch: {"loss": w[0, 0]},
     )
-    with pytest.raises(population.MemoryTooSmall, match=r"compiler finds no room for so many in lockstep: .* HBM"):
+    with pytest.raises(population.MemoryTooSmall, match=r"compiler finds no room for that many in lockstep: .* HBM"):
         population.plan(task, SPACE, num_runs=4, **SEARCH, topology="v5e:2x2")
 
 
@@ -191,8 +191,8 @@ def test_what_a_chip_has_no_room_for_is_said():
 @pytest.mark.parametrize(
     ("where", "message"),
     [
-        ({"topology": "v5e:1x1"}, "topology is 'v5e:1x1', which libtpu refuses .*; a single chip is device 'tpu_v5e'"),
-        ({"topology": "v5e"}, "topology is 'v5e', which libtpu refuses"),
+        ({"topology": "v5e:1x1"}, "topology is 'v5e:1x1', which libtpu rejects .*; a single chip is device 'tpu_v5e'"),
+        ({"topology": "v5e"}, "topology is 'v5e', which libtpu rejects"),
         ({"topology": "v5e:16x32"}, "topology is 'v5e:16x32'; a side of such a slice has at most 16 chips"),
         ({"topology": "v5e:4x4", "mesh": (4, 1)}, r"mesh is \(4, 1\); it must take all 16 devices"),
         ({"topology": "v5e:2x2", "device": "tpu_v5e"}, "device and devices must be None where topology or mesh"),
@@ -206,6 +206,6 @@ def test_a_mistake_is_named(where, message):
 def test_without_its_compiler_a_slice_is_refused(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(
-        ValueError, match=r"topology is 'v5e:2x2', whose compiler is libtpu's; pip install -e '.\[tpu\]'"
+        ValueError, match=r"topology is 'v5e:2x2', which needs the compiler of libtpu; pip install -e '.\[tpu\]'"
     ):
         planned("dense", topology="v5e:2x2")

@@ -313,14 +313,14 @@ class Static(nn.Module):
         ({"loss": lambda outputs, batch: outputs[:, None] - batch["y"]}, r"loss is of shape \(10, 10\) for a batch"),
         ({"metrics": {"m": lambda outputs, batch: outputs[:3]}}, r"m is of shape \(3,\)"),
         ({"metrics": {"loss": squared}}, "metrics has 'loss'"),
-        ({"model": lambda hp: 3}, r"model\(hp\) gives 3; it must give a Linen module"),
+        ({"model": lambda hp: 3}, r"model\(hp\) returns 3; it must return a Linen module"),
         ({"model": lambda: Static()}, r"model takes \(\); it must be a function of \(hp\) .* or of \(hp, rngs\)"),
         ({"model": lambda rngs, hp: Static()}, r"model takes \(rngs, hp\); it must be a function of \(hp\)"),
         ({"model": Static()}, "model is an object of type Static; it must be a function"),
         ({"model": nnx.Linear(5, 1, rngs=nnx.Rngs(0))}, "model is an object of type Linear; it must be a function"),
-        ({"model": lambda hp, rngs: Static()}, r"model\(hp, rngs\) gives an object of type Static"),
+        ({"model": lambda hp, rngs: Static()}, r"model\(hp, rngs\) returns an object of type Static"),
         ({"optimizer": optax.sgd(0.1)}, r"optimizer is an object of type Gr\w+; it must be a function of \(hp\)"),
-        ({"optimizer": lambda hp: 0.1}, r"optimizer\(hp\) gives 0.1; it must give an optimizer of Optax"),
+        ({"optimizer": lambda hp: 0.1}, r"optimizer\(hp\) returns 0.1; it must return an Optax optimizer"),
         ({"loss": "mse"}, r"loss is 'mse'; it must be a function of \(outputs, batch\)"),
         ({"loss": lambda batch, outputs: 0}, r"loss takes \(batch, outputs\); it must be a function of \(outputs,"),
         ({"loss": lambda outputs, y, mask: y}, r"loss takes \(outputs, y, mask\); it must be a function of"),
@@ -347,7 +347,7 @@ def test_a_loss_that_fails_is_told_what_it_was_given():
     with pytest.raises(TypeError, match="unsupported operand") as caught:
         population.fit(task, {}, **SEARCH)
     batch = {"x": "float32[10,5]", "y": "float32[10]"}
-    told = f"This is of loss(outputs, batch); outputs are float32[10], and a batch is {batch}."
+    told = f"The error is in loss(outputs, batch), where outputs are float32[10] and a batch is {batch}."
     assert told in caught.value.__notes__
 
 

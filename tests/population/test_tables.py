@@ -126,7 +126,7 @@ def test_tables_of_something_else_are_not_overwritten(tmp_path):
     tmp_path = tmp_path / "not/there/yet"
     population.save(fit(), tmp_path)
     before = (tmp_path / "runs.csv").read_bytes()
-    with pytest.raises(population.WorkdirError, match="and no checkpoint, so it is no workdir"):
+    with pytest.raises(population.WorkdirError, match="and no checkpoint, so it is not the workdir"):
         fit(workdir=tmp_path)
     assert (tmp_path / "runs.csv").read_bytes() == before
 

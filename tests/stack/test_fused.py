@@ -392,7 +392,7 @@ def test_nothing_is_loaded_from_where_others_may_write(arrange, reason, kept, tm
         if (cache / "highway-jax").is_dir():
             library.write_bytes(content)
         before = sorted(tmp_path.rglob("*"))
-        with pytest.raises(fused.Unavailable, match="it cannot be kept and loaded: " + reason.format(cache=cache)):
+        with pytest.raises(fused.Unavailable, match="it cannot be stored and loaded: " + reason.format(cache=cache)):
             kept(cache=cache)
         assert sorted(tmp_path.rglob("*")) == before  # nor is anything written there
 
@@ -412,10 +412,10 @@ def test_a_folder_in_tmp_and_one_that_the_users_group_may_write_to_are_safe(kept
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        ("echo nonsense > $made", r"it cannot be kept and loaded: .*\.so: .*"),
+        ("echo nonsense > $made", r"it cannot be stored and loaded: .*\.so: .*"),
         ("c++ -shared -x c++ /dev/null -o $made", r".*\.so has no function highway_forward; remove the file"),
         ("echo 'error: the disk is full' >&2; false", ".*/c\\+\\+ cannot build it: error: the disk is full"),
-        ("true", "it cannot be kept and loaded: .*No such file.*; XDG_CACHE_HOME may name another folder"),
+        ("true", "it cannot be stored and loaded: .*No such file.*; XDG_CACHE_HOME may name another folder"),
     ],
 )
 def test_what_a_compiler_makes_is_loaded_or_refused_in_one_line(line, reason, kept):
@@ -427,7 +427,7 @@ def test_what_a_compiler_makes_is_loaded_or_refused_in_one_line(line, reason, ke
 def test_without_a_home_it_is_unavailable(kept, monkeypatch):
     monkeypatch.setattr(Path, "home", lambda: Path("~").expanduser())
     monkeypatch.setattr(os.path, "expanduser", str)
-    with pytest.raises(fused.Unavailable, match="it cannot be kept and loaded: Could not determine home directory"):
+    with pytest.raises(fused.Unavailable, match="it cannot be stored and loaded: Could not determine home directory"):
         kept(cache="")
 
 
@@ -451,7 +451,7 @@ def unloaded():
         ("no compiler", r"no C\+\+ compiler \(c\+\+, .* is in the PATH"),
         ("a compiler that fails", r".*g\+\+ cannot build it: error: not today"),
         ("a compiler that hangs", r".*g\+\+ has not built it within 1 seconds"),
-        ("nowhere to keep it", "it cannot be kept and loaded: .*cache"),
+        ("nowhere to keep it", "it cannot be stored and loaded: .*cache"),
     ],
 )
 def test_without_it_a_search_uses_xla_or_says_why(why, reason, unloaded, tmp_path, monkeypatch, capsys):
