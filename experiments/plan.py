@@ -10,12 +10,12 @@
 --devices=N            how many; by default as many as JAX sees here, and 1 elsewhere
 --topology=NAME        in place of both, a whole TPU slice, such as v5e:16x16, v5p:4x4x8 or v6e:8x8
 
-Memory is what XLA says of the compiled epoch and evaluation. For a TPU its own compiler is asked, where libtpu is
-installed (`pip install -e '.[tpu]'`, on any Linux machine); for other devices that are not here, the CPU's stands in.
-For a slice the programs are compiled for all of its chips together, split as --config.mesh="(runs, data)" says or as a
-search would choose; what they send each other is read from these programs. A single chip is --device=tpu_v5e, for which
-the first of the smallest slice is taken. Time is from the rates in benchmarks/results, and given only for devices that
-were measured.
+Memory is what XLA reports for the compiled epoch and evaluation. Programs for a TPU are compiled by its own compiler if
+libtpu is installed (`pip install 'highway-jax[tpu]'`, on any Linux machine). For other devices that this machine lacks,
+the CPU's compiler stands in. For a slice, the programs are compiled for all of its chips together, split as
+--config.mesh="(runs, data)" says or as a search would choose; what the chips send each other is read from these
+programs. For a single chip, such as --device=tpu_v5e, the first chip of the smallest slice stands in. Time comes from
+the rates in benchmarks/results, and is given only for devices that were measured.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -33,7 +33,7 @@ from experiments.app.words import duration
 from experiments.configs import loading
 from experiments.jobs.job import Job
 from experiments.jobs.making import job_of
-from experiments.jobs.rates import Rate, measured_rate
+from experiments.jobs.rates import RESULTS, Rate, measured_rate
 from experiments.jobs.running import as_user_errors
 from highway_jax import parallel, population
 from highway_jax.population import DEVICES, Plan
@@ -163,6 +163,8 @@ def notes(plans: Mapping[str, Plan], config: ConfigDict, given: int, rate: Rate 
         fewest = min(plan.runs_per_batch for plan in plans.values())
         if device.kind != "cpu" and 2 * fewest < rate.runs:
             yield f"warning: the time was measured with {rate.runs} runs in lockstep; with {fewest} it takes longer"
+    elif not RESULTS.exists():
+        yield "time: the measured rates are in benchmarks/results of a clone; this installed package has none"
     else:
         known = "fully connected networks" if "search" not in config else "other devices"
         yield f"time: benchmarks/results has measured {known} only"

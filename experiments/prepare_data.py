@@ -1,6 +1,6 @@
 """Download and prepare a TFDS dataset in a form that every program here reads without TensorFlow.
 
-    pip install -e '.[prepare]'
+    pip install 'highway-jax[prepare]'
     python -m experiments.prepare_data --dataset=mnist
 
 --dataset=NAME     an image-classification dataset of TensorFlow Datasets; NAME/CONFIG and :VERSION may say which
@@ -48,7 +48,8 @@ def main(argv: list[str]) -> None:
             return
     if importlib.util.find_spec("tensorflow") is None:
         raise UserError(
-            f"preparing {name!r} needs TensorFlow, which is not installed; install it with: pip install -e '.[prepare]'"
+            f"preparing {name!r} needs TensorFlow, which is not installed; install it with: "
+            "pip install 'highway-jax[prepare]'"
         )
     prepare(name, data_dir, values.overwrite)
     found = data.load_tfds(name, data_dir)

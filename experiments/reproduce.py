@@ -52,6 +52,11 @@ def main(argv: list[str]) -> None:
     if values["what"].present and not values.what:
         raise UserError(f"--what is empty; it must be of {', '.join(PARTS)}")
     chosen = choose(values.what, values.depths)
+    if not (ROOT / "README.md").exists():
+        raise UserError(
+            "experiments.reproduce needs a clone of the repository, whose results/, docs/ and README.md it writes; "
+            f"{str(ROOT)!r} is not one"
+        )
     scale = values.scale or (default_scale() if chosen else "")
     status, kept = 0, False
     for experiment in chosen:

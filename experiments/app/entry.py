@@ -21,7 +21,8 @@ from highway_jax.data import DataError
 from highway_jax.files import first_line
 from highway_jax.parallel import Elsewhere, ProcessLost
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[2]  # of the clone, or site-packages
+FOLDERS = ("experiments", "highway_jax", "benchmarks", "tests")
 CODE = (ROOT / "experiments", ROOT / "highway_jax", Path(sys.prefix))
 # What a machine lacks for which no file is to blame.
 LACKING = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
@@ -88,9 +89,11 @@ def _text(path: Any) -> str:
 
 def _place(error: Exception) -> str:
     """Where in this project's code an error was met."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).is_relative_to(ROOT)]
-    own = [frame for frame in frames if not Path(frame.filename).is_relative_to(sys.prefix)] or frames
-    return f"{Path(own[-1].filename).relative_to(ROOT)}, line {own[-1].lineno}" if own else "another's code"
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        path = Path(frame.filename)
+        if path.is_relative_to(ROOT) and path.relative_to(ROOT).parts[0] in FOLDERS:
+            return f"{path.relative_to(ROOT)}, line {frame.lineno}"
+    return "code of another project"
 
 
 def _fail(status: int, *lines: str) -> NoReturn:

@@ -79,7 +79,7 @@ def _check_search(config: ConfigDict) -> Halving | None:
 
 def _require(module: str, why: str, extra: str) -> None:
     if importlib.util.find_spec(module) is None:
-        raise UserError(f"{why}; install it with: pip install -e '.[{extra}]'")
+        raise UserError(f"{why}; install it with: pip install 'highway-jax[{extra}]'")
 
 
 def _space(values: Values, prefix: str = "") -> Space:

@@ -19,13 +19,14 @@ from experiments.app import errors
 from experiments.app.errors import UserError
 from experiments.configs.keys import leaves
 from experiments.workdir.files import FORMAT
-from highway_jax import parallel
+from highway_jax import __version__, parallel
 
 # Config keys that no number of a result depends on.
 FREE = ("data_dir", "resume", "checkpoint_every", "log_every", "tensorboard")
 # How devices share the work. `provenance.json` lists each change of it.
 SHARING = ("runs_per_batch", "mesh")
 CHANGEABLE = (*FREE, *SHARING)  # what may change when work goes on
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")  # whose versions are recorded
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +136,7 @@ def provenance(mesh: Mesh, runs_per_batch: int | None) -> dict[str, Any]:
         "format": FORMAT,
         "commit": _commit(),
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")},
+        "versions": {"highway-jax": __version__, **{name: version(name) for name in PACKAGES}},
         "platform": devices[0].platform,
         "device": devices[0].device_kind,
         "devices": len(devices),
@@ -148,13 +149,15 @@ def provenance(mesh: Mesh, runs_per_batch: int | None) -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """The code's commit, marked if the code has changed since; None outside a clone."""
+    """The code's commit, marked if the code has changed since; None outside a clone, such as in site-packages."""
     root = Path(__file__).parents[2]
 
     def git(*arguments: str) -> str:
         return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True).stdout
 
     try:
+        # A venv may lie inside another project's repository.
+        git("ls-files", "--error-unmatch", "--", "experiments/workdir/identity.py")
         changed = git("status", "--porcelain", "--", "highway_jax", "experiments")
         return git("describe", "--always").strip() + "-dirty" * bool(changed)
     except (OSError, subprocess.CalledProcessError):

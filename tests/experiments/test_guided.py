@@ -121,7 +121,7 @@ def test_mistakes_are_explained(changes, message):
 
 def test_without_optuna_the_extra_is_named(monkeypatch):
     monkeypatch.setattr(validation.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(errors.UserError, match=re.escape("pip install -e '.[optuna]'")):
+    with pytest.raises(errors.UserError, match=re.escape("pip install 'highway-jax[optuna]'")):
         validation.check(config_of(sampler="tpe", num_runs=6, runs_in_memory=2))
 
 

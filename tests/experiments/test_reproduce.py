@@ -620,6 +620,7 @@ def test_what_is_run_is_what_the_programs_take():
         (["--what=gates", "--depths=10"], "--depths is '10', which is for --what=figure1"),
         (["--what=figure1", "--depths="], "--depths has ''; it must be of 10, 20, 50, 100"),
         (["--what="], "--what is empty; it must be of figure1, "),
+        ([], "experiments.reproduce needs a clone of the repository, whose results/, docs/ and README.md it writes; "),
     ],
 )
 def test_mistakes_are_one_line(args, message, tmp_path, monkeypatch, capsys):
