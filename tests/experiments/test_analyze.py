@@ -164,12 +164,12 @@ MISTAKES = {
     "unknown": (["--workdir={work}", "--network=dense"], "--network is 'dense'; it must be one of highway"),
     "another rank": (
         ["--workdir={work}", "--rank=2"],
-        r"holds its best run's parameters alone; for run \d, first train it: python -m experiments.train "
+        r"holds only the best run's parameters; train run \d first: python -m experiments.train "
         r"--from_search=.*work --network=highway --run=\d$",
     ),
     "rank 6": (["--workdir={work}", "--rank=6"], "--rank is 6; it must be 1 to 5"),
-    "both": (["--workdir={work}", "--rank=1", "--run=1"], "one of --run=N and --rank=N must be given, and not both"),
-    "a flipped bit": (["--workdir={flipped}"], r"best/highway/.* is damaged: it is not as it was written"),
+    "both": (["--workdir={work}", "--rank=1", "--run=1"], "either --run=N or --rank=N must be given, not both"),
+    "a flipped bit": (["--workdir={flipped}"], r"best/highway/.* is damaged: its checksum is wrong"),
     "cut off": (["--workdir={cut}"], r"best/highway is damaged, or holds no parameters"),
     "another network's": (["--workdir={strange}"], "best/highway does not fit the workdir's config"),
     "diverged": (["--workdir={diverged}"], "best/highway holds parameters that are not finite"),

@@ -104,7 +104,7 @@ def test_nothing_is_kept_where_others_may_write_or_nobody_can(arrange, reason, f
     compile_anew(1)
     assert jax.config.jax_compilation_cache_dir is None and not kept(folder)
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("warning: what is compiled is not kept: " + reason.format(folder))
+    assert line.startswith("warning: compiled programs are not cached: " + reason.format(folder))
 
 
 def test_jaxs_own_settings_go_first(folder, tmp_path, monkeypatch):
@@ -142,7 +142,7 @@ def test_what_is_damaged_is_compiled_again_and_removed(harm, folder, recwarn):
     harm(entry)
     compile_anew(3)
     (warning,) = recwarn
-    assert compiled.explained(str(warning.message)).startswith(f"{folder} is emptied")
+    assert compiled.explained(str(warning.message)).startswith(f"{folder} has been emptied")
     assert not kept(folder)
     compile_anew(4)
     assert not kept(folder) and len(recwarn) == 1  # the next process begins again

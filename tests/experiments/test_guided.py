@@ -129,7 +129,7 @@ def test_a_study_that_is_damaged_or_locked_ends_no_work(tmp_path, capsys, monkey
     def assert_warned():
         guiding.store(tmp_path, space_of(), "highway", result_of(space_of(), [1]))
         warning = capsys.readouterr().err
-        assert warning.startswith(f"warning: {study} is left as it is: ") and warning.count("\n") == 1
+        assert warning.startswith(f"warning: {study} could not be updated: ") and warning.count("\n") == 1
 
     study = tmp_path / guiding.STUDIES
     study.write_text("no database")

@@ -249,7 +249,7 @@ def test_a_directory_of_something_else_is_refused_and_left_alone(file, refuse, t
     (tmp_path / "work/data").mkdir(parents=True)
     (tmp_path / "work" / file).write_text('{"epochs": 7}')
     said = refuse(search, *SMALL, f"--workdir={tmp_path}/work", untouched=[tmp_path])
-    assert "so it is no workdir of this program" in said or "was written by another version" in said
+    assert "so it is not a workdir of this program" in said or "was written by another version" in said
     assert sorted(path.name for path in tmp_path.rglob("*")) == sorted({"work", "data", file.split("/")[-1]})
 
 
