@@ -129,7 +129,10 @@ def test_what_devices_send_is_said_of_a_mesh(where, capsys, two_devices):
             ["--topology=v5e:2x2", "--devices=4"],
             "--devices is 4, but --topology already sets the kind and number of devices",
         ),
-        (["--config.mesh=(1, 1)", "--device=h100"], r"config.mesh is \(1, 1\), but --device and --devices plan for one"),
+        (
+            ["--config.mesh=(1, 1)", "--device=h100"],
+            r"config.mesh is \(1, 1\), but --device and --devices plan for one",
+        ),
         (["--config.mesh=(1000, 1)"], r"config.mesh is \(1000, 1\); it must take at most \d+ devices"),
     ],
 )
