@@ -1,4 +1,4 @@
-"""Looking inside the networks that real searches found."""
+"""Analysis of the networks of real searches."""
 
 import contextlib
 import functools
@@ -27,7 +27,7 @@ DRAWN = True
 
 @pytest.fixture(scope="module")
 def analyzed(searched, tmp_path_factory):
-    """A copy of it, analyzed, and what the program said."""
+    """A copy of the search's workdir, analyzed, and the program's output."""
     workdir = tmp_path_factory.mktemp("analysis") / "work"
     shutil.copytree(searched, workdir)
     output, errors = io.StringIO(), io.StringIO()
@@ -38,7 +38,7 @@ def analyzed(searched, tmp_path_factory):
 
 @pytest.fixture
 def unreported(monkeypatch):
-    """To draw the report's figures again costs as much as to draw the analysis's."""
+    """Skip the report's figures, which take as long to draw as the analysis's."""
     monkeypatch.setattr(page, "write", lambda *_: None)
 
 
@@ -159,7 +159,7 @@ MISTAKES = {
     "not there": (["--workdir=nowhere"], "workdir 'nowhere' does not exist"),
     "no search's": (["--workdir={empty}"], "config.json is missing"),
     "unfinished": (["--workdir={unfinished}"], r"best/highway is missing; the workdir holds no parameters"),
-    "no highway run": (["--workdir={plain}"], "holds no highway networks, and no others have"),
+    "no highway run": (["--workdir={plain}"], "holds no highway networks, the only ones with"),
     "plain": (["--workdir={work}", "--network=plain"], "--network is 'plain', which has no transform gates"),
     "unknown": (["--workdir={work}", "--network=dense"], "--network is 'dense'; it must be one of highway"),
     "another rank": (
@@ -179,7 +179,7 @@ MISTAKES = {
 
 @pytest.fixture(scope="module")
 def workdirs(searched, tmp_path_factory):
-    """The search's workdir, and copies that are spoilt in one way each."""
+    """The search's workdir, and copies of it with one defect each."""
     folder = tmp_path_factory.mktemp("spoilt")
     names = ("unfinished", "plain", "flipped", "cut", "strange", "diverged")
     found = {name: shutil.copytree(searched, folder / name) for name in names}

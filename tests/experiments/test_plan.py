@@ -1,4 +1,4 @@
-"""What is printed of a plan, and the rates that it stands on."""
+"""The printed plan, and the rates behind its times."""
 
 import dataclasses
 import functools
@@ -64,7 +64,7 @@ def test_rates_are_the_devices_own_and_lie_between_those_measured(tmp_path):
 
 
 def shown(capsys, monkeypatch, *flags):
-    """What is printed of a plan; that of twelve runs on two devices, whatever the flags say of them."""
+    """The program's output; the plan itself is always that of twelve runs on two devices."""
     made = planned()
     monkeypatch.setattr(
         plan,

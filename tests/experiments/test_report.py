@@ -1,4 +1,4 @@
-"""The report as its reader meets it: a page that stands alone and says what the workdirs say."""
+"""The report as its reader sees it: a self-contained page with the numbers of the workdirs."""
 
 import base64
 import csv

@@ -1,4 +1,4 @@
-"""A workdir read back: exactly, or refused with one line that names the file."""
+"""A workdir is read back exactly, or refused with one line that names the file."""
 
 import json
 import os
