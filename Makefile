@@ -6,14 +6,15 @@ LOWEST := .venv-lowest
 .PHONY: help search test test-lowest stress notebooks docs lint format clean
 
 help:
-	@echo "make search  install, then run 100 highway and 100 plain networks of depth 50 on the digits"
-	@echo "make test    install, then run the tests"
+	@echo "make search       install, then train 100 highway and 100 plain networks of depth 50 on the digits"
+	@echo "make test         install, then run the tests"
 	@echo "make test-lowest  run the tests with Python 3.11 and the lowest versions that setup.py allows, in .venv-lowest"
-	@echo "make stress  install, then kill searches and processes of searches, and damage their files"
-	@echo "make notebooks  install, then run the notebooks and keep their outputs"
-	@echo "make docs    install, then build the site; a broken link or an undocumented public name ends it"
-	@echo "make lint    install, then check style and types"
-	@echo "make format  rewrite the code in the project's style"
+	@echo "make stress       install, then kill searches, damage their files, and check that they resume"
+	@echo "make notebooks    install, then run the notebooks and save their outputs"
+	@echo "make docs         install, then build the site; a broken link or an undocumented public name fails"
+	@echo "make lint         install, then check style and types"
+	@echo "make format       format the code"
+	@echo "make clean        remove the virtual environments"
 
 search: .venv/installed
 	$(BIN)/python -m experiments.search --config=digits_depth50 --workdir=runs/digits_depth50
@@ -53,14 +54,14 @@ $(BIN)/python:
 	  { echo "highway-jax needs Python 3.11 or newer; name one with: make PYTHON=python3.12" >&2; exit 2; }
 	$(PYTHON) -m venv .venv
 
-# Without --no-compile pip compiles every module of every package, which takes as long as the rest.
+# Without --no-compile, pip compiles every module of every package, which doubles the time.
 .venv/installed: setup.py | $(BIN)/python
 	$(BIN)/pip install --no-compile --quiet --disable-pip-version-check --editable .
 	@touch $@
 
 .venv/installed-%: setup.py | $(BIN)/python
 	$(BIN)/pip install --no-compile --quiet --disable-pip-version-check --editable '.[$*]'
-	@touch $@ .venv/installed $(if $(filter dev,$*),.venv/installed-test)  # dev holds what tests need
+	@touch $@ .venv/installed $(if $(filter dev,$*),.venv/installed-test)  # dev includes test
 
 $(LOWEST)/installed: setup.py .ci/lowest.py
 	$(LOWEST_PYTHON) -m venv --clear $(LOWEST)

@@ -5,9 +5,17 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-URL = "https://github.com/OWNER/highway-jax"
+URL = "https://github.com/OWNER/highway-jax"  # the one place for it; docs/conf.py reads it too
 here = Path(__file__).parent
 (version,) = re.findall(r'^__version__ = "(.+)"$', (here / "highway_jax/__init__.py").read_text(), re.MULTILINE)
+
+
+def absolute(link):
+    """A link of the README as a URL: PyPI shows the README without the files that it links to."""
+    target = f"README.md{link[1]}" if link[1].startswith("#") else link[1]
+    return f"]({URL}/{'raw' if target.endswith('.png') else 'blob'}/v{version}/{target})"
+
+
 # The tests pass with the lower bounds: `make test-lowest` installs exactly these versions. `make lint` passes with the
 # lowest mypy and ruff.
 jax = "jax{}>=0.10.2,<0.12"
@@ -30,14 +38,26 @@ setup(
     name="highway-jax",
     version=version,
     description='Highway networks in JAX and Flax: "Training Very Deep Networks", hundreds of runs at once',
-    long_description=(here / "README.md").read_text(),
+    long_description=re.sub(r"\]\((?!https?:)(\S+?)\)", absolute, (here / "README.md").read_text()),
     long_description_content_type="text/markdown",
+    author="The highway-jax authors",
     license="Apache-2.0",
     license_files=["LICENSE"],
+    project_urls={
+        "Source": URL,
+        "Documentation": f"{URL}/tree/main/docs",
+        "Changelog": f"{URL}/blob/main/CHANGELOG.md",
+        "Issues": f"{URL}/issues",
+        "Paper": "https://arxiv.org/abs/1507.06228",
+    },
+    keywords=["highway networks", "deep learning", "JAX", "Flax", "hyperparameter search", "vectorized training"],
     python_requires=">=3.11",
-    packages=find_packages(include=["highway_jax", "highway_jax.*"]),
+    # The programs are installed too, under a name as general as `experiments`, because `python -m experiments.NAME` is
+    # their command line.
+    packages=find_packages(include=["highway_jax", "highway_jax.*", "experiments", "experiments.*"]),
     package_data={
-        "highway_jax": ["py.typed", "native/*.h", "functional/direct.cc", "stack/fused.cc", "stack/fused.cu"]
+        "highway_jax": ["py.typed", "native/*.h", "functional/direct.cc", "stack/fused.cc", "stack/fused.cu"],
+        "experiments": ["pages/*.jinja", "reproduction/*.jinja"],
     },
     install_requires=[
         jax.format(""),
@@ -75,7 +95,13 @@ setup(
         "tpu": [jax.format("[tpu]")],
     },
     classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Education",
+        "Intended Audience :: Science/Research",
         "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
         "Typing :: Typed",
     ],

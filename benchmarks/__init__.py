@@ -1,1 +1,1 @@
-"""Timings. Nothing here is imported by the library, and nothing in `make test` depends on a clock."""
+"""Benchmarks. The library imports nothing from here, and no test depends on a timing."""

@@ -1,21 +1,21 @@
-"""Everything worth measuring on a machine with an accelerator that one has for a short time, in order of worth.
+"""Measure everything of interest on a machine with an accelerator in a short session, most important things first.
 
     python -m benchmarks.accelerator --minutes=8 --output=DIR --torch
 
---minutes=N        in all; every step also has a limit of its own
---output=DIR       where three files go: summary.json, console.log, and results.tar.gz with everything else
---work=DIR         where steps leave their files, and a search its checkpoints; by default runs/accelerator
---torch            PyTorch beside it
---only=STEP,...    these steps alone
+--minutes=N        the length of the session; every step also has a limit of its own
+--output=DIR       gets three files: summary.json, console.log, and results.tar.gz with everything else
+--work=DIR         holds the files of the steps and the checkpoints of the search; runs/accelerator by default
+--torch            also measure PyTorch
+--only=STEP,...    only these steps
 
-A quarter of the time is kept for the search, which comes last. Every step is a process of its own. What it measures is
-written row by row, so nothing is lost when it fails, takes too long or is killed: that is recorded, and the next one
-begins. The same command again replaces what it measures again, and goes on with the search. On a CPU sizes are tiny,
-and show only that everything works. Nothing needs a network. MNIST is read from $TFDS_DATA_DIR; without it the search
-is one of the digits.
+A quarter of the time is reserved for the search, which comes last. Every step runs in its own process and writes its
+results row by row. Nothing is lost if a step fails, takes too long or is killed: the summary records it, and the next
+step starts. Repeating the command replaces earlier measurements and resumes the search. On a CPU the sizes are tiny and
+only show that everything works. No step needs a network. MNIST is read from $TFDS_DATA_DIR; without it, the search uses
+the digits.
 
-results.tar.gz has population_DEVICE_depthN.json and population_DEVICE_depthN_runs1000.json, which belong into
-benchmarks/results: `experiments.plan` reads them.
+results.tar.gz contains population_DEVICE_depthN.json and population_DEVICE_depthN_runs1000.json. Copy them to
+benchmarks/results, where `experiments.plan` reads them.
 """
 
 import contextlib
@@ -41,21 +41,21 @@ from experiments.app import command_line, entry
 from experiments.app.errors import UserError
 
 COMMAND = (sys.executable, "-m", "benchmarks.accelerator")
-LEAST = 16.0  # seconds, without which a step is not begun
-GRACE = 8.0  # seconds between asking a step to end and ending it
-SEARCH = 0.25  # of the time
-PACKED = 10 * 2**20  # bytes; larger files stay out of the archive
+LEAST = 16.0  # seconds that must be left to start a step
+GRACE = 8.0  # seconds between asking a step to stop and killing it
+SEARCH = 0.25  # share of the time that is reserved for the search
+PACKED = 10 * 2**20  # bytes; larger files are left out of the archive
 
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """A step.
+    """A step of a session.
 
     Attributes:
-      name: what it and its files are called.
-      measure: what it does.
-      seconds: at most.
-      xla_flags: added to the environment's.
+      name: the name of the step and of its files.
+      measure: the function that measures and yields rows.
+      seconds: the time limit.
+      xla_flags: flags added to XLA_FLAGS.
     """
 
     name: str
@@ -70,7 +70,7 @@ class Step:
 
 TORCH = ("torch_loop", "torch_graph", "torch_bmm")
 
-# What is cheap and decides most comes first.
+# Cheap and important steps come first.
 STEPS = (
     Step("device", steps.device, 60),
     Step("correctness", steps.correctness, 75),
@@ -99,7 +99,7 @@ STEPS = (
 
 
 class Console:
-    """What is printed, also in a file."""
+    """Prints lines, and appends them to a file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -113,7 +113,7 @@ class Console:
 def run(chosen: Sequence[Step], minutes: float, output: Path, work: Path) -> None:
     """Run steps one after another, and keep the files in `output` up to date."""
     end = time.monotonic() + 60 * minutes
-    kept = 60 * minutes * SEARCH * (chosen[-1].name == "search")  # for the search, by the other steps
+    kept = 60 * minutes * SEARCH * (chosen[-1].name == "search")  # seconds that the other steps leave for the search
     console, summary = Console(output / "console.log"), output / "summary.json"
     records = _earlier(summary)
     console.print(f"{time.strftime('%Y-%m-%d %H:%M:%S')}: {len(chosen)} steps in {minutes:g} minutes")
@@ -122,7 +122,7 @@ def run(chosen: Sequence[Step], minutes: float, output: Path, work: Path) -> Non
         if left < LEAST:
             records[step.name] = {"status": "no time left"}
         else:
-            records[step.name] = {"status": "stopped"}  # unless it comes to its end
+            records[step.name] = {"status": "stopped"}  # unless the step ends
             try:
                 records[step.name] = run_step(step, min(step.seconds, left - GRACE), work)
             finally:
@@ -132,7 +132,7 @@ def run(chosen: Sequence[Step], minutes: float, output: Path, work: Path) -> Non
 
 
 def _earlier(summary: Path) -> dict[str, Row]:
-    """How the steps of an earlier call ended, if that can be read."""
+    """The records of the steps of an earlier call, if they can be read."""
     try:
         return dict(json.loads(summary.read_text())["steps"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -140,7 +140,7 @@ def _earlier(summary: Path) -> dict[str, Row]:
 
 
 def run_step(step: Step, seconds: float, work: Path) -> Row:
-    """Run a step in a process of its own; how it ended."""
+    """Run a step in its own process; returns a record of how it ended."""
     log = work / f"{step.name}.log"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))}
     if step.xla_flags:
@@ -170,24 +170,24 @@ def run_step(step: Step, seconds: float, work: Path) -> Row:
 
 
 def stop(process: subprocess.Popen) -> None:
-    """End a process and all that it has started: asked first, and killed if that takes too long."""
+    """Stop a process and everything that it started: by SIGTERM, then by SIGKILL if that takes too long."""
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(GRACE)
-    with contextlib.suppress(ProcessLookupError):  # nobody is left
+    with contextlib.suppress(ProcessLookupError):  # no process is left
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
 
 def last_line(log: Path) -> str:
-    """What a process said last."""
+    """The last line of a process's log."""
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
     return lines[-1][:300] if lines else ""
 
 
 def described(record: Row) -> str:
-    """A record in a line."""
+    """A record as one line."""
     parts = [record["status"]]
     if "seconds" in record:
         parts.append(f"{record['rows']} rows in {record['seconds']:.0f} s")
@@ -201,7 +201,7 @@ def described(record: Row) -> str:
 
 
 def write(output: Path, work: Path, records: Mapping[str, Row]) -> None:
-    """The summary with all rows, the tables, and the archive of it all."""
+    """Write the summary with all rows, the tables, and the archive of everything."""
     rows = {step.name: steps.read_rows(work, step.name) for step in STEPS}
     for name, table in tables(rows).items():
         _replace(work / name, json.dumps(table, indent=2) + "\n")
@@ -221,7 +221,7 @@ def _replace(path: Path, text: str) -> None:
 
 
 def tables(rows: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
-    """What was measured in the form of `benchmarks.population`, by file name; what is tiny has a name of its own."""
+    """The measurements in the form of `benchmarks.population`, by file name; names of tiny sizes begin with "tiny_"."""
     rates = steps.read_rates(list(rows.get("device", ())))
     machine = next((row for row in rows.get("device", ()) if row["case"] == "machine"), None)
     device = next((row["device"] for row in rows.get("device", ()) if row["case"] == "device"), None)
@@ -234,7 +234,7 @@ def tables(rows: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
         for name, found in rows.items()
         if name.startswith(("ours_", "torch_"))
         for row in found
-        if row.get("device", card).split(" x ")[-1] == card  # another card's may be there from an earlier session
+        if row.get("device", card).split(" x ")[-1] == card  # an earlier session may have used another card
     ]
     works: dict[tuple[int, int], Work] = {}
     for row in timed:
@@ -262,7 +262,7 @@ def _figures(row: Row) -> Row:
 
 
 def measure(step: Step, settings: Settings) -> None:
-    """A step, in its process: every row is written before the next is measured."""
+    """Run a step in this process; every row is written before the next one is measured."""
     rows: list[Row] = []
     for row in step.measure(settings):
         rows.append(row)
@@ -274,10 +274,10 @@ def main(argv: list[str]) -> None:
     """The program."""
     values = flags.FlagValues()
     flags.DEFINE_float("minutes", 8.0, "", lower_bound=0.1, flag_values=values)
-    flags.DEFINE_float("seconds", 60.0, "of the step, in its own process", lower_bound=0, flag_values=values)
+    flags.DEFINE_float("seconds", 60.0, "limit of --step", lower_bound=0, flag_values=values)
     flags.DEFINE_list("only", None, "", flag_values=values)
     flags.DEFINE_bool("torch", False, "", flag_values=values)
-    flags.DEFINE_enum("step", None, [step.name for step in STEPS], "this process's", flag_values=values)
+    flags.DEFINE_enum("step", None, [step.name for step in STEPS], "run this step here", flag_values=values)
     command_line.define_path("output", None, "", values)
     command_line.define_path("work", "runs/accelerator", "", values)
     command_line.parse_flags(argv, values)
@@ -298,7 +298,7 @@ def main(argv: list[str]) -> None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"--{flag} is {folder}, which cannot be made a directory: {error}") from error
+            raise UserError(f"--{flag} is {folder}, which cannot be created: {error}") from error
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     run([step for step in STEPS if step.name in names], values.minutes, output, work)
 

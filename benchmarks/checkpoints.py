@@ -1,9 +1,9 @@
-"""What checkpoints cost a search at the default interval.
+"""Measure the cost of a search's checkpoints at the default interval.
 
     python -m benchmarks.checkpoints --config=digits_depth50
 
-Takes a search's --config flags. Runs the search in a new workdir and adds up the time from every save's beginning to
-its end, as if the training beside it had stood still: an upper bound of what checkpoints cost.
+Takes a search's --config flags. Runs the search in a new workdir and adds up the time from the start of every save to
+its end. Training goes on during a save, so the sum is an upper bound of the cost.
 Writes benchmarks/results/checkpoints_PLATFORM_NAME.json.
 """
 
@@ -22,7 +22,7 @@ from highway_jax.population import storage
 
 
 class Timed(checkpoint.Checkpoints):
-    """Checkpoints that remember what each cost."""
+    """Checkpoints that record the time and size of each save."""
 
     saves: list[dict[str, float]] = []  # noqa: RUF012
 
@@ -33,7 +33,7 @@ class Timed(checkpoint.Checkpoints):
 
 
 def main(argv: list[str]) -> None:
-    """Run the search and report."""
+    """Run the search, print the cost, and write the JSON file."""
     name, _, _ = command_line.split_config_flags(argv)
     storage.Checkpoints = Timed  # type: ignore[misc]
     with tempfile.TemporaryDirectory() as folder:

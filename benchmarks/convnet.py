@@ -1,16 +1,16 @@
-"""The paper's convolutional networks, ours against the same in PyTorch: images a second, forward, backward and update.
+"""Time the paper's convolutional networks against PyTorch: images per second in training.
 
     pip install -e '.[bench]'
     python -m benchmarks.convnet --networks=mnist_conv16,cifar10_gap
 
---networks=NAME,...  by default the six of Tables 1 to 3
---batch=N            images a step
---steps=N            steps a repetition; repetitions are interleaved, the median counts
---repetitions=N      of each
---runs=N             of those in lockstep
+--networks=NAME,...  by default the six networks of Tables 1 to 3
+--batch=N            images per step
+--steps=N            steps per repetition
+--repetitions=N      repetitions of each contender, interleaved; the median counts
+--runs=N             runs of the contender ours_runs
 
-Contenders: ours, with XLA alone (ours_xla), several runs in lockstep (ours_runs), and torch. Each lives in a process of
-its own, has the whole machine, and trains on made-up images, dropout and weight decay included. Writes
+Contenders: ours, ours with XLA alone (ours_xla), several runs in lockstep (ours_runs), and torch. Each runs in its own
+process, uses the whole machine, and trains on random images, with dropout and weight decay. Writes
 benchmarks/results/convnet_PLATFORM_NAME.json.
 """
 
@@ -33,17 +33,17 @@ from experiments.app.machine import hardware
 from experiments.configs import loading
 
 NETWORKS = "mnist_conv16", "mnist_conv32", "cifar10_highway_a", "cifar10_highway_b", "cifar10_highway_c", "cifar10_gap"
-SIZES = {"mnist": (28, 1), "cifar10": (32, 3)}  # of the images: pixels a side, channels
+SIZES = {"mnist": (28, 1), "cifar10": (32, 3)}  # of the images: pixels per side, channels
 RATE, MOMENTUM, DECAY, BIAS = 0.01, 0.9, 0.001, -2.0
 
 
 def size_of(name: str) -> tuple[int, int]:
-    """Pixels a side and channels of a network's images."""
+    """Pixels per side and channels of a network's images."""
     return SIZES[name.split("_")[0]]
 
 
 def images(name: str, batch: int, steps: int) -> tuple[np.ndarray, np.ndarray]:
-    """Images (steps, batch, height, width, channels) and labels; made up, since only their size matters."""
+    """Images (steps, batch, height, width, channels) and labels; random, since only their size matters."""
     size, channels = size_of(name)
     rng = np.random.default_rng(0)
     return rng.standard_normal((steps, batch, size, size, channels)).astype(np.float32), rng.integers(
@@ -54,9 +54,9 @@ def images(name: str, batch: int, steps: int) -> tuple[np.ndarray, np.ndarray]:
 def ours(
     name: str, batch: int, steps: int, runs: int = 1, precision: str = "float32", implementation: str | None = None
 ) -> Callable[[], None]:
-    """An epoch of `steps` steps, as `experiments.train` runs it; of several runs, in lockstep.
+    """An epoch of `steps` steps, as `experiments.train` runs it; several runs are trained in lockstep.
 
-    Products and convolutions are of that precision, one of `work.PRECISIONS`. By default the kernels of our own compute
+    Products and convolutions have the precision given, one of `work.PRECISIONS`. By default, our own kernels compute
     the convolutions on a CPU.
     """
     import jax
@@ -91,9 +91,9 @@ def ours(
 
 
 def torch(name: str, batch: int, steps: int, precision: str = "float32") -> Callable[[], None]:
-    """The same network as a user of PyTorch writes it, with channels last, the layout that is fastest.
+    """The same network as a PyTorch user writes it, with channels last, the fastest layout.
 
-    Products and convolutions are in float32, or in TF32 ("tf32"), which is PyTorch's default for convolutions.
+    Products and convolutions are in float32 or in TF32 ("tf32"), PyTorch's default for convolutions.
     """
     import torch
     from torch import nn
@@ -127,7 +127,7 @@ def torch(name: str, batch: int, steps: int, precision: str = "float32") -> Call
     model = nn.Sequential(*layers, nn.Flatten(), nn.LazyLinear(10))
     inputs, labels = images(name, batch, steps)
     x, y = torch.from_numpy(np.moveaxis(inputs, -1, 2).copy()), torch.from_numpy(labels)
-    model(x[0])  # the last layer learns its size
+    model(x[0])  # the lazy layer infers its size
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.backends.cudnn.benchmark = True
@@ -147,7 +147,7 @@ def torch(name: str, batch: int, steps: int, precision: str = "float32") -> Call
 
 
 def contenders(runs: int) -> dict[str, tuple[Callable[..., Callable[[], None]], int]]:
-    """What builds each of them, and how many runs it trains."""
+    """The function that builds each contender, and how many runs it trains."""
     return {
         "ours": (ours, 1),
         "ours_xla": (functools.partial(ours, implementation="xla"), 1),
@@ -157,7 +157,7 @@ def contenders(runs: int) -> dict[str, tuple[Callable[..., Callable[[], None]], 
 
 
 def serve(connection: Connection, contender: str, runs: int, name: str, batch: int, steps: int) -> None:
-    """A contender's process: warm up, then repeat when asked."""
+    """A contender's process: warm up, then repeat on request."""
     go = contenders(runs)[contender][0](name, batch, steps)
     start = time.perf_counter()
     go()
@@ -169,10 +169,10 @@ def serve(connection: Connection, contender: str, runs: int, name: str, batch: i
 
 
 def measure(name: str, batch: int, steps: int, repetitions: int, runs: int) -> Iterator[tuple[str, dict[str, float]]]:
-    """Images a second and the seconds of the first call, of each contender.
+    """Images per second and the seconds of the first call, for each contender.
 
     Raises:
-      UserError: if one cannot be started.
+      UserError: if a contender cannot be started.
     """
     context = multiprocessing.get_context("spawn")
     connections, rates, first = {}, {}, {}
@@ -198,9 +198,9 @@ def measure(name: str, batch: int, steps: int, repetitions: int, runs: int) -> I
 
 
 def main(argv: list[str]) -> None:
-    """Time all, print, and write the JSON."""
+    """Time all contenders, print the results, and write the JSON files."""
     values = flags.FlagValues()
-    flags.DEFINE_list("networks", list(NETWORKS), "which", flag_values=values)
+    flags.DEFINE_list("networks", list(NETWORKS), "names", flag_values=values)
     for flag, default in {"batch": 100, "steps": 5, "repetitions": 5, "runs": 4}.items():
         flags.DEFINE_integer(flag, default, flag, lower_bound=1, flag_values=values)
     command_line.parse_flags(argv, values)

@@ -1,14 +1,14 @@
-"""Convolutions of the paper's networks by shape, ours, XLA's and PyTorch's: GFLOP/s of each pass, on one core or all.
+"""Time the convolutions of the paper's networks by shape: GFLOP/s of each pass with our kernels, XLA and PyTorch.
 
     pip install -e '.[bench]'
     python -m benchmarks.convolutions
 
---batch=N          images
---threads=N        of each contender; by default all cores
---repetitions=N    of each pass, contenders taking turns; the median counts
+--batch=N          images in a batch
+--threads=N        threads of each contender; by default all cores
+--repetitions=N    repetitions of each pass, interleaved between contenders; the median counts
 
-Each contender lives in a process of its own. The passes are the convolution, its gradient in the images and that in the
-kernel. Writes benchmarks/results/convolutions_cpu.json.
+Each contender runs in its own process. The passes are the convolution and its gradients with respect to the images and
+the kernel. Writes benchmarks/results/convolutions_cpu.json.
 """
 
 import functools
@@ -28,7 +28,7 @@ from experiments.app import command_line, entry
 from experiments.app.machine import hardware
 from highway_jax.parallel import cpu_cores
 
-# Pixels a side, channels, window, features; as in MNIST's networks, highway_a, b, c and gap.
+# Pixels per side, channels, window, features, as in the networks for MNIST and in highway_a, b, c and gap.
 SHAPES = (
     (28, 1, 5, 16), (12, 16, 3, 16), (12, 32, 3, 32), (6, 16, 3, 16), (32, 3, 3, 32), (32, 16, 3, 16), (32, 32, 3, 32),
     (32, 32, 1, 32), (16, 64, 1, 64), (16, 80, 3, 80), (8, 96, 3, 96), (8, 128, 3, 128), (8, 128, 1, 100),
@@ -38,7 +38,7 @@ Pass = Callable[[], object]
 
 
 def arrays(batch: int, pixels: int, channels: int, window: int, features: int) -> list[np.ndarray]:
-    """Images, a kernel and cotangents; a window of 5 is without padding, as in MNIST's networks."""
+    """Images, a kernel and cotangents; windows of 5 have no padding, as in the networks for MNIST."""
     random = np.random.default_rng(0)
     out = pixels - 4 if window == 5 else pixels
     shapes = (batch, pixels, pixels, channels), (window, window, channels, features), (batch, out, out, features)
@@ -46,7 +46,7 @@ def arrays(batch: int, pixels: int, channels: int, window: int, features: int) -
 
 
 def ours(implementation: str, *shape: int) -> dict[str, Pass]:
-    """The passes by `conv` of an implementation."""
+    """The passes by `conv` with the implementation given."""
     import jax
 
     from highway_jax.functional.convolution import conv
@@ -66,12 +66,12 @@ def ours(implementation: str, *shape: int) -> dict[str, Pass]:
 
 
 def torch(threads: int, *shape: int) -> dict[str, Pass]:
-    """The same by PyTorch, with channels last."""
+    """The passes by PyTorch with channels last."""
     import torch
 
     torch.set_num_threads(threads)
     x, kernel, dy = map(torch.from_numpy, arrays(*shape))
-    x, dy = x.permute(0, 3, 1, 2), dy.permute(0, 3, 1, 2)  # their memory has channels last
+    x, dy = x.permute(0, 3, 1, 2), dy.permute(0, 3, 1, 2)  # a view; in memory, channels are last
     kernel = kernel.permute(3, 2, 0, 1).contiguous(memory_format=torch.channels_last)
     padding = [0, 0] if shape[3] == 5 else [shape[3] // 2] * 2
 
@@ -87,7 +87,7 @@ def torch(threads: int, *shape: int) -> dict[str, Pass]:
 
 
 def serve(connection: Connection, contender: str, threads: int, batch: int) -> None:
-    """A contender's process: repeats a pass of a shape when asked, and sends the seconds."""
+    """A contender's process: runs a pass of a shape on request, and sends the seconds."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
     build = functools.partial(torch, threads) if contender == "torch" else functools.partial(ours, contender)
@@ -104,7 +104,7 @@ def serve(connection: Connection, contender: str, threads: int, batch: int) -> N
 
 
 def main(argv: list[str]) -> None:
-    """Time all, print, and write the JSON."""
+    """Time all contenders, print the results, and write the JSON file."""
     values = flags.FlagValues()
     for flag, default in {"batch": 100, "threads": cpu_cores(), "repetitions": 9}.items():
         flags.DEFINE_integer(flag, default, flag, lower_bound=1, flag_values=values)

@@ -1,13 +1,13 @@
-"""Ways to train many small networks at once: ours, and what a user would write in its place.
+"""Ways to train many small networks at once: ours, and what a user would write instead.
 
-There are two jobs, those of `examples.tabular_regression` and `examples.nnx_classifier`: the same networks, data,
-losses and hyperparameters, and every split is evaluated after every epoch. A contender is a function
-`contender(job, tick)` that trains all of the job's runs and returns their curves, (runs, epochs) by name. It calls
-`tick(pairs)` after every unit of work, of so many pairs of run and epoch, once the numbers are there, so that
-`benchmarks.frameworks` can take the time.
+There are two jobs, those of `examples.tabular_regression` and `examples.nnx_classifier`. All contenders use the same
+networks, data, losses and hyperparameters, and evaluate every split after every epoch. A contender is a function
+`contender(job, tick)` that trains all runs of the job and returns their curves by name, each (runs, epochs). After
+every unit of work, once its results are there, the contender calls `tick(pairs)` with the number of (run, epoch) pairs
+in the unit, so that `benchmarks.frameworks` can take the time.
 
-Contenders by hand share `Regression` or `Classifier`, which say what one run is as functions of arrays. Their dropout
-is `jax.random.bernoulli` (`Net`), as users write it. Ours has `highway_jax.Dropout`, which draws its numbers faster.
+Contenders written by hand share `Regression` or `Classifier`, which define one run as functions of arrays. Their
+dropout uses `jax.random.bernoulli` (`Net`), as users would write it. Ours uses `highway_jax.Dropout`, which is faster.
 """
 
 import functools
@@ -33,14 +33,15 @@ Tick = Callable[[int], None]
 
 
 class Job(NamedTuple):
-    """What is to be done.
+    """The work of a contender.
 
     Attributes:
       kind: "regression" or "classifier".
-      ranges: of the hyperparameters: lowest value, highest value, and whether uniform in the logarithm.
-      runs, epochs: how many.
+      ranges: for each hyperparameter, the lowest value, the highest value, and whether it is log-uniform.
+      runs: number of runs.
+      epochs: number of epochs.
       data: the splits train, valid and test.
-      batch_size: examples in a step.
+      batch_size: number of examples in a step.
     """
 
     kind: str
@@ -52,24 +53,24 @@ class Job(NamedTuple):
 
     @property
     def steps(self) -> int:
-        """In an epoch."""
+        """Number of steps in an epoch."""
         return len(self.data["train"]["x"]) // self.batch_size
 
     @property
     def one(self) -> Any:
-        """One run, by hand."""
+        """One run, written by hand."""
         return (Regression if self.kind == "regression" else Classifier)(self)
 
 
 def regression(runs: int, epochs: int) -> Job:
-    """200 runs in the example."""
+    """The job of `examples.tabular_regression`, which has 200 runs."""
     data = {name: jax.tree.map(np.float32, split) for name, split in tabular_regression.DATA.items()}
     ranges = {"lr": (1e-4, 1e-1, True), "wd": (1e-5, 1.0, True), "dropout": (0.0, 0.5, False)}
     return Job("regression", ranges, runs, epochs, data, 100)
 
 
 def classifier(runs: int, epochs: int) -> Job:
-    """100 runs in the example."""
+    """The job of `examples.nnx_classifier`, which has 100 runs."""
     splits = {"train": nnx_classifier.TRAIN, "valid": nnx_classifier.VALID, "test": nnx_classifier.TEST}
     data = {name: {"x": np.float32(split["x"]), "y": split["y"]} for name, split in splits.items()}
     ranges = {"lr": (1e-4, 1e-1, True), "wd": (1e-4, 1.0, True)}
@@ -80,7 +81,7 @@ def classifier(runs: int, epochs: int) -> Job:
 
 
 def ours_regression(job: Job, tick: Tick) -> Curves:
-    """The first job."""
+    """The regression with `population.fit`."""
     task = population.supervised(
         model=lambda hp: tabular_regression.Net(dropout=hp["dropout"]),
         loss=lambda outputs, batch: (outputs - batch["y"]) ** 2,
@@ -102,7 +103,7 @@ def ours_regression(job: Job, tick: Tick) -> Curves:
 
 
 def ours_classifier(job: Job, tick: Tick) -> Curves:
-    """The second job."""
+    """The classification with `population.fit`."""
     steps = job.epochs * job.steps
 
     def optimizer(hp):
@@ -131,11 +132,11 @@ def ours_classifier(job: Job, tick: Tick) -> Curves:
     return result.curves
 
 
-# By hand: what one run is.
+# Written by hand: one run.
 
 
 class Net(nn.Module):
-    """The first job's network. Flax's own dropout refuses a rate that is traced."""
+    """The network of the regression. It has its own dropout, since Flax's takes no traced rate."""
 
     rate: Any
 
@@ -150,7 +151,7 @@ class Net(nn.Module):
 
 
 class Regression:
-    """A run of the first job: `init(hp, key)`, `epoch(hp, state, key, data)` and `evaluate(state, split)`."""
+    """A run of the regression: `init(hp, key)`, `epoch(hp, state, key, data)` and `evaluate(state, split)`."""
 
     def __init__(self, job: Job):
         self.job = job
@@ -188,14 +189,14 @@ class Regression:
 
 
 class Classifier:
-    """A run of the second job: `init(hp, key)`, `epoch(hp, state, key, data)` and `evaluate(state, split)`."""
+    """A run of the classification: `init(hp, key)`, `epoch(hp, state, key, data)` and `evaluate(state, split)`."""
 
     def __init__(self, job: Job):
         self.job = job
         self.graph = nnx.graphdef(nnx_classifier.Net(nnx.Rngs(0)))
 
     def optimizer(self, hp, count):
-        # Optax's warm-up refuses a traced peak, so its shape is scaled by the rate.
+        # Optax's warm-up takes no traced peak, so a schedule with peak 1 is scaled by the rate.
         steps = self.job.epochs * self.job.steps
         shape = optax.warmup_cosine_decay_schedule(0.0, 1.0, steps // 10, steps)
         return optax.adamw(hp["lr"] * shape(count), weight_decay=hp["wd"])
@@ -234,11 +235,11 @@ class Classifier:
         return {"loss": nnx_classifier.loss(logits, split).mean(), "accuracy": accuracy}
 
 
-# By hand: how runs are mapped.
+# Written by hand: mapping over runs.
 
 
 def train_and_evaluate(one: Any, data: Any, run: Any, order: jax.Array) -> Any:
-    """An epoch of one run, and its numbers on all splits."""
+    """Train one run for an epoch, and evaluate it on all splits."""
     hp, state, key = run
     key, dropout = jax.random.split(key)
     state, found = one.epoch(hp, state, (order, dropout), data["train"])
@@ -249,7 +250,7 @@ def train_and_evaluate(one: Any, data: Any, run: Any, order: jax.Array) -> Any:
 
 
 def start(one: Any, key: jax.Array) -> Any:
-    """A run's hyperparameters, first state and key."""
+    """The hyperparameters, initial state and key of a run."""
     init, later, *keys = jax.random.split(key, 2 + len(one.job.ranges))
     hp = {}
     for (name, (low, high, log)), own in zip(one.job.ranges.items(), keys, strict=True):
@@ -260,7 +261,7 @@ def start(one: Any, key: jax.Array) -> Any:
 
 
 def loop(job: Job, tick: Tick, program: Any, runs: Any, data: Any) -> Curves:
-    """All epochs of all runs at once."""
+    """Train all runs, an epoch in each call of `program`."""
     history = []
     for epoch in range(job.epochs):
         runs, numbers = program(data, runs, jax.random.fold_in(jax.random.key(1), epoch))
@@ -278,7 +279,7 @@ def vmap(job: Job, tick: Tick) -> Curves:
 
 
 def lax_map(job: Job, tick: Tick) -> Curves:
-    """One run after another, inside a compiled program."""
+    """One run after another, inside one compiled program."""
     one = job.one
     runs = jax.jit(jax.vmap(functools.partial(start, one)))(jax.random.split(jax.random.key(0), job.runs))
 
@@ -301,7 +302,7 @@ def shard_map(job: Job, tick: Tick) -> Curves:
         mesh=mesh,
         in_specs=(whole, over_runs, whole),
         out_specs=(over_runs, over_runs),
-        check_vma=False,  # the scan's carry is of one run, the batches of all
+        check_vma=False,  # a scan carries one run's state over batches shared by all
     )
     def program(data, runs, order):
         return lax.map(lambda run: train_and_evaluate(one, data, run, order), runs)
@@ -314,7 +315,7 @@ def shard_map(job: Job, tick: Tick) -> Curves:
 
 
 def torch_network(kind: str) -> Any:
-    """The class of the job's networks, called with examples and a run's hyperparameters."""
+    """The class of the job's networks, which take examples and a run's hyperparameters."""
     import torch
     from torch import nn
 
@@ -344,7 +345,7 @@ def torch_network(kind: str) -> Any:
 
 
 def torch_numbers(kind: str, outputs: Any, batch: Any) -> Any:
-    """The loss and another number of a batch."""
+    """The loss and the other metric of a batch."""
     from torch.nn import functional
 
     if kind == "regression":
@@ -355,7 +356,7 @@ def torch_numbers(kind: str, outputs: Any, batch: Any) -> Any:
 
 
 def torch_adamw(params: Any, gradients: Any, moments: Any, count: int, rate: Any, decay: Any) -> None:
-    """A step of AdamW in place, number `count` from 1. Rates and decays are (runs,); PyTorch's has one for all."""
+    """Step number `count`, from 1, of AdamW, in place. Rates and decays are (runs,); PyTorch's AdamW takes scalars."""
     for name, param in params.items():
         gradient, (first, second) = gradients[name], moments[name]
         wide = (-1, *(1 for _ in param.shape[1:]))
@@ -367,7 +368,7 @@ def torch_adamw(params: Any, gradients: Any, moments: Any, count: int, rate: Any
 
 
 def torch_vmap(job: Job, tick: Tick) -> Curves:
-    """All runs in lockstep, `torch.func.vmap` of a run's gradient."""
+    """All runs in lockstep, by `torch.func.vmap` of a run's gradient."""
     import torch
     from torch.func import functional_call, grad, stack_module_state, vmap
 
@@ -396,7 +397,7 @@ def torch_vmap(job: Job, tick: Tick) -> Curves:
     evaluate = vmap(measured, in_dims=(0, 0, 0, None))
 
     def scale(count):
-        """Of the rates: of the classifier a warm-up and a cosine."""
+        """The factor of the learning rates: for the classifier, a warm-up and a cosine decay."""
         if job.kind == "regression":
             return 1.0
         steps = job.epochs * job.steps
@@ -428,7 +429,7 @@ def torch_vmap(job: Job, tick: Tick) -> Curves:
 
 
 def optuna(job: Job, tick: Tick) -> Curves:
-    """One run after another, each a trial of a study, with a compiled epoch."""
+    """One run after another, each a trial of a study, with one compiled program for an epoch."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -455,7 +456,7 @@ def optuna(job: Job, tick: Tick) -> Curves:
 
 
 def hyperoptax(job: Job, tick: Tick) -> Curves:
-    """A job is one call, which returns one number a run: its validation loss at the end."""
+    """The whole job in one call, which returns one number per run: the final validation loss."""
     from hyperoptax import LinearSpace, LogSpace, RandomSearch
 
     one, data = job.one, jax.device_put(job.data)
@@ -483,14 +484,14 @@ def hyperoptax(job: Job, tick: Tick) -> Curves:
 
 
 def turbanet(job: Job, tick: Tick) -> Curves:
-    """Not the whole job: one learning rate and weight decay for all runs, and no dropout.
+    """A smaller job: all runs share one learning rate and weight decay, and there is no dropout.
 
-    Its optimizer is one for all, its losses get no random key, and it keeps no batch statistics.
+    TurbaNet has one optimizer for all runs, passes no random key to losses, and keeps no batch statistics.
     """
     from turbanet import TurbaTrainState
 
     if job.kind == "classifier":
-        raise NotImplementedError("it trains parameters alone; there is no place for batch statistics")
+        raise NotImplementedError("TurbaNet trains only parameters and has no place for batch statistics")
 
     def measured(params, x, y, apply):
         errors = apply({"params": params}, x) - y

@@ -1,24 +1,24 @@
-"""Ways to train many small networks at once, timed against each other on the jobs of two examples.
+"""Time ways to train many small networks against each other, on the jobs of two examples.
 
     python -m benchmarks.frameworks
 
---only=NAME,...        some of the contenders
---job=NAME             one of the jobs: regression (200 runs, 60 epochs) or classifier (100 runs, 20 epochs)
---runs=N, --epochs=N   instead of the job's own
+--only=NAME,...        only these contenders
+--job=NAME             only this job: regression (200 runs, 60 epochs) or classifier (100 runs, 20 epochs)
+--runs=N, --epochs=N   numbers of runs and epochs, in place of the job's
 --repetitions=N        timed epochs of every contender, interleaved; the median counts
 --out=DIR              where frameworks.json goes; by default benchmarks/results
 
-Contenders: ours, vmap, lax_map, shard_map, torch_vmap, optuna, hyperoptax, turbanet. Each lives in a process of its
-own; ours and shard_map see a CPU device per core. All train the same networks on the same data and evaluate every split
-after every epoch, except TurbaNet: it trains one configuration in all runs, without dropout. PyTorch's networks start
-from its own initial weights. Optuna trains one run after another; a few are timed, and its figures are scaled to all.
-hyperoptax trains whole runs in one call; its figures are the call's divided by the epochs, and its first call is a
-whole job. CPU seconds are those of all threads of a contender's process, user and system. Lines of code are those of a
-contender's own functions, without networks, data, blank lines, comments and docstrings.
+Contenders: ours, vmap, lax_map, shard_map, torch_vmap, optuna, hyperoptax, turbanet. Each runs in its own process; ours
+and shard_map see a CPU device per core. All train the same networks on the same data and evaluate every split after
+every epoch. The exception is TurbaNet, which trains one configuration in all runs, without dropout. PyTorch's networks
+start from PyTorch's initial weights. Optuna trains one run after another; a few runs are timed, and the figures are
+scaled to all runs. hyperoptax trains whole runs in one call; the call's figures are divided by the number of epochs,
+and its first call is a whole job. CPU seconds are the user and system time of all threads of a contender's process.
+Lines of code are those of a contender's own functions, without networks, data, blank lines, comments and docstrings.
 
-PyTorch is in `pip install -e '.[bench]'`. Two libraries are installed by hand, since they are needed for nothing else:
-`pip install hyperoptax turbanet`.
-(TurbaNet 0.3.1 asks for Python 3.12, and runs on 3.11 with --ignore-requires-python.)
+`pip install -e '.[bench]'` installs PyTorch. The other two libraries are needed for nothing else and are installed by
+hand: `pip install hyperoptax turbanet`. (TurbaNet 0.3.1 requires Python 3.12, but also runs on 3.11 if it is installed
+with --ignore-requires-python.)
 """
 
 import ast
@@ -45,7 +45,7 @@ from experiments.app.machine import hardware
 from highway_jax import parallel
 
 JOBS = {"regression": (200, 60), "classifier": (100, 20)}
-ONE = "one"  # in the place of what one run is: the class of the job
+ONE = "one"  # stands for the class that defines a run of the job
 MAPPED = (ONE, "train_and_evaluate", "start", "loop")
 
 
@@ -53,10 +53,12 @@ class Contender(NamedTuple):
     """A way to train many networks.
 
     Attributes:
-      label: what it is called.
+      label: its name in tables.
       functions: what its user writes besides the contender's own function.
-      resume, replay, best, table: whether it continues after it was killed, trains a run again alone, keeps the best
-        run's parameters, and gives a table of all runs.
+      resume: whether it resumes after it was killed.
+      replay: whether it can train a run again by itself.
+      best: whether it keeps the best run's parameters.
+      table: whether it gives a table of all runs.
     """
 
     label: str
@@ -80,12 +82,12 @@ CONTENDERS = {
 
 
 def function_of(name: str, job: str) -> str:
-    """The contender's own function."""
+    """The name of the contender's own function."""
     return f"ours_{job}" if name == "ours" else name
 
 
 def lines_of_code(name: str, job: str) -> int:
-    """Lines that the contender's user writes."""
+    """The number of lines that the contender's user writes."""
     from benchmarks import framework_contenders
 
     names = [function_of(name, job), *CONTENDERS[name].functions]
@@ -94,7 +96,7 @@ def lines_of_code(name: str, job: str) -> int:
 
 
 def code_lines(source: str) -> int:
-    """Lines of a function or class that hold more than blanks, comments and docstrings."""
+    """The number of lines of a function or class, without blank lines, comments and docstrings."""
     ignored = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
     lines: set[int] = set()
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
@@ -109,13 +111,13 @@ def code_lines(source: str) -> int:
 
 
 def serve(connection: Connection, name: str, job: str, runs: int, epochs: int, repetitions: int) -> None:
-    """A contender's process: says how long each unit of its work took, and waits until it may go on."""
+    """A contender's process: after each unit of work it sends the time taken, and waits until it may continue."""
     try:
         if name in ("ours", "shard_map"):
             parallel.split_cpu()
         from benchmarks import framework_contenders
 
-        # Whole runs are of full length; the others train for as many epochs as are timed.
+        # Contenders that train whole runs train all epochs. The others train only as many as are timed.
         by_runs = name == "optuna"
         whole = by_runs or name == "hyperoptax"
         work = getattr(framework_contenders, job)(
@@ -146,7 +148,7 @@ def serve(connection: Connection, name: str, job: str, runs: int, epochs: int, r
 
 
 class Process:
-    """A contender in a process of its own. It stands still but for when it is asked to go on."""
+    """A contender in its own process, which works only on request."""
 
     def __init__(self, name: str, *arguments: Any) -> None:
         context = multiprocessing.get_context("spawn")
@@ -173,13 +175,13 @@ class Process:
                 times.append(answer[name])
 
     def go_on(self) -> None:
-        """One unit of work more, if there is any left."""
+        """Have one more unit of work done, if any is left."""
         if not self.figures:
             self.connection.send(True)
             self._receive()
 
     def finish(self) -> dict[str, Any]:
-        """End the process; its figures."""
+        """End the process; returns its figures."""
         self.process.join()
         figures = {name: value for name, value in self.figures.items() if name != "end"}
         if "error" in figures:
@@ -191,7 +193,7 @@ class Process:
 
 
 def compare(job: str, names: list[str], runs: int, epochs: int, repetitions: int) -> dict[str, Any]:
-    """Time contenders against each other, interleaved so that a machine's drift meets all alike."""
+    """Time contenders against each other, interleaved so that a drift of the machine affects all alike."""
     processes = {}
     for name in names:
         print(f"{job}: setting up {name}", file=sys.stderr)
@@ -206,7 +208,7 @@ def compare(job: str, names: list[str], runs: int, epochs: int, repetitions: int
 
 
 def print_table(job: str, result: dict[str, Any], console: Console) -> None:
-    """One job's figures."""
+    """Print the figures of one job."""
     table = Table(title=f"{job}: {result['runs']} runs; seconds per epoch of all runs", title_justify="left")
     columns = ("", "median", "min to max", "ours is faster by", "CPU seconds", "ours takes less by")
     columns += ("first call", "peak memory", "lines")

@@ -1,13 +1,13 @@
-"""Guided search against random search: the best loss after so many runs, over several seeds.
+"""Compare guided search with random search: the best loss against the number of runs, over several seeds.
 
     pip install -e '.[optuna]'
     python -m benchmarks.guided --config=digits_depth50 --config.runs_in_memory=20
 
---config=NAME, --config.KEY=VALUE   a search and changes of it, as of experiments.search
---seeds=N                           searches with each sampler, with seeds 0 to N - 1
---folder=DIR                        where the searches' workdirs are kept; the same command goes on from there
+--config=NAME, --config.KEY=VALUE   a search and changes of its keys, as in experiments.search
+--seeds=N                           number of searches with each sampler; their seeds are 0 to N - 1
+--folder=DIR                        holds the searches' workdirs; the same command resumes them
 
-Both samplers share a seed's first generation. Writes benchmarks/results/guided_NAME.json and .png.
+At each seed, both samplers share the first generation. Writes benchmarks/results/guided_NAME.json and .png.
 """
 
 import json
@@ -62,7 +62,7 @@ def main(argv: list[str]) -> None:
 
 
 def summarize(losses: np.ndarray) -> dict[str, list[float]]:
-    """Least, median and greatest over the seeds, from (seeds, runs) best losses."""
+    """The minimum, median and maximum over the seeds, from best losses of shape (seeds, runs)."""
 
     def spread(values: np.ndarray) -> list[float]:
         return [float(f"{value:.3g}") for value in (values.min(), np.median(values), values.max())]
@@ -72,13 +72,13 @@ def summarize(losses: np.ndarray) -> dict[str, list[float]]:
 
 
 def best_so_far(losses: np.ndarray, count: int) -> np.ndarray:
-    """Mean of the `count` best of the runs so far: (seeds, runs), NaN where there are not so many yet."""
+    """The mean of the `count` best runs so far, (seeds, runs); NaN while there are fewer runs than that."""
     means = [np.sort(losses[:, :runs], axis=1)[:, :count].mean(axis=1) for runs in range(count, losses.shape[1] + 1)]
     return np.concatenate([np.full((len(losses), count - 1), np.nan), np.stack(means, axis=1)], axis=1)
 
 
 def draw(result: dict[str, Any]) -> Figure:
-    """The best loss, and the mean of the best ten, against the number of runs, once runs are guided."""
+    """Plot the best loss and the mean of the best ten against the number of runs, after the first generation."""
     networks, first = result["best_loss"], result["runs_in_memory"]
     figure = Figure(figsize=(1 + 4.5 * len(networks), 6.5), layout="constrained")
     rows = figure.subplots(2, len(networks), squeeze=False, sharex=True)

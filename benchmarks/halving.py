@@ -1,10 +1,10 @@
-"""What successive halving saves, and what it costs: the whole search and the halved one, side by side.
+"""Measure what successive halving saves and what it costs: searches with and without it.
 
     python -m benchmarks.halving --config=digits_depth50
     python -m benchmarks.halving --config=mnist_depth10 --config.num_runs=32 --every=2 --seeds=1
 
-Takes a search's --config flags; --every=N and --keep=SHARE are the halving's (by default 5 and 0.5), --seeds=N how many
-searches of each kind are run, in turns. Seconds are those of training, compilation included.
+Takes a search's --config flags. --every=N and --keep=SHARE set the halving (by default 5 and 0.5). --seeds=N is the
+number of searches of each kind, which take turns. The seconds are those of training, with compilation.
 Writes benchmarks/results/halving_PLATFORM_NAME.json.
 """
 
@@ -28,10 +28,10 @@ UNCACHED = {**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "0"}  # every search c
 
 
 def main(argv: list[str]) -> None:
-    """Run the searches and report."""
+    """Run the searches, print the results, and write the JSON file."""
     values = flags.FlagValues()
     flags.DEFINE_integer("every", 5, "epochs between halvings", lower_bound=1, flag_values=values)
-    flags.DEFINE_float("keep", 0.5, "share of the runs that go on", flag_values=values)
+    flags.DEFINE_float("keep", 0.5, "share of the runs that is kept", flag_values=values)
     flags.DEFINE_integer("seeds", 3, "searches of each kind", lower_bound=1, flag_values=values)
     name, overrides, rest = command_line.split_config_flags(argv)
     command_line.parse_flags(rest, values)
@@ -62,7 +62,7 @@ def main(argv: list[str]) -> None:
 
 
 def outcome(workdir: Path, kind: str, seed: int) -> list[dict[str, Any]]:
-    """A row per kind of network."""
+    """The outcome of a search, as a row for each kind of network."""
     summary = json.loads((workdir / "summary.json").read_text())
     keys = "best_loss", "best_run", "top10_mean_loss", "seconds"
     return [

@@ -1,8 +1,8 @@
-"""JAX: ours, and what a user would write in its place.
+"""Contenders in JAX: ours, and what a user would write instead.
 
-Each contender takes the work and returns a function that does all of it once and waits for the end, and the
-number of (run, step) pairs that it does. Where nothing else is said products are in float32, as a search has them: left
-to itself, JAX multiplies in TF32 on recent NVIDIA GPUs.
+Each contender takes the work and returns a function, which does all of the work once and waits for its end, and the
+number of (run, step) pairs in it. Unless a name says otherwise, products are in float32, as in a search. JAX's default
+on recent NVIDIA GPUs would be TF32.
 """
 
 import functools
@@ -24,16 +24,16 @@ Contender = tuple[Callable[[], None], int]
 
 
 def ours(work: Work) -> Contender:
-    """An epoch as `population.fit` trains it, shuffling included."""
+    """An epoch as `population.fit` trains it, with shuffling."""
     return Ours(work, fused.choose(work.width), "float32").epoch, work.runs * work.steps
 
 
 def ours_xla(work: Work, precision: str = "float32") -> Contender:
-    """The same as it is where there is no kernel of our own."""
+    """The same without our own kernels."""
     return Ours(work, "xla", precision).epoch, work.runs * work.steps
 
 
-# Of XLA alone: a kernel of our own multiplies in float32 whatever is asked for.
+# With XLA alone, since our own kernels always multiply in float32.
 ours_xla_tf32, ours_xla_tf32x3, ours_xla_bf16 = (
     functools.partial(ours_xla, precision=name) for name in ("tf32", "tf32x3", "bf16")
 )
@@ -43,13 +43,13 @@ class Ours:
     """A population in training.
 
     Args:
-      work: what it trains.
-      implementation: of the layers, as `highway_jax.MLP` has it.
-      precision: of the products, one of `PRECISIONS`.
+      work: the work.
+      implementation: the implementation of the layers, as in `highway_jax.MLP`.
+      precision: the precision of products, one of `PRECISIONS`.
 
     Attributes:
       runs_per_batch: how many runs a device trains in lockstep.
-      free: bytes of a device that are free beside the population, None where it does not say.
+      free: bytes of a device's memory that the population leaves free; None if the device does not report them.
     """
 
     def __init__(self, work: Work, implementation: str, precision: str) -> None:
@@ -91,13 +91,13 @@ class Ours:
         self.key = search.epoch_key(0)
 
     def epoch(self) -> None:
-        """Train it for an epoch."""
+        """Train the population for an epoch."""
         with jax.default_matmul_precision(self.precision):
             self.members, metrics = self.group.train(self.members, self._batches(), self.runs_per_batch)
         assert np.isfinite(np.asarray(metrics["loss"])).all()
 
     def compiled(self) -> jax.stages.Compiled:
-        """The program of an epoch."""
+        """The compiled program of an epoch."""
         with jax.default_matmul_precision(self.precision):
             lowered = self.group.programs.train.lower(self.members, self._batches(), self.runs_per_batch, None)
             return lowered.compile()
@@ -142,7 +142,7 @@ def _step(optimizer, state, batch):
 
 
 def _in_float32(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function whose products are traced as float32 ones."""
+    """The same function with all products in float32."""
 
     @functools.wraps(function)
     def traced(*arguments):
@@ -159,7 +159,7 @@ def _batches(work: Work) -> list[tuple[jax.Array, jax.Array]]:
 
 
 def jax_loop(work: Work) -> Contender:
-    """One run after another, a jitted step at a time: the loop that the search replaces."""
+    """One run after another with a jitted step: the loop that a search replaces."""
     runs = min(work.runs, 4)
     optimizer = optax.sgd(LEARNING_RATE, MOMENTUM)
     step = jax.jit(_in_float32(functools.partial(_step, optimizer)), donate_argnums=0)
@@ -176,7 +176,7 @@ def jax_loop(work: Work) -> Contender:
 
 
 def jax_vmap(work: Work) -> Contender:
-    """`vmap` of the same step over all runs, plain autodiff."""
+    """`vmap` of the same step over all runs, with plain autodiff."""
     optimizer = optax.sgd(LEARNING_RATE, MOMENTUM)
     step = jax.jit(_in_float32(jax.vmap(functools.partial(_step, optimizer), in_axes=(0, None))), donate_argnums=0)
     batches = _batches(work)

@@ -1,4 +1,4 @@
-"""What the machine could do at most: the rates of a large matrix product and of a large copy, measured."""
+"""Measure the machine's limits: the rates of a large matrix product and of a large copy."""
 
 import time
 from collections.abc import Callable
@@ -11,10 +11,10 @@ from benchmarks.work import PRECISIONS
 
 
 def gemm_flops(size: int | None = None, repetitions: int = 5, precision: str = "float32") -> float:
-    """Floating-point operations a second of a large product of float32 arrays.
+    """Floating-point operations per second of a large product of float32 arrays.
 
-    On a CPU it is the best of NumPy, JAX and PyTorch, on an accelerator JAX's, with products of that precision, one of
-    `work.PRECISIONS`.
+    On a CPU this is the best of NumPy, JAX and PyTorch. On an accelerator it is JAX's rate. JAX's products have the
+    precision given, one of `work.PRECISIONS`.
     """
     size = size or (2048 if jax.default_backend() == "cpu" else 8192)
     a = np.random.default_rng(0).normal(size=(size, size)).astype(np.float32)
@@ -35,7 +35,7 @@ def gemm_flops(size: int | None = None, repetitions: int = 5, precision: str = "
 
 
 def copy_bytes(repetitions: int = 5) -> float:
-    """Bytes a second, read and written, of a large copy on the device."""
+    """Bytes per second that a large copy on the device reads and writes."""
     array = jnp.zeros(2**26 if jax.default_backend() == "cpu" else 2**29, jnp.float32)
     copy = jax.jit(lambda a: a + 1)
     return 2 * array.nbytes / _fastest(lambda: copy(array).block_until_ready(), repetitions)

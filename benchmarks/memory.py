@@ -1,9 +1,9 @@
-"""Memory of a process against how many runs it trains: the first example's job, with more and more runs.
+"""Measure a process's memory against the number of runs that it trains, on the job of the first example.
 
     python -m benchmarks.memory
 
---runs=N,...    how many, each in a process of its own
---epochs=N      of each
+--runs=N,...    numbers of runs, each measured in its own process
+--epochs=N      epochs of every run
 --out=DIR       where memory.json goes; by default benchmarks/results
 
 `fit` trains as many runs side by side as half a gigabyte holds, and the others after them.
@@ -28,7 +28,7 @@ from highway_jax import parallel
 
 
 def serve(connection: Connection, runs: int, epochs: int) -> None:
-    """Train them; how long it took, and how much memory."""
+    """Train the runs, and send the time and memory that this took."""
     parallel.split_cpu()
     from examples import tabular_regression
     from highway_jax import population

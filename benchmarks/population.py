@@ -1,18 +1,18 @@
-"""A population of highway networks, ours against what a user would write in its place, and against the machine.
+"""Time a population of highway networks against what a user would write instead, and against the machine's limits.
 
     pip install -e '.[bench]'
     python -m benchmarks.population                      # depth 100, 100 runs, batch 100, width 50
     python -m benchmarks.population --depth=10,50,100 --scaling
 
 --depth, --runs, --batch, --width, --steps    the work; --depth takes a list
---runs_per_batch=N how many runs ours trains in lockstep on a device; by default as a search does
---repetitions=N    of every contender, interleaved; the median counts
---only=NAME,...    some of the contenders; by default those that mean something on a CPU
---scaling          also time ours against runs (1 to 256) and depth (10 to 1000), and draw a figure
---out=DIR          where the JSON and the figure go; by default benchmarks/results
+--runs_per_batch=N how many runs ours trains in lockstep on a device; by default as many as a search
+--repetitions=N    repetitions of every contender, interleaved; the median counts
+--only=NAME,...    only these contenders; by default all that make sense on a CPU
+--scaling          also time ours against runs (1 to 256) and depth (10 to 1000), and plot the times
+--out=DIR          where the JSON files and the figure go; by default benchmarks/results
 
-Every contender lives in a process of its own, set up as its users would have it; ours sees a CPU device per core.
-Times are milliseconds per run and step; the limit is what the machine's measured rates would allow.
+Every contender runs in its own process, set up as its users would do it; ours sees a CPU device per core. Times are
+milliseconds per run and step. The limit is the time that the machine's measured rates allow.
 """
 
 import dataclasses
@@ -55,11 +55,11 @@ CONTENDERS = {
     "torch_graph": "PyTorch, the same as a CUDA graph",
     "torch_vmap": "PyTorch, torch.func.vmap over runs",
 }
-ACCELERATORS = ("ours_xla_tf32", "ours_xla_tf32x3", "ours_xla_bf16", "torch_graph")  # what means nothing on a CPU
+ACCELERATORS = ("ours_xla_tf32", "ours_xla_tf32x3", "ours_xla_bf16", "torch_graph")  # not for a CPU
 
 
 def serve(connection: Connection, name: str, work: Work) -> None:
-    """A contender's process: set up, say how long the first repetition took, then repeat when asked."""
+    """A contender's process: set up, send the time of the first repetition, then repeat on request."""
     try:
         if name.startswith("ours"):
             parallel.split_cpu()
@@ -80,7 +80,7 @@ def serve(connection: Connection, name: str, work: Work) -> None:
 
 
 def contender(name: str) -> Callable[[Work], Contender]:
-    """A contender by its name."""
+    """The contender of a name."""
     module = importlib.import_module(f"benchmarks.{'torch' if name.startswith('torch') else 'jax'}_contenders")
     return getattr(module, name)
 
@@ -97,7 +97,7 @@ def timed(go: Callable[[], None], pairs: int, repetitions: int) -> dict[str, flo
 
 
 def figures(first: float, times: list[float], pairs: int) -> dict[str, float]:
-    """What the seconds of the first repetition and of those that count say of (run, step) pairs."""
+    """Figures per (run, step) pair, from the seconds of the first repetition and of those that count."""
     ms = [1e3 * seconds / pairs for seconds in times]
     return {
         "ms": statistics.median(ms),
@@ -109,7 +109,7 @@ def figures(first: float, times: list[float], pairs: int) -> dict[str, float]:
 
 
 def device(name: str) -> str:
-    """What a contender ran on."""
+    """The device that a contender ran on."""
     if name.startswith("torch"):
         import torch
 
@@ -120,7 +120,7 @@ def device(name: str) -> str:
 
 
 class Process:
-    """A contender in a process of its own."""
+    """A contender in its own process."""
 
     def __init__(self, name: str, work: Work) -> None:
         context = multiprocessing.get_context("spawn")
@@ -148,7 +148,7 @@ class Process:
         self.times.append(self._receive())
 
     def finish(self) -> dict[str, Any]:
-        """End the process; its figures, in milliseconds per run and step."""
+        """End the process; returns its figures, in milliseconds per run and step."""
         if self.failed:
             return {"error": self.setup["error"]}
         self.connection.send(False)
@@ -158,7 +158,7 @@ class Process:
 
 
 def compare(work: Work, names: list[str], repetitions: int) -> dict[str, Any]:
-    """Time contenders against each other, interleaved so that a machine's drift meets all alike."""
+    """Time contenders against each other, interleaved so that a drift of the machine affects all alike."""
     processes = {}
     for name in names:
         print(f"setting up {name}", file=sys.stderr)
@@ -171,27 +171,27 @@ def compare(work: Work, names: list[str], repetitions: int) -> dict[str, Any]:
 
 
 def measure_limit(connection: Connection) -> None:
-    """The machine's rates, in a process of its own."""
+    """Measure the machine's rates, in a separate process."""
     from benchmarks import limit
 
     connection.send({"gemm_flops": limit.gemm_flops(), "copy_bytes": limit.copy_bytes()})
 
 
 def limit_ms(work: Work, rates: dict[str, float], backend: str) -> float:
-    """Milliseconds per run and step that the rates allow: a CPU's caches hide the traffic, a GPU's do not."""
+    """Milliseconds per run and step that the rates allow. Memory traffic counts on a GPU; a CPU's caches hide it."""
     products = work.flops() / rates["gemm_flops"]
     return 1e3 * (products if backend == "cpu" else max(products, work.bytes() / rates["copy_bytes"]))
 
 
 def label_of(device: str) -> str:
-    """What the files about a device, as `device` has it, are called."""
+    """The name of a device, as `device` returns it, in file names."""
     return device.split(" x ")[-1].replace(" ", "_").lower()
 
 
 def report(
     work: Work, machine: dict[str, Any], device: str, rates: dict[str, float], contenders: dict[str, Any]
 ) -> dict[str, Any]:
-    """What is written about a work: `experiments.plan` reads it."""
+    """The contents of a result file, which `experiments.plan` reads."""
     return {
         "machine": machine,
         "device": device,
@@ -205,7 +205,7 @@ def report(
 
 
 def print_table(result: dict[str, Any], console: Console) -> None:
-    """One work's figures, the fastest way to read them."""
+    """Print the figures of one result file."""
     work, limit = result["work"], result["limit_ms"]
     table = Table(
         title=f"depth {work['depth']}, {work['runs']} runs, batch {work['batch']}, width {work['width']}: "
@@ -233,7 +233,7 @@ def print_table(result: dict[str, Any], console: Console) -> None:
 
 
 def scaling(work: Work, repetitions: int) -> dict[str, list[dict[str, Any]]]:
-    """How the cost of ours grows with runs and with depth."""
+    """Time ours with growing numbers of runs and growing depth."""
     works = {
         "runs": [dataclasses.replace(work, runs=runs) for runs in (1, 4, 16, 64, 256)],
         "depth": [dataclasses.replace(work, depth=d, runs=min(work.runs, 16)) for d in (10, 30, 100, 300, 1000)],
@@ -243,7 +243,7 @@ def scaling(work: Work, repetitions: int) -> dict[str, list[dict[str, Any]]]:
         rows[axis] = []
         for variant in variants:
             figures = compare(variant, ["ours"], repetitions)["ours"]
-            # What the first call takes beyond a repetition is compilation.
+            # The first call takes longer than a repetition because it compiles.
             compile_seconds = figures["first_seconds"] - figures["repetition_seconds"]
             rows[axis].append({**dataclasses.asdict(variant), **figures, "compile_seconds": compile_seconds})
             print(f"{axis} {getattr(variant, axis)}: {figures['ms']:.3g} ms per run and step", file=sys.stderr)
@@ -251,7 +251,7 @@ def scaling(work: Work, repetitions: int) -> dict[str, list[dict[str, Any]]]:
 
 
 def scaling_figure(rows: dict[str, list[dict[str, Any]]]) -> Figure:
-    """Time per step and peak memory, log-log."""
+    """Plot the time per step and the peak memory, log-log."""
     figure = Figure(figsize=(10, 4), layout="constrained")
     panels = figure.subplots(1, 3)
     for axes, axis in zip(panels, rows, strict=False):

@@ -1,13 +1,14 @@
-"""Where a step's time goes, from XLA's own trace.
+"""Show where the time of a step goes, from XLA's own trace.
 
     python -m benchmarks.profile --depth=100
 
 --depth, --runs, --batch, --width, --steps    the work, trained on one device
---rows=N                                       how many kernels to print
+--rows=N                                       number of kernels to print
 
-Prints the kernels that take most of an epoch, with their share of a run's step; on a GPU also how many are launched and
-how long the device is idle between them. Tracing makes every kernel a little slower, small ones most; on a GPU
-XLA makes no command buffers (CUDA graphs) while it traces. A kernel's name is its HLO instruction's, or a library's.
+Prints the kernels that take the most time in an epoch, and their shares of a step. On a GPU it also prints the number
+of launches and the share of time in which the device is idle. Tracing makes every kernel a little slower, small kernels
+most of all. On a GPU, XLA uses no command buffers (CUDA graphs) while it traces. A kernel has the name of its HLO
+instruction, or of a library's function.
 """
 
 import dataclasses
@@ -27,7 +28,7 @@ from benchmarks import jax_contenders
 from benchmarks.work import Work
 from experiments.app import command_line, entry
 
-# What contains other rows, or waits for them.
+# Events that contain other events, or wait for them.
 OUTER = (
     "ThunkExecutor",
     "np.asarray",
@@ -45,12 +46,12 @@ OUTER = (
 
 @dataclasses.dataclass(frozen=True)
 class Profile:
-    """What ran on a device.
+    """The kernels that ran on a device.
 
     Attributes:
-      kernels: microseconds and calls by name.
-      span: microseconds from the first kernel's start to the last one's end, of a GPU.
-      busy: microseconds of them in which at least one kernel ran, of a GPU.
+      kernels: microseconds and number of calls by kernel.
+      span: on a GPU, microseconds from the first kernel's start to the last one's end.
+      busy: on a GPU, microseconds of the span in which at least one kernel ran.
     """
 
     kernels: dict[str, tuple[float, int]]
@@ -64,20 +65,20 @@ class Profile:
 
     @property
     def calls(self) -> int:
-        """How often kernels were called."""
+        """Number of calls of all kernels."""
         return sum(calls for _, calls in self.kernels.values())
 
     def largest(self, count: int) -> list[tuple[str, tuple[float, int]]]:
-        """The kernels that take most, with their microseconds and calls."""
+        """The kernels that take the most time, with their microseconds and calls."""
         return sorted(self.kernels.items(), key=lambda item: -item[1][0])[:count]
 
 
 def profiled(go: Callable[[], None]) -> Profile:
-    """What a function that has been called before runs."""
+    """The profile of a function that has been called, and so compiled, before."""
     options = jax.profiler.ProfileOptions()
     options.python_tracer_level = 0
     if jax.default_backend() != "cpu":
-        options.host_tracer_level = 1  # to trace every launch on the host too would delay them
+        options.host_tracer_level = 1  # tracing every launch on the host would delay them
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder, create_perfetto_trace=True, profiler_options=options):
             go()
@@ -86,7 +87,7 @@ def profiled(go: Callable[[], None]) -> Profile:
 
 
 def read(events: list[dict[str, Any]]) -> Profile:
-    """The profile of a trace: of a GPU the kernels of its streams, where there is none the CPU's."""
+    """The profile of a trace: the kernels of a GPU's streams or, without a GPU, the CPU's."""
     names = {"process_name": {}, "thread_name": {}}
     for event in events:
         if event.get("ph") == "M" and event["name"] in names:

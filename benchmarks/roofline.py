@@ -1,6 +1,6 @@
-"""What a compiled program computes and moves, its loops counted as often as they run.
+"""Count the operations and bytes of a compiled program, with every iteration of its loops.
 
-XLA's own `cost_analysis` counts the body of a loop once, and a library's calls (such as cuBLAS's products) not at all.
+XLA's own `cost_analysis` counts the body of a loop once, and library calls (such as cuBLAS products) not at all.
 """
 
 import math
@@ -12,7 +12,7 @@ from highway_jax.population.compiled import computations, trips
 
 CALLED = re.compile(r" (while|call)\(.*?(?:body|to_apply)=%?([\w.\-]+)")
 INSTRUCTION = re.compile(r"^ +(?:ROOT )?%?([\w.\-]+) = (.*?) ([\w\-]+)\(([^)]*)\)", re.MULTILINE)
-# A fusion on a stream of its own, of which XLA's analysis counts every operand whole.
+# A fusion on its own stream. XLA's analysis would count every operand of it in full.
 BEGUN = re.compile(r"= \(\([^()]*\), (.*?), u32\[\][^()]*\) fusion-start\(")
 SHAPE = re.compile(r"\b([a-z]+)(\d+)\w*\[([\d,]*)\]")
 
@@ -22,11 +22,11 @@ def executed(compiled: jax.stages.Compiled, unknown_trips: int = 1) -> dict[str,
 
     Args:
       compiled: the program.
-      unknown_trips: how often a loop runs of which the compiler does not know it.
+      unknown_trips: the number of iterations of loops whose number the compiler does not know.
 
     Returns:
-      `flops`, without those of library calls; `bytes` that kernels and library calls read and write; and the number
-      of `library_calls`.
+      `flops`, without those of library calls; `bytes`, which kernels and library calls read and write; and
+      `library_calls`, their number.
     """
     text = BEGUN.sub(r"= \1 fusion(", compiled.as_text()).replace(" fusion-done(", " bitcast(")
     lines, entry = computations(text)
@@ -49,8 +49,8 @@ def executed(compiled: jax.stages.Compiled, unknown_trips: int = 1) -> dict[str,
 
 
 def _cost(text: str, entry: str) -> dict[str, float]:
-    """XLA's analysis of a program that is one of a module's computations."""
-    from jaxlib import _hlo, _jax  # jaxlib promises neither
+    """XLA's analysis of one of a module's computations."""
+    from jaxlib import _hlo, _jax  # private modules of jaxlib
 
     header, _, rest = text.partition("\n")
     rest = re.sub(rf"^%?{re.escape(entry)} ", f"ENTRY %{entry} ", rest.replace("\nENTRY ", "\n"), flags=re.MULTILINE)
@@ -60,7 +60,7 @@ def _cost(text: str, entry: str) -> dict[str, float]:
 
 
 def _library_calls(computation: str) -> list[int]:
-    """Bytes of the operands and the result of each library call, without its working memory."""
+    """The bytes of operands and results of each library call, without its working memory."""
     instructions = list(INSTRUCTION.finditer(computation))
     sizes = {found[1]: _size(found[2]) for found in instructions}
     return [
@@ -71,7 +71,7 @@ def _library_calls(computation: str) -> list[int]:
 
 
 def _size(shape: str) -> int:
-    """Bytes of a shape, or of all of a tuple's but bytes themselves, which are working memory."""
+    """The bytes of a shape or of a tuple of shapes, except for 8-bit arrays, which are working memory."""
     arrays = [(int(bits), sizes) for _, bits, sizes in SHAPE.findall(shape)]
     wide = [(bits, sizes) for bits, sizes in arrays if bits > 8]
     return sum(bits // 8 * math.prod(int(size) for size in sizes.split(",") if size) for bits, sizes in wide)

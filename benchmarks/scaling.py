@@ -1,9 +1,9 @@
-"""How much faster a search's epoch is on all CPU devices than on one, runs split over them.
+"""Measure how much faster an epoch of a search is with its runs split over all CPU devices than on one device.
 
     python -m benchmarks.scaling --config=digits_depth50
 
-Takes a search's --config flags. Times the epoch of its first network's population, on one device and on one for every
-core, interleaved; the median counts. Also counts what the devices send each other in it.
+Takes a search's --config flags. Times an epoch of the first kind of network on one device and on one device per core,
+interleaved; the median counts. Also counts the collective operations in an epoch.
 Writes benchmarks/results/devices_PLATFORM_NAME.json.
 """
 
@@ -29,7 +29,7 @@ REPETITIONS = 9
 
 
 def main(argv: list[str]) -> None:
-    """Time and report."""
+    """Time the epochs, print the speedup, and write the JSON file."""
     name, overrides, rest = command_line.split_config_flags(argv)
     if rest:
         raise errors.UserError(f"unexpected argument {rest[0]!r}")
@@ -59,7 +59,7 @@ def main(argv: list[str]) -> None:
 
 
 def epoch_on(config: ConfigDict, count: int) -> tuple[Callable[[], None], int]:
-    """A function that trains an epoch on so many devices and waits, compiled, and the collectives in it."""
+    """A compiled function that trains an epoch on `count` devices and waits, and the number of its collectives."""
     network = config.networks[0]
     mesh = parallel.runs_mesh(jax.devices()[:count])
     job = job_of(config)

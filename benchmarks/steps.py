@@ -1,6 +1,6 @@
-"""What `benchmarks.accelerator` measures. A step yields rows, each JSON, and each written before the next is begun.
+"""The steps of `benchmarks.accelerator`. A step yields JSON rows; each row is written before the next is measured.
 
-On a CPU the sizes are tiny: there it only shows that everything works.
+On a CPU the sizes are tiny and only show that everything works.
 """
 
 import contextlib
@@ -30,22 +30,23 @@ Row = dict[str, Any]
 ROOT = Path(__file__).parents[1]
 WIDTH, BATCH = 50, 100
 
-# Of the golden curves, relative, by epoch; what tests/test_golden.py has seen of rounding, and room for a device's own
-# exp and tanh. Runs at the edge of stability, where rounding grows to the size of the loss, are not judged.
+# Relative tolerances of the golden curves by epoch: the effect of rounding in tests/test_golden.py, with room for a
+# device's own exp and tanh. Runs at the edge of stability, whose rounding errors grow to the size of the loss, are left
+# out.
 CLOSE = (1e-5, 1e-5, 1e-4, 1e-3)
 EDGE = {("highway", 5), ("plain", 1), ("plain", 4), ("plain", 5)}
-# Relative (Frobenius). Of float32 products rounding alone leaves 3e-7; TF32's would leave 3e-4.
+# Relative errors (Frobenius). The rounding of float32 products alone gives 3e-7; TF32 would give 3e-4.
 FLOAT32 = 2e-6
 GRADIENT = 2e-5
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What a step is told.
+    """The settings of a step.
 
     Attributes:
-      work: the folder for what does not fit into rows, the same for all steps.
-      seconds: that the step may take.
+      work: the folder for files, shared by all steps.
+      seconds: the time that the step may take.
     """
 
     work: Path
@@ -53,23 +54,23 @@ class Settings:
 
 
 def attempt(case: Row, measure: Callable[[], Row]) -> Row:
-    """A case with what was measured of it, or with the first line of the error."""
+    """Measure a case; returns the case with its results, or with the first line of the error."""
     try:
         return case | measure()
     except Exception as error:
         return case | {"error": first_line(error)}
     finally:
-        gc.collect()  # a device's memory
+        gc.collect()  # frees a device's memory
 
 
 def start_jax() -> None:
-    """Tell JAX what programs tell it. It takes most of a GPU's memory, so steps of others do without."""
+    """Start JAX with the programs' settings. JAX reserves most of a GPU's memory, so PyTorch's steps do without it."""
     import jax
 
     from experiments.app import settings
 
     settings.pin()
-    if on_cpu():  # most of the time goes into compilation
+    if on_cpu():  # most of the time is compilation
         jax.config.update("jax_disable_most_optimizations", True)
 
 
@@ -81,7 +82,7 @@ def on_cpu() -> bool:
 
 
 def device(settings: Settings) -> Iterator[Row]:
-    """Facts of the device, and its measured rates."""
+    """Facts about the device, and its measured rates."""
     start_jax()
     import jax
 
@@ -107,7 +108,7 @@ def _run(*command: str) -> str:
 
 
 def correctness(settings: Settings) -> Iterator[Row]:
-    """Products, gradients and curves against the CPU's."""
+    """Compare products, gradients and curves with those of the CPU."""
     start_jax()
     yield from _products()
     yield from _gradients()
@@ -115,7 +116,7 @@ def correctness(settings: Settings) -> Iterator[Row]:
 
 
 def _products() -> Iterator[Row]:
-    """Products in every precision against float64."""
+    """Compare products in every precision with float64."""
     import jax
     import jax.numpy as jnp
 
@@ -135,7 +136,7 @@ def _products() -> Iterator[Row]:
 
 
 def _gradients() -> Iterator[Row]:
-    """Gradients in float32 on the device against float64 on the CPU."""
+    """Compare gradients in float32 on the device with float64 on the CPU."""
     import flax.linen as nn
     import jax
 
@@ -180,18 +181,18 @@ def _gradients() -> Iterator[Row]:
             return {"error_to_float64": error, "ok": error < GRADIENT}
 
         cases.append(({"case": "gradients", **case}, measure))
-    with ThreadPoolExecutor() as pool:  # nearly all of it is compilation
+    with ThreadPoolExecutor() as pool:  # nearly all of the time is compilation
         yield from pool.map(attempt, *zip(*cases, strict=True))
 
 
 def _distance(found: Any, expected: Any) -> float:
-    """Relative, of all elements."""
+    """The relative error of an array in the Frobenius norm."""
     expected = np.asarray(expected, np.float64)
     return float(np.linalg.norm(np.asarray(found, np.float64) - expected) / np.linalg.norm(expected))
 
 
 def _curves() -> Iterator[Row]:
-    """A search of the digits with runs in lockstep: against the golden curves, and against the CPU."""
+    """Compare a search on the digits, with runs in lockstep, with the golden curves and with the CPU."""
     import jax
 
     from experiments.configs import loading
@@ -250,13 +251,13 @@ def _curves() -> Iterator[Row]:
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """How much is trained at once, and in what.
+    """A size of the work.
 
     Attributes:
-      runs: how many.
-      precision: of the products.
-      runs_per_batch: how many in lockstep; None: all of them.
-      implementation: of the layers; None: as a search chooses.
+      runs: the number of runs.
+      precision: the precision of products.
+      runs_per_batch: the number of runs in lockstep; None for all of them.
+      implementation: the implementation of the layers; None for the one that a search chooses.
     """
 
     runs: int = 100
@@ -265,7 +266,7 @@ class Size:
     implementation: str | None = None
 
 
-# A kernel of our own multiplies in float32 whatever is asked for, so other precisions are XLA's.
+# Our own kernels always multiply in float32, so other precisions need XLA.
 FEW = (Size(), Size(1000))
 ALL = (
     *(Size(), Size(1000), Size(implementation="xla"), Size(runs_per_batch=50), Size(1000, runs_per_batch=250)),
@@ -276,7 +277,7 @@ ALL = (
 
 
 def work_of(depth: int, runs: int, runs_per_batch: int | None = None) -> Work:
-    """The work of a depth; the paper's, or on a CPU something tiny."""
+    """The work at a depth: the paper's sizes, or tiny ones on a CPU."""
     if on_cpu():
         few = 2 if runs <= 100 else 4
         return Work(max(2, depth // 10), few, 10, 8, 2, few if runs_per_batch is None else 1)
@@ -284,7 +285,7 @@ def work_of(depth: int, runs: int, runs_per_batch: int | None = None) -> Work:
 
 
 def ours(settings: Settings, depth: int, sizes: Sequence[Size]) -> Iterator[Row]:
-    """Times of a step of ours."""
+    """Time a training step of ours."""
     start_jax()
     from benchmarks import jax_contenders, population
     from highway_jax.stack import fused
@@ -310,7 +311,7 @@ def ours(settings: Settings, depth: int, sizes: Sequence[Size]) -> Iterator[Row]
 
 
 def torch(settings: Settings, depth: int, names: Sequence[str]) -> Iterator[Row]:
-    """Times of a step of PyTorch's contenders; those whose names end so multiply in TF32."""
+    """Time a training step of PyTorch's contenders; those whose names end in "_tf32" multiply in TF32."""
     import torch
 
     from benchmarks import population
@@ -333,21 +334,21 @@ def torch(settings: Settings, depth: int, names: Sequence[str]) -> Iterator[Row]
 
 
 def _implementations(work: Work) -> list[str]:
-    """What a search would take for the layers, and XLA."""
+    """The implementation that a search would choose, and XLA."""
     from highway_jax.stack import fused
 
     return ["xla"] if on_cpu() else list(dict.fromkeys((fused.choose(work.width), "xla")))
 
 
 def roofline(settings: Settings) -> Iterator[Row]:
-    """What the compiled step computes and moves, over the measured rates; its measured time over that."""
+    """Divide the compiled step's operations and bytes by the measured rates, and compare with the measured time."""
     start_jax()
     from benchmarks import jax_contenders, roofline
     from highway_jax.stack import fused
 
     rates = read_rates(read_rows(settings.work, "device"))
     if not rates:
-        raise RuntimeError("the step device has not measured the device's rates; it must come first")
+        raise RuntimeError("the device's rates are missing; the step 'device' must come first")
     timed = read_rows(settings.work, "ours_depth100")
     _cache(settings, 100)
     for runs, precision in ((100, "float32"), (1000, "float32"))[: 1 if on_cpu() else None]:
@@ -395,7 +396,7 @@ def roofline(settings: Settings) -> Iterator[Row]:
 
 
 def profile(settings: Settings) -> Iterator[Row]:
-    """The largest kernels of a step, launches and idle time."""
+    """The largest kernels of a training step, the number of launches, and the idle time."""
     start_jax()
     from benchmarks import jax_contenders, profile
 
@@ -431,7 +432,7 @@ def profile(settings: Settings) -> Iterator[Row]:
 
 
 def command_buffers(settings: Settings) -> Iterator[Row]:
-    """The time of a step under this process's XLA_FLAGS."""
+    """Time a training step with this process's XLA_FLAGS."""
     start_jax()
     from benchmarks import jax_contenders, population
 
@@ -448,7 +449,7 @@ def command_buffers(settings: Settings) -> Iterator[Row]:
 
 
 def convnets(settings: Settings, contender: str) -> Iterator[Row]:
-    """Images a second of convolutional networks."""
+    """Images per second of convolutional networks in training."""
     from benchmarks import convnet, population
 
     if contender == "ours":
@@ -483,7 +484,7 @@ SEARCHED = ("runs.csv", "curves.csv", "summary.json", "provenance.json")
 
 
 def search(settings: Settings) -> Iterator[Row]:
-    """The paper's search at depth 100 for the time that is left; the same command goes on with it."""
+    """Run the paper's search at depth 100 for the time that is left; the same command resumes it."""
     prepared = Path(os.environ.get("TFDS_DATA_DIR") or Path.home() / "tensorflow_datasets", "mnist")
     mnist = prepared.is_dir() and importlib.util.find_spec("tensorflow_datasets") is not None
     config, changes = "mnist_depth100" if mnist else "digits_depth50", []
@@ -492,14 +493,14 @@ def search(settings: Settings) -> Iterator[Row]:
     directory = settings.work / "search" / config
     case: Row = {"case": "search", "config": config}
     if not mnist:
-        case["note"] = f"{prepared} is no prepared MNIST, or tensorflow_datasets is not installed: the digits instead"
+        case["note"] = f"{prepared} is not prepared MNIST, or tensorflow_datasets is not installed: the digits instead"
     command = [sys.executable, "-m", "experiments.search", f"--config={config}", "--config.networks=highway"]
-    signal.signal(signal.SIGTERM, lambda number, frame: None)  # the search has got it too, and comes to its end
+    signal.signal(signal.SIGTERM, lambda number, frame: None)  # the search gets it, too, and stops in order
     process = subprocess.Popen([*command, *changes, f"--workdir={directory}"], cwd=ROOT)
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(max(5.0, settings.seconds - 20))
     if process.poll() is None:
-        process.send_signal(signal.SIGTERM)  # it ends after the epoch, with a checkpoint
+        process.send_signal(signal.SIGTERM)  # it stops after the epoch, with a checkpoint
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(18)
     kept = settings.work / "searched"
@@ -513,14 +514,14 @@ def search(settings: Settings) -> Iterator[Row]:
 
 
 def _platform(settings: Settings) -> str:
-    """JAX's, as `device` has found it, or asked in another process: this one leaves the device to the search."""
+    """JAX's platform, from the step `device` or from another process: this process leaves the device to the search."""
     found = (row["platform"] for row in read_rows(settings.work, "device") if row["case"] == "device")
     ask = (sys.executable, "-c", "import jax; print(jax.default_backend())")
     return next(found, "") or _run(*ask)
 
 
 def _searched(curves: Path) -> Row:
-    """How far a search came."""
+    """The epochs and the best loss of a search."""
     if not curves.exists():
         return {}
     rows = list(csv.DictReader(curves.open(newline="")))
@@ -529,7 +530,7 @@ def _searched(curves: Path) -> Row:
 
 
 def _cache(settings: Settings, depth: int, fresh: bool = False) -> None:
-    """Keep what is compiled for the steps that come later; where first calls are timed, nothing is there yet."""
+    """Cache compiled programs for later steps; `fresh` empties the cache, for steps that time first calls."""
     import jax
 
     if on_cpu():
@@ -542,13 +543,13 @@ def _cache(settings: Settings, depth: int, fresh: bool = False) -> None:
 
 
 def read_rows(work: Path, step: str) -> list[Row]:
-    """The rows of a step that has run, as far as it came."""
+    """The rows that a step has written so far."""
     path = work / f"{step}.json"
     return json.loads(path.read_text()) if path.exists() else []
 
 
 def read_rates(device_rows: list[Row]) -> dict[str, float]:
-    """The rates that `device` has measured, as `benchmarks.population` names them."""
+    """The rates measured by the step `device`, with the names of `benchmarks.population`."""
     rates = {}
     for row in device_rows:
         if "bytes_per_second" in row:

@@ -1,4 +1,4 @@
-"""PyTorch: as users write it, and the best that they can do by hand. On the GPU where there is one."""
+"""Contenders in PyTorch: as users write it, and the best that they can do by hand. A GPU is used if there is one."""
 
 from collections.abc import Callable
 
@@ -13,7 +13,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 class Highway(nn.Module):
-    """A highway layer as one finds it in PyTorch code."""
+    """A highway layer as PyTorch users write it."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -67,12 +67,12 @@ def torch_loop(work: Work) -> Contender:
 
 
 def torch_compile(work: Work) -> Contender:
-    """The same under `torch.compile`; on a GPU with CUDA graphs, and of one run, since it compiles for minutes."""
+    """The same with `torch.compile`; on a GPU with CUDA graphs, and with one run, since it compiles for minutes."""
     return _loop(work, 1, "reduce-overhead") if DEVICE == "cuda" else _loop(work, min(work.runs, 2), "default")
 
 
 def _batched(work: Work) -> Callable[[torch.Tensor, torch.Tensor], None]:
-    """A step of all runs, batched by hand: H and T of all of them as one `baddbmm` a layer."""
+    """A step of all runs, batched by hand: one `baddbmm` per layer computes H and T of all runs."""
     models = [network(work) for _ in range(work.runs)]
 
     def stacked(get) -> nn.Parameter:
@@ -123,7 +123,7 @@ def torch_graph(work: Work) -> Contender:
     images, labels = (tensor.clone() for tensor in batches[0])
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):  # before it is captured, everything it allocates once must be there
+    with torch.cuda.stream(stream):  # a capture must not include one-time allocations
         for _ in range(3):
             step(images, labels)
     torch.cuda.current_stream().wait_stream(stream)

@@ -1,12 +1,12 @@
-"""What one waits for in a search besides training.
+"""Measure the time that a search takes besides training.
 
     python -m benchmarks.waiting --config=digits_depth50
     python -m benchmarks.waiting --config=digits_depth50 --config.epochs=3 --repetitions=3
 
-Takes a search's --config flags. Each search runs in a process and a workdir of its own, three to a repetition, in
-turns: a first one with an empty cache folder, where neither Python nor XLA has compiled anything; a second one; and
-one without JAX's compilation cache. Parts are seconds of the main thread, none counted twice; "waiting" is all but
-training and evaluation. Writes benchmarks/results/waiting_PLATFORM_NAME.json, with the medians.
+Takes a search's --config flags. A repetition consists of three searches, each in its own process and workdir: a first
+one with an empty cache folder, so that neither Python nor XLA has compiled anything; a second one; and one without
+JAX's compilation cache. The parts are seconds of the main thread, none counted twice. "Waiting" is everything except
+training and evaluation. Writes the medians to benchmarks/results/waiting_PLATFORM_NAME.json.
 """
 
 import collections
@@ -32,16 +32,16 @@ WORK = ("training", "evaluation")
 
 
 class Parts:
-    """Seconds by part, each second in one: a part's are less what other parts took inside it."""
+    """Seconds by part. Each second counts once: a part's seconds exclude those of other parts inside it."""
 
     def __init__(self) -> None:
         self.seconds: collections.Counter[str] = collections.Counter()
         self.programs: collections.Counter[str] = collections.Counter()
         self.cache: collections.Counter[str] = collections.Counter()
-        self._inside: list[tuple[float, float]] = []  # beginnings and lengths
+        self._inside: list[tuple[float, float]] = []  # starts and lengths
 
     def add(self, part: str, started: float) -> float:
-        """Count what began then and ends now; returns its own seconds."""
+        """Add the time from `started` until now to a part; returns the seconds added."""
         if threading.current_thread() is not threading.main_thread():
             return 0.0
         length = time.time() - started
@@ -51,14 +51,14 @@ class Parts:
         return own
 
     def heard(self, event: str, seconds: float, **about: Any) -> None:
-        """JAX has traced or compiled something."""
+        """Listen to JAX's events of tracing and compilation."""
         if part := EVENTS.get(event):
             own = self.add(part, time.time() - seconds)
             if part == "compiling":
                 self.programs[str(about.get("fun_name"))] += own
 
     def within(self, part: str, owner: Any, name: str) -> None:
-        """Count the calls of a function."""
+        """Have all calls of a function counted as a part."""
         function = getattr(owner, name)
 
         @functools.wraps(function)
@@ -73,7 +73,7 @@ class Parts:
 
 
 def search(started: str, output: str, *flags: str) -> None:
-    """A search, in this process, which began at that time."""
+    """Run a search in this process, which began at the time `started`."""
     import builtins
 
     parts = Parts()
@@ -126,7 +126,7 @@ def search(started: str, output: str, *flags: str) -> None:
 
 
 def main(argv: list[str]) -> None:
-    """Run the searches and report."""
+    """Run the searches, print the parts, and write the JSON file."""
     from absl import flags
 
     from experiments.app import command_line
@@ -167,7 +167,7 @@ def main(argv: list[str]) -> None:
 
 
 def _median(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Of numbers, and of numbers by name."""
+    """The medians of all numbers, including those in nested dictionaries."""
 
     def of(*values: Any) -> Any:
         if isinstance(values[0], dict):

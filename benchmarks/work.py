@@ -1,4 +1,4 @@
-"""What every contender trains, so that all do the same work."""
+"""The work that all contenders of `benchmarks.population` do."""
 
 import dataclasses
 
@@ -6,8 +6,8 @@ import numpy as np
 
 INPUTS, CLASSES = 784, 10
 
-# What products of float32 arrays are computed in, as `jax.default_matmul_precision` has it. The last two are algorithms
-# of `jax.lax.DotAlgorithmPreset`, which not every device knows.
+# Precisions of products of float32 arrays, as `jax.default_matmul_precision` takes them. The last two are algorithms of
+# `jax.lax.DotAlgorithmPreset`, which not all devices support.
 PRECISIONS = {
     "float32": "float32",
     "tf32": "tensorfloat32",
@@ -18,10 +18,10 @@ PRECISIONS = {
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """A population of highway networks on batches of MNIST's size; SGD with momentum.
+    """A population of highway networks, trained by SGD with momentum on batches of MNIST's size.
 
-    All runs use relu. Ours still treats the activation as data and computes tanh beside it, as a search
-    does; the others need not.
+    All runs use relu. Ours nevertheless treats the activation as data and also computes tanh, as in a search. The other
+    contenders need not.
     """
 
     depth: int
@@ -32,15 +32,15 @@ class Work:
     runs_per_batch: int | None = None
 
     def flops(self) -> int:
-        """Floating-point operations of one run's step in matrix products, forward and backward."""
+        """Floating-point operations in the matrix products of one run's step, forward and backward."""
         kernels = INPUTS * self.width + (self.depth - 1) * 2 * self.width**2 + self.width * CLASSES
         return self.batch * (6 * kernels - 2 * INPUTS * self.width)  # the images need no gradient
 
     def bytes(self) -> int:
-        """Bytes one run's step must move at least.
+        """The minimum number of bytes that one run's step must move.
 
-        Parameters, momentum and gradients read and written once; the images read twice; every layer's
-        input, block state and gate written once and read once.
+        Parameters, momentum and gradients are read and written once. The images are read twice. The input, block state
+        and gate of every layer are written once and read once.
         """
         parameters = (
             (INPUTS + 1) * self.width
@@ -51,7 +51,7 @@ class Work:
         return 4 * (6 * parameters + 2 * activations + 2 * self.batch * INPUTS)
 
     def data(self) -> tuple[np.ndarray, np.ndarray]:
-        """Images (steps * batch, 28, 28, 1) uint8 and labels; made up, since only their size matters."""
+        """Images (steps * batch, 28, 28, 1) uint8 and labels; random, since only their size matters."""
         rng = np.random.default_rng(0)
         count = self.steps * self.batch
         images = rng.integers(0, 256, (count, 28, 28, 1), dtype=np.uint8)

@@ -1,11 +1,11 @@
-"""Networks of 30 layers on the digits: highway layers, pre-norm residual blocks, plain layers. Which of them learn?
+"""Which networks of 30 layers learn the digits: with highway layers, pre-norm residual blocks, or plain layers?
 
     python -m examples.deep_residual           # 24 runs of 15 epochs
     python -m examples.deep_residual 9 2       # 9 runs of 2 epochs
 
-The kind of network is one more hyperparameter: every learning rate is tried with each kind. Afterwards the program
-looks inside the best highway and the best pre-norm network: how far gates open, and what each network loses without one
-of its layers.
+The kind of network is one more hyperparameter: every learning rate is tried with each kind. The program then analyzes
+the best highway and the best pre-norm network: how far their gates open, and what each network loses without one of its
+layers.
 """
 
 import sys
@@ -59,13 +59,13 @@ TASK = population.supervised(
     optimizer=lambda hp: optax.sgd(hp["lr"], momentum=0.9),
     metrics={"accuracy": population.accuracy},
 )
-# A grid: each drawn rate is trained with every kind. What is static may decide the structure: the runs of each kind are
-# compiled together, and all are ranked together.
+# A grid: every kind is trained with each drawn rate. A static value may decide the network's structure. The runs of
+# each kind are compiled together, and all runs are ranked together.
 SPACE = {"kind": grid("highway", "prenorm", "plain", static=True), "lr": log_uniform(1e-2, 0.5)}
 
 
 def main(num_runs=24, epochs=15):
-    """Train all runs, compare the kinds, and analyze the best highway network."""
+    """Train all runs, compare the kinds, and analyze the best highway and the best pre-norm network."""
     result = population.fit(
         TASK,
         SPACE,
@@ -74,7 +74,7 @@ def main(num_runs=24, epochs=15):
         num_runs=num_runs,
         epochs=epochs,
         batch_size=50,
-        keep="all",  # each kind's best network is looked into
+        keep="all",  # keep all parameters, to analyze the best network of each kind
     )
     table = result.table().sort_values("rank")
     # A network that guesses has a loss of log(10) = 2.3 and an accuracy of 10 %.

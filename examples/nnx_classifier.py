@@ -21,7 +21,7 @@ TEST = {"x": DIGITS.test["x"].reshape(-1, 64) / 16, "y": DIGITS.test["y"]}
 
 
 class Net(nnx.Module):
-    """64-100-100-10 with batch normalization: an ordinary NNX module, which knows nothing of populations."""
+    """64-100-100-10 with batch normalization: an ordinary NNX module that knows nothing of populations."""
 
     def __init__(self, rngs):
         self.hidden = nnx.List([nnx.Linear(n, 100, rngs=rngs) for n in (64, 100)])
@@ -40,11 +40,11 @@ def loss(logits, batch):
 
 
 def task(epochs):
-    """The learning rate rises for the first tenth of the steps and then falls to zero along a cosine."""
+    """The task; its learning rate rises for the first tenth of the steps and then falls to zero along a cosine."""
     steps = epochs * (len(TRAIN["x"]) // BATCH_SIZE)
 
     def optimizer(hp):
-        # Optax's own schedule refuses a peak that differs between runs.
+        # Optax's own schedule does not take a peak that differs between runs.
         rate = schedules.warmup_cosine(0.0, hp["lr"], warmup_steps=steps // 10, decay_steps=steps)
         return optax.adamw(rate, weight_decay=hp["wd"])
 
@@ -62,7 +62,7 @@ def main(num_runs=100, epochs=20):
         train=TRAIN,
         evaluate={"valid": VALID, "test": TEST},
         num_runs=num_runs,
-        seeds=SEEDS,  # a configuration's runs differ in initial weights alone, and all configurations share those
+        seeds=SEEDS,  # runs of a configuration differ only in initial weights, which all configurations share
         epochs=epochs,
         batch_size=BATCH_SIZE,
         rank_by="valid_accuracy",

@@ -1,20 +1,20 @@
-"""Look inside a trained highway network: gates, routing, lesions, depth in use (Section 4, Figures 2 to 4).
+"""Analyze a trained highway network: gates, routing, lesions and effective depth (Section 4, Figures 2 to 4).
 
     python -m experiments.analyze runs/digits_depth50
     python -m experiments.analyze runs/digits_depth50_highway_run7 --title="Digits, run 7"
 
-WORKDIR            of a search, whose best run's parameters it holds, or of experiments.train, for any other run;
-                   --workdir=WORKDIR is the same
---network=NAME     kind of network; highway by default, the only one that has gates
+WORKDIR            of a search, which has the best run's parameters, or of experiments.train, for any other run;
+                   --workdir=WORKDIR does the same
+--network=NAME     kind of network; highway by default, the only one with gates
 --rank=N           the Nth best run of the workdir, 1 by default, or
 --run=N            run number N
 --data_dir=DIR     where prepared TFDS datasets are; by default $TFDS_DATA_DIR or ~/tensorflow_datasets
---config=FILE      the config file whose function has the data, if one does
---title=TEXT       what the figures call the network; its dataset by default
+--config=FILE      the config file, if a function in it gives the data
+--title=TEXT       name of the network in the figures; the dataset's name by default
 
-All of it is measured on the whole training set, as in the paper. The workdir gets figure2.png, figure3.png,
-figure4.png, depth_in_use.png and analysis.json, which holds every number behind them (null: not finite); its
-report.html then shows them.
+Everything is measured on the whole training set, as in the paper. The program writes figure2.png, figure3.png,
+figure4.png, depth_in_use.png and analysis.json to the workdir. analysis.json holds every number behind the figures
+(null: not finite). The workdir's report.html then shows the figures.
 """
 
 import dataclasses
@@ -51,7 +51,7 @@ def main(argv: list[str]) -> None:
     compiled.keep()
     if len(given) != 1:
         raise UserError(
-            f"{len(given)} workdirs are given; it must be one, of a search or of a run trained again"
+            f"{len(given)} workdirs are given; there must be one, of a search or of a run trained again"
             if given
             else "WORKDIR is missing; it must be the workdir of a search or of a run trained again"
         )
@@ -62,7 +62,7 @@ def main(argv: list[str]) -> None:
     check_values(config)
     function = None if values.config is None else loading.load(values.config, {}).function
     dataset = datasets.load(config.dataset, config.data_dir, function)
-    # The held-out part of the training set was not trained on.
+    # The network was not trained on the held-out part of the training set.
     dataset = dataclasses.replace(dataset, train=networks.hold_out(config, dataset)[0])
     check_data(found.directory, found.provenance, {"train": data.md5(dataset.train)})
     model, params, preprocess = trained.read_network(found, network, config, dataset)
@@ -74,14 +74,14 @@ def main(argv: list[str]) -> None:
     )
     with jax.default_matmul_precision(config.matmul_precision), warnings_in_a_line():
         analyzed = analyze(model, params, dataset.train, preprocess)
-    title = (values.title or dataset.name).encode(errors="replace").decode()  # a command line's bytes may be no text
+    title = (values.title or dataset.name).encode(errors="replace").decode()  # arguments may not be text
     inside.write(found.directory, dataset, network, analyzed, title)
     output.say(f"analysis: {found.directory / 'analysis.json'}, {time.monotonic() - started:.0f} s")
     page.write([found], found.directory)
 
 
 def analyze(model: object, params: object, split: data.Split, preprocess: networks.Preprocess) -> Analysis:
-    """Everything that the figures show, saying what is being done."""
+    """Compute everything that the figures show, and print each step."""
     output.say("gates of every image")
     gates = analysis.gate_statistics(model, params, split, preprocess=preprocess)
     if len(gates.bias) < 2:
@@ -90,7 +90,7 @@ def analyze(model: object, params: object, split: data.Split, preprocess: networ
     output.say(f"lesions of {len(gates.bias)} layers, one at a time")
     lesions = analysis.lesion(model, params, split, preprocess=preprocess)
     if not np.isfinite(lesions.loss).any():
-        raise UserError("the network's loss is not finite without any of its layers; there is nothing to look at")
+        raise UserError("the network's loss is not finite whichever layer is removed; there is nothing to analyze")
     output.say(f"dropping 1 to {len(gates.bias)} layers together")
     dropped = analysis.drop_layers(model, params, split, lesions.order, preprocess=preprocess)
     return Analysis(gates, sample, lesions, dropped)

@@ -1,21 +1,21 @@
-"""What a search or a training needs of memory and time, before it runs: on this machine, or on devices to be paid for.
+"""Estimate the memory and time of a search or a training before it runs, on this machine or on devices that you rent.
 
     python -m experiments.plan --config=digits_depth50
     python -m experiments.plan --config=mnist_depth100 --config.num_runs=10000 --devices=256 --device=h100
     python -m experiments.plan --config=mnist_depth100 --config.num_runs=10000 --topology=v5e:16x16
 
---config=NAME          a config of experiments/configs, a search's or a convolutional network's, or a path to one
+--config=NAME          a config of experiments/configs, for a search or a convolutional network, or a path to one
 --config.KEY=VALUE     changes one of its keys
 --device=NAME          here (the default), a100, h100, h200, l4, t4, tpu_v5e, tpu_v5p or tpu_v6e
---devices=N            how many; by default as many as JAX sees here, and 1 elsewhere
---topology=NAME        in place of both, a whole TPU slice, such as v5e:16x16, v5p:4x4x8 or v6e:8x8
+--devices=N            number of devices; by default all that JAX sees on this machine, and 1 elsewhere
+--topology=NAME        a whole TPU slice instead of both, such as v5e:16x16, v5p:4x4x8 or v6e:8x8
 
-Memory is what XLA says of the compiled epoch and evaluation. For a TPU its own compiler is asked, where libtpu is
-installed (`pip install -e '.[tpu]'`, on any Linux machine); for other devices that are not here, the CPU's stands in.
-For a slice the programs are compiled for all of its chips together, split as --config.mesh="(runs, data)" says or as a
-search would choose; what they send each other is read from these programs. A single chip is --device=tpu_v5e, for which
-the first of the smallest slice is taken. Time is from the rates in benchmarks/results, and given only for devices that
-were measured.
+Memory is what XLA reports for the compiled epoch and evaluation. Programs for a TPU are compiled by its own compiler if
+libtpu is installed (`pip install 'highway-jax[tpu]'`, on any Linux machine). For other devices that this machine lacks,
+the CPU's compiler stands in. For a slice, the programs are compiled for all of its chips together, split as
+--config.mesh="(runs, data)" says or as a search would choose; what the chips send each other is read from these
+programs. For a single chip, such as --device=tpu_v5e, the first chip of the smallest slice stands in. Time comes from
+the rates in benchmarks/results, and is given only for devices that were measured.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -33,7 +33,7 @@ from experiments.app.words import duration
 from experiments.configs import loading
 from experiments.jobs.job import Job
 from experiments.jobs.making import job_of
-from experiments.jobs.rates import Rate, measured_rate
+from experiments.jobs.rates import RESULTS, Rate, measured_rate
 from experiments.jobs.running import as_user_errors
 from highway_jax import parallel, population
 from highway_jax.population import DEVICES, Plan
@@ -44,7 +44,7 @@ from highway_jax.population.planning import in_words, size
 def main(argv: list[str]) -> None:
     values = flags.FlagValues()
     flags.DEFINE_string("device", None, "kind of device", flag_values=values)
-    flags.DEFINE_integer("devices", None, "how many", lower_bound=1, flag_values=values)
+    flags.DEFINE_integer("devices", None, "number of devices", lower_bound=1, flag_values=values)
     flags.DEFINE_string("topology", None, "TPU slice", flag_values=values)
     name, overrides, rest = command_line.split_config_flags(argv)
     command_line.parse_flags(rest, values)
@@ -53,7 +53,7 @@ def main(argv: list[str]) -> None:
     where = _where(values, config)
     settings.pin()
     if not here:
-        config.implementation = "xla"  # only the machine itself knows which of our kernels it can build
+        config.implementation = "xla"  # whether another machine can build our kernels is not known here
     job = job_of(config, function, earlier=None if here else {}, outlined=True)
     plans = plans_of(job, **where)
     one = next(iter(plans.values()))
@@ -75,23 +75,23 @@ def main(argv: list[str]) -> None:
 
 
 def _where(values: flags.FlagValues, config: ConfigDict) -> dict[str, Any]:
-    """`population.plan`'s arguments that say on which devices."""
+    """The arguments of `population.plan` that select the devices."""
     here = values.device in (None, "here")
     if not here and values.device not in DEVICES:
         raise UserError(f"--device is {values.device!r}; it must be one of here, {', '.join(DEVICES)}")
     if values.topology is None and config.mesh is None:
         if here:
             return {"devices": values.devices}
-        compiler_of(DEVICES[values.device])  # a TPU's says less on stderr before JAX has looked for one here
+        compiler_of(DEVICES[values.device])  # libtpu prints less to stderr if it is loaded before JAX looks for a TPU
         return {"device": DEVICES[values.device], "devices": values.devices}
     given = {name: values[name].value for name in ("device", "devices") if values[name].value is not None}
     for name, value in given.items():
         if values.topology is not None:
-            raise UserError(f"--{name} is {value!r}, but --topology says which devices, and how many")
+            raise UserError(f"--{name} is {value!r}, but --topology already sets the kind and number of devices")
         if not here or name == "devices":
             raise UserError(
-                f"config.mesh is {config.mesh}, but --device and --devices plan one device that stands for all; give "
-                "--topology, or none of them for this machine's devices"
+                f"config.mesh is {config.mesh}, but --device and --devices plan for one device that stands for all; "
+                "give --topology, or leave them out to plan for this machine's devices"
             )
     try:
         there = jax.devices() if values.topology is None else slice_of(values.topology)[1]
@@ -106,10 +106,10 @@ def _where(values: flags.FlagValues, config: ConfigDict) -> dict[str, Any]:
 
 
 def plans_of(job: Job, **where: Any) -> dict[str, Plan]:
-    """The plan of each kind of network; of the job's data, shapes and dtypes are enough.
+    """The plan of each kind of network; the job's data may be shapes and dtypes only.
 
     Args:
-      where: the arguments of `population.plan` that say on which devices.
+      where: the arguments of `population.plan` that select the devices.
     """
     config = job.config
     how = {**where, "runs_in_memory": config.runs_in_memory, "runs_per_batch": config.runs_per_batch}
@@ -118,7 +118,7 @@ def plans_of(job: Job, **where: Any) -> dict[str, Plan]:
 
 
 def table(plans: Mapping[str, Plan], config: ConfigDict, rate: Rate | None) -> Table:
-    """The plans, a column for each kind of network."""
+    """The plans as a table with a column for each kind of network."""
     rows: dict[str, Callable[[Plan], str]] = {
         "parameters of a run": lambda plan: f"{plan.parameters:,}",
         "runs on a device": lambda plan: f"{plan.runs:,}",
@@ -154,15 +154,17 @@ def table(plans: Mapping[str, Plan], config: ConfigDict, rate: Rate | None) -> T
 
 
 def notes(plans: Mapping[str, Plan], config: ConfigDict, given: int, rate: Rate | None) -> Iterator[str]:
-    """What the figures stand on, and what is wrong with the plan."""
+    """Where the figures come from, and warnings about the plan."""
     one = next(iter(plans.values()))
     device = one.device
     if rate:
-        yield f"in all {_span(plans.values(), rate)}, and some seconds of compilation for each kind of network"
-        yield f"time: from {', '.join(rate.files)}; in brackets, at their fastest and slowest repetition"
+        yield f"in all {_span(plans.values(), rate)}, plus a few seconds of compilation for each kind of network"
+        yield f"time: from {', '.join(rate.files)}; in brackets, the fastest and the slowest repetition measured"
         fewest = min(plan.runs_per_batch for plan in plans.values())
         if device.kind != "cpu" and 2 * fewest < rate.runs:
             yield f"warning: the time was measured with {rate.runs} runs in lockstep; with {fewest} it takes longer"
+    elif not RESULTS.exists():
+        yield "time: the measured rates are in benchmarks/results of a clone; this installed package has none"
     else:
         known = "fully connected networks" if "search" not in config else "other devices"
         yield f"time: benchmarks/results has measured {known} only"
@@ -175,9 +177,9 @@ def notes(plans: Mapping[str, Plan], config: ConfigDict, given: int, rate: Rate 
         yield f"warning: {size(largest.memory)} do not fit into a device's {size(device.memory)}"
     if parts := {name: -(-plan.runs // plan.resident) for name, plan in plans.items() if plan.resident < plan.runs}:
         counts = " and ".join(f"{name} in {count}" for name, count in parts.items())
-        yield f"memory does not hold all runs at once; they are trained one part after another, {counts}"
+        yield f"memory does not hold all runs at once; they are trained in parts, {counts}"
     if given > one.devices:
-        yield f"warning: {given:,} devices for {config.num_runs:,} runs; the plan is for one run on as many devices"
+        yield f"warning: {given:,} devices for {config.num_runs:,} runs; the plan is for as many devices as runs"
     shards = one.devices // one.devices_to_a_batch
     padding = one.runs * shards / config.num_runs - 1
     if padding > 0.05:

@@ -1,13 +1,13 @@
-"""Download and prepare a TFDS dataset in a form that every program here reads without TensorFlow.
+"""Download a TFDS dataset and prepare it in a form that the programs read without TensorFlow.
 
-    pip install -e '.[prepare]'
+    pip install 'highway-jax[prepare]'
     python -m experiments.prepare_data --dataset=mnist
 
---dataset=NAME     an image-classification dataset of TensorFlow Datasets; NAME/CONFIG and :VERSION may say which
+--dataset=NAME     an image-classification dataset of TensorFlow Datasets; NAME/CONFIG:VERSION selects one of several
 --data_dir=DIR     where it goes; by default $TFDS_DATA_DIR or ~/tensorflow_datasets
---overwrite        prepare it again, in place of what is there
+--overwrite        prepare it again and replace what is there
 
-Preparing needs TensorFlow and a network, once; reading needs neither.
+Preparing a dataset needs TensorFlow and a network, once. Reading it needs neither.
 """
 
 import importlib.util
@@ -36,7 +36,7 @@ def main(argv: list[str]) -> None:
     if not name:
         raise UserError("--dataset is missing; it must be a TFDS dataset, such as mnist, cifar10 or cifar100")
     if name == "digits":
-        raise UserError("--dataset is 'digits', which is embedded and needs no preparing")
+        raise UserError("--dataset is 'digits', which comes with scikit-learn and needs no preparation")
     data.parse_name(name)
     if not values.overwrite:
         try:
@@ -48,7 +48,8 @@ def main(argv: list[str]) -> None:
             return
     if importlib.util.find_spec("tensorflow") is None:
         raise UserError(
-            f"preparing {name!r} needs TensorFlow, which is not installed; install it with: pip install -e '.[prepare]'"
+            f"preparing {name!r} needs TensorFlow, which is not installed; install it with: "
+            "pip install 'highway-jax[prepare]'"
         )
     prepare(name, data_dir, values.overwrite)
     found = data.load_tfds(name, data_dir)
@@ -56,12 +57,12 @@ def main(argv: list[str]) -> None:
 
 
 def prepare(name: str, data_dir: str | None, overwrite: bool) -> None:
-    """Download a dataset and write it as ArrayRecord files; with `overwrite`, what is there goes first."""
+    """Download a dataset and write it as ArrayRecord files; `overwrite` removes earlier files first."""
     tfds = tensorflow_datasets()
     dataset, config, version = data.parse_name(name)
     folder = data.data_folder(data_dir)
     try:
-        # Not `tfds.builder`: it may read the folder before the dataset's own code, and import what that names.
+        # `tfds.builder` may read the folder before the dataset's own code, and import what the folder names.
         cls = tfds.builder_cls(dataset)
         with tempfile.TemporaryDirectory() as empty:
             there = cls(config=config, version=version, data_dir=empty)
@@ -77,12 +78,12 @@ def prepare(name: str, data_dir: str | None, overwrite: bool) -> None:
 
 
 def check_network(name: str, builder: Any) -> None:
-    """Fail in seconds where a dataset's home cannot be reached; TFDS by itself tries for minutes."""
+    """Fail within seconds if a dataset's server cannot be reached; TFDS alone would try for minutes."""
     for url in list(builder.url_infos)[:1]:
         try:
             urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=10).close()
         except urllib.error.HTTPError:
-            pass  # an answer, if not the hoped-for one
+            pass  # the server answers, which is all that is asked
         except OSError as error:
             raise UserError(f"preparing {name!r} needs a network, but {url} cannot be reached: {error}") from error
 

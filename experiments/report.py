@@ -1,18 +1,19 @@
-"""One page of what searches found: figures, the best runs with their exact settings, how to repeat them.
+"""Make a page of what searches found: figures, the best runs with their exact settings, commands that repeat them.
 
     python -m experiments.report WORKDIR [WORKDIR ...] [--output=DIR]
     python -m experiments.report --tables WORKDIR [WORKDIR ...] [--output=DIR]
     python -m experiments.report --curves WORKDIR [WORKDIR ...] [--output=DIR]
 
-WORKDIR            of a search or a training, finished or not, or of a search of your own by population.fit; several,
-                   such as one per depth, make one page
---tables           print Tables 1 to 3 instead, the paper's rows and the workdirs', and write them to tables.md
---curves           draw all runs' learning curves instead, such as a network's and its plain twin's: learning_curves.png
---output=DIR       where report.html and its figures go; by default into the workdir or, of several, into the folder
-                   "report" beside the first one, such as runs/report
+WORKDIR            of a search or a training, finished or not, or of a search of your own by population.fit; several
+                   workdirs, such as one per depth, make one page
+--tables           print Tables 1 to 3 instead, with the paper's rows and the workdirs', and write them to tables.md
+--curves           draw the learning curves of all runs instead, such as those of a network and its plain twin, to
+                   learning_curves.png
+--output=DIR       where report.html and its figures go; by default the workdir or, for several workdirs, the folder
+                   "report" next to the first one, such as runs/report
 
-The page needs no network and no other file. Its figures lie beside it as report_*.png. If a workdir holds what
-experiments.analyze writes, the page shows it too.
+The page needs no network and no other file. Its figures are also written next to it, as report_*.png. If a workdir
+holds the output of experiments.analyze, the page shows it too.
 """
 
 from pathlib import Path

@@ -8,11 +8,11 @@
 --config.KEY=VALUE     changes one of its keys, e.g. --config.search.learning_rate="(0.01, 0.1)"
 --workdir=DIR          where the results go; by default runs/NAME
 --coordinator=HOST:PORT --num_processes=N --process_id=I
-                       this is process I of N that work together, and HOST is process 0's; not needed on clusters
-                       that JAX detects (docs/scaling.md)
+                       this is process I of N that share the work, and process 0 runs on HOST; not needed on
+                       clusters that JAX detects (docs/scaling.md)
 
-The workdir gets config.json, runs.csv, curves.csv, summary.json, provenance.json, figure1.png and
-best/NETWORK, the parameters of each network's best run. On a finished workdir the results are printed again.
+The search writes config.json, runs.csv, curves.csv, summary.json, provenance.json, figure1.png and best/NETWORK, the
+parameters of each network's best run, to the workdir. Given a finished workdir, it prints the results again.
 """
 
 import shlex
@@ -51,7 +51,7 @@ def main(argv: list[str]) -> None:
     running.run(config, directory, console, prepare)
     found = reading.load(directory)
     print_summary(found.results, console)
-    from experiments.pages import figures  # half a second, for those who get so far
+    from experiments.pages import figures  # imported late: it takes half a second
 
     console.print(f"Figure 1: {figures.add(found, 'figure1.png', figures.figure1)}")
     console.print(shlex.join(["report:", "python", "-m", "experiments.report", str(directory)]))

@@ -1,4 +1,4 @@
-"""Train single runs: convolutional networks, or one that a search has found, again, alone and for longer.
+"""Train convolutional networks, or train one run of a search again, by itself, maybe for longer.
 
     python -m experiments.train --config=digits_conv
     python -m experiments.train --config=cifar10_highway_b --config.num_runs=5
@@ -7,19 +7,19 @@
     python -m experiments.train --from_search=runs/digits_depth50 --network=plain --run=37 --config.epochs=60
 
 --config=NAME          a config of experiments/configs, or a path to a Python file with get_config(), or
---from_search=WORKDIR  a search, whose config is the run's too; with --config=FILE if that file's function has the data
---network=NAME         highway, plain or another of the search's; the only one, where the search has only one
+--from_search=WORKDIR  a search, whose config the run uses; add --config=FILE if a function in that file gives the data
+--network=NAME         highway, plain or another network of the search; not needed if the search has only one
 --rank=N               the search's Nth best run of that network, or
 --run=N                its run number N
 --config.KEY=VALUE     changes a key of the config
 --workdir=DIR          where the results go; by default runs/NAME, or runs/NAME_NETWORK_runN
 --coordinator=HOST:PORT --num_processes=N --process_id=I
-                       this is process I of N that work together, and HOST is process 0's; not needed on clusters
-                       that JAX detects (docs/scaling.md)
+                       this is process I of N that share the work, and process 0 runs on HOST; not needed on
+                       clusters that JAX detects (docs/scaling.md)
 
-The workdir gets what a search's has (see experiments.search), with every run's test accuracy after every epoch, and
-its parameters. Of a search's run it is said at the end whether its curve repeats the search's. Stopped, the same
-command goes on.
+The workdir gets the same files as a search's (see experiments.search), the test accuracy of every run after every
+epoch, and the parameters of every run. After training a search's run again, the program says whether its curve repeats
+the search's. The same command resumes a training that was stopped.
 """
 
 import dataclasses
@@ -65,13 +65,13 @@ def train_convnet(values: flags.FlagValues, name: str | None, overrides: Mapping
     """Train the convolutional network that a config describes, from `num_runs` initializations."""
     if name is None:
         raise UserError(
-            f"--config and --from_search are missing; one of them must be given, such as --config=digits_conv; "
+            f"--config and --from_search are both missing; one must be given, such as --config=digits_conv; "
             f"the configs are {loading.names('stages')}"
         )
     for flag in "network", "run", "rank":
         if values[flag].value is not None:
             raise UserError(
-                f"--{flag} is {values[flag].value!r}, which is for --from_search; see --config.block and so on"
+                f"--{flag} is {values[flag].value!r}, which needs --from_search; see --config.block and so on"
             )
     label, config, function = loading.load(name, {}, "stages")
     block = config.get("block")
@@ -97,7 +97,7 @@ def train_again(values: flags.FlagValues, name: str | None, overrides: Mapping[s
     """Train one of a search's runs again, by itself."""
     function = None if name is None else loading.load(name, {}).function
     if name is not None and function is None:
-        raise UserError("--config and --from_search are both given; a search's run has the search's config")
+        raise UserError("--config and --from_search are both given; a run of a search uses the search's config")
     found = reading.load(values.from_search)
     if found.program != "search":
         raise UserError(f"--from_search is {values.from_search!r}, which must be a search's workdir")
@@ -112,7 +112,7 @@ def train_again(values: flags.FlagValues, name: str | None, overrides: Mapping[s
     def prepare() -> Job:
         earlier = opening.earlier_implementations(directory)
         if earlier is None:
-            earlier = found.provenance.get("implementations", {})  # to repeat it exactly
+            earlier = found.provenance.get("implementations", {})  # the same ones repeat the run exactly
         job = job_of(config, function, directory, earlier=earlier)
         if config.dataset == found.config.dataset:
             check_data(found.directory, found.provenance, job.identity.data_md5)
@@ -126,8 +126,8 @@ def train_again(values: flags.FlagValues, name: str | None, overrides: Mapping[s
 
 
 def say_where(found: Workdir, params: Path, console: Output) -> None:
-    """Draw the learning curves; say where they are, and where the parameters are."""
-    from experiments.pages import figures  # half a second, for those who get so far
+    """Draw the learning curves, and print where they and the parameters are."""
+    from experiments.pages import figures  # imported late: it takes half a second
 
     figure = figures.add(found, "curves.png", figures.learning_curves)
     console.print(f"figure: {figure}, parameters: {params}")

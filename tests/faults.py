@@ -1,8 +1,8 @@
-"""What can befall a search: its process is killed, its files are damaged, the disk is full.
+"""Faults of a search: its process is killed, its files are damaged, the disk is full.
 
     python -m tests.faults        # `make stress`: 25 kills, two corruptions of every file, with figures
 
-The tests do a few of each.
+The tests try a few of each.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ SEARCH = (
 
 
 def start(workdir: Path, *args: str, shell: str = "") -> subprocess.Popen:
-    """Begin, or go on with, the search in a process of its own; `shell` is what a shell does before."""
+    """Start or resume the search in its own process, after the shell commands `shell`."""
     command = [sys.executable, "-m", "experiments.search", *SEARCH, f"--workdir={workdir}", *args]
     if shell:
         command = ["bash", "-c", shell + shlex.join(command)]
@@ -40,14 +40,14 @@ def start(workdir: Path, *args: str, shell: str = "") -> subprocess.Popen:
 
 
 def finish(workdir: Path, *args: str) -> tuple[int, str, str]:
-    """Let the search end; its status, output and errors."""
+    """Wait until the search ends; returns its status, output and errors."""
     process = start(workdir, *args)
     output, errors = process.communicate(timeout=600)
     return process.returncode, output, errors
 
 
 def results(workdir: Path) -> dict[str, bytes]:
-    """What must be the same, to the last bit, however often the search was interrupted."""
+    """The results, which must be equal to the last bit however often the search was interrupted."""
     found = {name: (workdir / name).read_bytes() for name in ("runs.csv", "curves.csv")}
     for best in (workdir / "best").iterdir():
         for path, leaf in jax.tree_util.tree_leaves_with_path(checkpoint.restore_params(best)):
@@ -56,10 +56,10 @@ def results(workdir: Path) -> dict[str, bytes]:
 
 
 def kill(workdir: Path, choice: random.Random, longest: float, while_writing: bool, *args: str) -> str:
-    """Begin or go on, and kill the process after a random time, or when it is writing a checkpoint.
+    """Start or resume the search, and kill its process after a random time, or while it writes a checkpoint.
 
     Returns:
-      Where that was: the newest checkpoint at that moment, "writing" if another was on its way, "finished".
+      Where the search was then: its newest checkpoint, with "writing" if another one was being written, or "finished".
     """
     process = start(workdir, *args)
     deadline = time.monotonic() + choice.uniform(0, longest)
@@ -84,7 +84,7 @@ def kill(workdir: Path, choice: random.Random, longest: float, while_writing: bo
 
 
 def damage(path: Path, how: str, choice: random.Random) -> None:
-    """Cut a file short, empty it as a power loss does, or flip one of its bits."""
+    """Truncate a file, empty it as a power loss may do, or flip one of its bits."""
     content = bytearray(path.read_bytes())
     if how == "empty":
         content.clear()
@@ -105,13 +105,13 @@ def stop_halfway(workdir: Path, *args: str) -> None:
 
 
 def files_of_a_checkpoint(workdir: Path) -> list[Path]:
-    """The files of the newest checkpoint, with something in them."""
+    """The files of the newest checkpoint that are not empty."""
     newest = sorted(workdir.glob(f"checkpoints/highway/*/{checkpoint.SUMS}"))[-1].parent
     return sorted(path for path in newest.rglob("*") if path.is_file() and path.stat().st_size)
 
 
 def main() -> None:
-    """Run all of it."""
+    """Try all faults."""
     choice = random.Random(0)
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder)
@@ -129,7 +129,7 @@ def main() -> None:
 
 
 def kill_often(base: Path, choice: random.Random, longest: float, expected: dict[str, bytes], kills: int) -> None:
-    """Kill searches, every second time while they write a checkpoint, and let them end."""
+    """Kill searches, every second one while it writes a checkpoint, and resume them until they end."""
     searches = done = writing = 0
     while done < kills:
         searches += 1
@@ -150,7 +150,7 @@ def kill_often(base: Path, choice: random.Random, longest: float, expected: dict
 
 
 def damage_everything(base: Path, choice: random.Random, expected: dict[str, bytes]) -> None:
-    """Cut, and flip a bit of, every file of a search killed halfway, and every one of a finished search."""
+    """Truncate, and flip a bit of, every file of a search killed halfway and of a finished search."""
     stop_halfway(base / "halfway")
     names = [path.relative_to(base) for path in files_of_a_checkpoint(base / "halfway")]
     records = [Path("halfway", name) for name in ("config.json", "provenance.json")]
@@ -177,7 +177,7 @@ def damage_everything(base: Path, choice: random.Random, expected: dict[str, byt
 
 
 def fill_the_disk(base: Path, expected: dict[str, bytes]) -> None:
-    """Let checkpoints fail in the background, since no file may be longer than so many KiB, and go on without limit."""
+    """Make checkpoints fail in the background by a limit on the size of files, and resume without the limit."""
     for limit in 8, 64:
         workdir = base / f"full{limit}"
         process = start(workdir, shell=f"ulimit -f {limit}; ")

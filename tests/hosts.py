@@ -1,8 +1,8 @@
-"""Searches of several processes, each with CPU devices of its own, as on several hosts.
+"""Searches on several processes, each with its own CPU devices, as on several hosts.
 
-    python -m tests.hosts      # `make stress`: topologies, moves from one to another, hosts that are lost
+    python -m tests.hosts      # `make stress`: topologies, moves between them, lost hosts
 
-The tests do a few of each.
+The tests try a few of each.
 """
 
 import csv
@@ -35,7 +35,7 @@ entry.run(search.main, search.__doc__)
 
 
 def start(workdir: Path, processes: int, devices: int, *args: str) -> list[subprocess.Popen]:
-    """Begin, or go on with, the search in so many processes of so many devices each; NUMBER is the process's."""
+    """Start or resume the search on processes with several devices each; NUMBER stands for a process's number."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         coordinator = f"localhost:{free.getsockname()[1]}"
@@ -58,7 +58,7 @@ def start(workdir: Path, processes: int, devices: int, *args: str) -> list[subpr
 
 
 def end(processes: list[subprocess.Popen]) -> list[tuple[int, str, str]]:
-    """Let them end; the status, output and errors of each."""
+    """Wait until the processes end; returns the status, output and errors of each."""
     ends = []
     for process in processes:
         output, errors = process.communicate(timeout=300)
@@ -67,7 +67,7 @@ def end(processes: list[subprocess.Popen]) -> list[tuple[int, str, str]]:
 
 
 def search(workdir: Path, processes: int, devices: int, *args: str) -> None:
-    """Search to the end; the first process alone must have something to say."""
+    """Search to the end; only the first process may print anything."""
     for number, (status, output, errors) in enumerate(end(start(workdir, processes, devices, *args))):
         assert (status, errors) == (0, ""), errors
         assert ("Figure 1" in output) == (number == 0), output
@@ -80,7 +80,7 @@ def read(workdir: Path, name: str) -> list[list[str]]:
 
 
 def assert_same(workdir: Path, expected: Path) -> None:
-    """The tables of two searches are equal, ranking and all, their losses but for float32 rounding."""
+    """Check that the tables of two searches are equal, rankings included, with losses equal up to float32 rounding."""
     for name in ("runs.csv", "curves.csv"):
         ours, theirs = read(workdir, name), read(expected, name)
         assert len(ours) == len(theirs)
@@ -94,7 +94,7 @@ def assert_same(workdir: Path, expected: Path) -> None:
 
 
 def wait_for_checkpoints(workdir: Path, count: int, processes: list[subprocess.Popen]) -> None:
-    """Until a network has so many more complete checkpoints, at most three, than now."""
+    """Wait until a network has this many more complete checkpoints (up to three)."""
 
     def complete() -> set[Path]:
         return set(workdir.glob(f"checkpoints/highway/*/{checkpoint.SUMS}"))
@@ -106,7 +106,7 @@ def wait_for_checkpoints(workdir: Path, count: int, processes: list[subprocess.P
 
 
 def lose(workdir: Path, processes: int, number: int, how: signal.Signals = signal.SIGKILL) -> float:
-    """Kill one process of a search, or let it hang; the seconds until the last of the others has stopped."""
+    """Kill or freeze one process of a search; returns the seconds until all others have stopped."""
     running = start(workdir, processes, 1, "--config.epochs=400")
     wait_for_checkpoints(workdir, 1, running)
     lost = running.pop(number)
@@ -123,7 +123,7 @@ def lose(workdir: Path, processes: int, number: int, how: signal.Signals = signa
 
 
 def main() -> None:
-    """Run all of it."""
+    """Run all checks."""
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder)
         os.environ["JAX_COMPILATION_CACHE_DIR"] = str(base / "compiled")
@@ -145,7 +145,7 @@ def compare_topologies(base: Path) -> None:
 
 
 def move_between_topologies(base: Path) -> None:
-    """Search on one topology of (processes, devices) until told to stop, and to the end on another."""
+    """Stop a search on one topology of (processes, devices), and resume it on another."""
     for before, after in ((1, 8), (1, 1)), ((1, 1), (2, 1)), ((2, 1), (1, 1)), ((4, 1), (3, 1)):
         workdir = base / f"moved{before}{after}"
         running = start(workdir, *before)
@@ -159,7 +159,7 @@ def move_between_topologies(base: Path) -> None:
 
 
 def guide(base: Path) -> None:
-    """A guided search, whose study the first process alone writes, alone and of two processes."""
+    """A guided search on one process and on two; only the first process writes the study."""
     guided = "--config.sampler=tpe", "--config.runs_in_memory=2"
     for processes in 1, 2:
         search(base / f"guided{processes}", processes, 1, *guided)
@@ -168,7 +168,7 @@ def guide(base: Path) -> None:
 
 
 def lose_hosts(base: Path) -> None:
-    """Kill, or freeze, a process of four; go on with four and with three."""
+    """Kill or freeze one of four processes, and resume with four and with three."""
     for number, how, then in (3, signal.SIGKILL, 3), (0, signal.SIGKILL, 4), (1, signal.SIGSTOP, 3):
         workdir = base / f"lost{number}"
         seconds = lose(workdir, 4, number, how)

@@ -1,4 +1,4 @@
-"""The benchmark runs and writes what it says; what it measures is no test's business."""
+"""The benchmarks run and write their files; what they measure is not tested."""
 
 import dataclasses
 import json
@@ -64,7 +64,7 @@ def test_the_benchmark_writes_its_table_and_json(tmp_path, monkeypatch, capsys):
         (accelerator, ["--output=x", "--only=device,mine"], "--only has 'mine'"),
         (accelerator, ["--output=x", "--minutes=0"], "--minutes"),
         (accelerator, ["--output=x", "--minutes=nan"], "--minutes is nan"),
-        (accelerator, ["--output=/dev/null"], "--output is /dev/null, which cannot be made a directory"),
+        (accelerator, ["--output=/dev/null"], "--output is /dev/null, which cannot be created"),
     ],
 )
 def test_a_mistake_is_one_line_and_status_2(program, flags, message, monkeypatch, capsys):
@@ -93,7 +93,7 @@ def test_operations_are_counted_as_xla_counts_them():
 
 
 def test_frameworks_are_compared_on_the_examples_jobs(tmp_path, monkeypatch, capsys):
-    """One that is not installed says so. Threads stand in for the processes: to start those takes as long."""
+    """Contenders that are not installed are reported. Threads stand in for the processes, which start slowly."""
     monkeypatch.setattr(frameworks.multiprocessing, "get_context", lambda method: THREADS)
     monkeypatch.setattr(frameworks.parallel, "split_cpu", lambda: None)
     work = ["--runs=2", "--epochs=2", "--repetitions=1", "--job=regression", "--only=ours,torch_vmap,turbanet"]

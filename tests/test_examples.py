@@ -1,4 +1,4 @@
-"""The examples, made short: they run, and keep what they promise."""
+"""The examples, shortened, run and keep their promises."""
 
 import os
 import subprocess
@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def start(directory: Path) -> subprocess.Popen:
-    """The first example with 2 runs of 25 epochs, in a process of its own that works in this directory."""
+    """Run the first example with 2 runs of 25 epochs in its own process, in this directory."""
     directory.mkdir(exist_ok=True)
     command = [sys.executable, "-m", "examples.tabular_regression", "2", "25"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

@@ -1,4 +1,4 @@
-"""Searches and training still give what they gave when the tables in tests/golden were written."""
+"""Searches and trainings still give the results in the tables of tests/golden."""
 
 import hashlib
 import json
@@ -39,7 +39,7 @@ def table(name):
 
 
 def assert_same(row, expected, rtol=0.0, atol=0.0):
-    """Numbers within a tolerance, texts exactly."""
+    """Compare numbers within a tolerance, and texts exactly."""
     assert list(row) == list(expected)
     for name, value in expected.items():
         before, now = number(value), number(row[name])
@@ -106,7 +106,7 @@ def test_training_gives_the_curves_that_it_gave(tmp_path):
 
 
 def test_what_is_held_out_is_the_rest_of_the_training_set_and_never_trained_on(tmp_path):
-    """A dark image is a 0, a bright one a 1; there are no bright ones but those held out."""
+    """Dark images are labelled 0 and bright ones 1; all bright images are held out."""
     rng = np.random.default_rng(0)
     labels = np.arange(60) >= 40
     images = (rng.integers(0, 20, (60, 28, 28, 1)) + 200 * labels[:, None, None, None]).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""The launch scripts, as far as they can be run without a cluster: what they would start, and when they go on."""
+"""The launch scripts, as far as they run without a cluster: what they start, and when they requeue the job."""
 
 import os
 import shlex
@@ -26,7 +26,7 @@ def test_shellcheck_has_nothing_to_say():
 
 
 def run(script, *arguments, commands, tmp_path, **environment):
-    """Run a script with stand-ins for `commands`, name to exit status; its status, stderr, and what it called."""
+    """Run a script with stand-ins for `commands` (exit status by name); returns its status, stderr and calls."""
     calls = tmp_path / "calls"
     calls.touch()
     for name, status in commands.items():
@@ -45,7 +45,7 @@ def run(script, *arguments, commands, tmp_path, **environment):
 
 
 def check_program(words, monkeypatch, num_runs=None):
-    """The words are a search that the program itself accepts, up to where it would read the data."""
+    """Check that the program accepts these words as a search, up to the point where it would read the data."""
 
     class ReadsDataError(Exception):
         """It has come to that."""

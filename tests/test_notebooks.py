@@ -42,7 +42,7 @@ def pictures(notebook):
 
 @pytest.fixture(scope="module")
 def kernel():
-    """One for all notebooks: to start it and to import everything takes as long as a notebook's own work."""
+    """One kernel for all notebooks, since starting it and importing everything takes as long as a notebook."""
     manager = KernelManager(kernel_name="python3")
     yield manager
     if manager.has_kernel:

@@ -27,7 +27,7 @@ SHORTER = {
 
 
 def run_examples(text, together=False):
-    """Run each Python block by itself, as one would paste it, or after the others; returns what all of them define."""
+    """Run each Python block by itself, or `together` one after another; returns the names that they define."""
     for long, short in SHORTER.items():
         text = text.replace(long, short)
     results = {}

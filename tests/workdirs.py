@@ -1,4 +1,4 @@
-"""Workdirs for the tests of what reads them: written as a search does, from curves made up."""
+"""Workdirs with given curves, written as a search writes them, for tests of code that reads workdirs."""
 
 import csv
 import json
@@ -19,7 +19,7 @@ RUN_COLUMNS = (
 
 
 def shared(tmp_path_factory, name, make):
-    """A folder that `make` fills, once for all of xdist's workers; they must leave it as it is."""
+    """A folder that `make` fills once for all of xdist's workers, which must not change it."""
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base) / name
     with filelock.FileLock(f"{folder}.lock"):

@@ -9,7 +9,7 @@ from experiments.app.errors import UserError
 
 
 def expanded(path: str) -> str:
-    """A path as it was given, with the home directory for a leading `~`, which a shell leaves in `--flag=~/x`."""
+    """A path with a leading `~` replaced by the home directory; a shell does not expand it in `--flag=~/x`."""
     if not path.startswith("~"):
         return path
     try:
@@ -29,18 +29,18 @@ def define_path(name: str, default: str | None, help: str, values: flags.FlagVal
 
 
 def parse_flags(argv: list[str], values: flags.FlagValues, positional: bool = False) -> list[str]:
-    """Parse a program's own flags into `values`; returns the other arguments, which are refused unless `positional`."""
-    values.set_gnu_getopt(True)  # flags may follow them
+    """Parse a program's own flags into `values`; returns the other arguments, which only `positional` allows."""
+    values.set_gnu_getopt(True)  # flags may follow other arguments
     try:
         _, *rest = values([sys.argv[0], *argv])
     except flags.UnrecognizedFlagError as error:
-        raise UserError(f"--{error.flagname} is no flag; a config's key is set with --config.KEY=VALUE") from error
-    except RecursionError as error:  # absl looks for flags of a similar name
-        raise UserError("an argument is no flag, and too long to be one") from error
+        raise UserError(f"--{error.flagname} is not a flag; set a key of the config with --config.KEY=VALUE") from error
+    except RecursionError as error:  # from absl's search for similar names
+        raise UserError("an argument is not a flag, and too long to be one") from error
     except flags.Error as error:
         raise UserError(" ".join(str(error).split())) from error
     if rest and not positional:
-        raise UserError(f"unexpected argument {rest[0]!r}; every argument is a --flag=value")
+        raise UserError(f"unexpected argument {rest[0]!r}; every argument must be a --flag=value")
     return rest
 
 
@@ -61,7 +61,7 @@ def split_config_flags(argv: list[str]) -> tuple[str | None, dict[str, str], lis
         if not equals:
             value = next(arguments, "")
         if not value:
-            raise UserError(f"{flag} is given without a value")
+            raise UserError(f"{flag} has no value; write {flag}=VALUE")
         if key == "config":
             name = value
         else:

@@ -1,4 +1,4 @@
-"""Run a program, and report what goes wrong in a line."""
+"""Run a program and report errors in one line."""
 
 import contextlib
 import errno
@@ -21,19 +21,21 @@ from highway_jax.data import DataError
 from highway_jax.files import first_line
 from highway_jax.parallel import Elsewhere, ProcessLost
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[2]  # of the clone, or site-packages
+FOLDERS = ("experiments", "highway_jax", "benchmarks", "tests")
 CODE = (ROOT / "experiments", ROOT / "highway_jax", Path(sys.prefix))
-# What a machine lacks for which no file is to blame.
+# Errors of the machine rather than of a file: no space, too many open files, no memory.
 LACKING = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 DEBUG = "--debug"
 
 
 def run(main: Callable[[list[str]], None], usage: str) -> NoReturn:
-    """Run a program and exit: 0 when done, 2 with one line for a user's mistake, 128 + N after signal N,
-    1 with one line when another process of several is lost, the output could not be written, or for a bug.
+    """Run a program and exit with its status.
 
-    A file that cannot be read or written counts as the user's to mend, unless it is one of the code's. `--debug` shows
-    the traceback of what goes wrong as well. `--help` prints `usage`, the program's docstring, instead.
+    The status is 0 when the program is done, 2 after a user's mistake, 128 + N after signal N, and 1 after a bug, the
+    loss of another process, or a failure to write the output. Every error is one line on stderr; `--debug` adds the
+    traceback. A file that cannot be read or written is the user's mistake unless it belongs to the code. `--help`
+    prints `usage`, the program's docstring, instead of running the program.
     """
     with unfailing() as out:
         _run(main, usage)
@@ -45,12 +47,12 @@ def run(main: Callable[[list[str]], None], usage: str) -> NoReturn:
 
 
 def _run(main: Callable[[list[str]], None], usage: str) -> None:
-    logging.set_verbosity(logging.FATAL)  # TFDS warns of what is reported here in words of our own
+    logging.set_verbosity(logging.FATAL)  # the programs report what TFDS warns of themselves
     sys.unraisablehook = _main_thread_only
-    getLogger("asyncio").disabled = True  # Orbax's tasks: what failed in one is reported where a save is waited for
+    getLogger("asyncio").disabled = True  # Orbax's tasks: a failure is reported where the save is waited for
     try:
         if any(arg in ("-h", "--help") for arg in sys.argv[1:]):
-            say(f"{usage.strip()}\n\n{DEBUG}                shows where in the code an error comes from")
+            say(f"{usage.strip()}\n\n{DEBUG}                print the traceback of an error as well")
         else:
             main([arg for arg in sys.argv[1:] if arg != DEBUG])
     except (UserError, DataError) as error:
@@ -58,23 +60,23 @@ def _run(main: Callable[[list[str]], None], usage: str) -> None:
     except Elsewhere:
         _fail(2)
     except ProcessLost as error:
-        _fail(1, f"error: {error}; the same command goes on from the last checkpoint")
+        _fail(1, f"error: {error}; the same command resumes from the last checkpoint")
     except Interrupted as stop:
         print(f"interrupted {stop}", file=sys.stderr, flush=True)
         jax.distributed.shutdown()  # waits for all processes
         os._exit(128 + stop.signal)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
-        # At once: XLA's threads may be at work, and the interpreter's end would pull the ground from under them.
+        # At once, since XLA's threads may still run and must not outlive the interpreter.
         os._exit(130)
     except Exception as error:
         if isinstance(error, OSError) and _is_users(error):
             _fail(2, f"error: {_text(error.filename or 'a file')}: {error.strerror or error}")
-        _fail(1, f"internal error: {first_line(error)}, in {_place(error)}; {DEBUG} shows more")
+        _fail(1, f"internal error: {first_line(error)}, in {_place(error)}; {DEBUG} prints the traceback")
 
 
 def _is_users(error: OSError) -> bool:
-    """Whether the user can mend what is wrong with a file."""
+    """Whether the user can correct an error about a file."""
     if error.filename is None:
         return error.errno in LACKING
     path = Path(_text(error.filename)).absolute()
@@ -82,19 +84,21 @@ def _is_users(error: OSError) -> bool:
 
 
 def _text(path: Any) -> str:
-    """A path or a file's number as text."""
+    """A path or a file descriptor as text."""
     return os.fsdecode(path) if isinstance(path, str | bytes | os.PathLike) else str(path)
 
 
 def _place(error: Exception) -> str:
-    """Where in this project's code an error was met."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).is_relative_to(ROOT)]
-    own = [frame for frame in frames if not Path(frame.filename).is_relative_to(sys.prefix)] or frames
-    return f"{Path(own[-1].filename).relative_to(ROOT)}, line {own[-1].lineno}" if own else "another's code"
+    """The place in this project's code where an error came up."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        path = Path(frame.filename)
+        if path.is_relative_to(ROOT) and path.relative_to(ROOT).parts[0] in FOLDERS:
+            return f"{path.relative_to(ROOT)}, line {frame.lineno}"
+    return "code of another project"
 
 
 def _fail(status: int, *lines: str) -> NoReturn:
-    """Exit with a line on stderr. One of several processes does so at once: an orderly end would wait for all."""
+    """Exit with lines on stderr. One of several processes exits at once; an orderly exit would wait for the others."""
     if DEBUG in sys.argv and sys.exc_info()[0]:
         traceback.print_exc()
     for line in lines:
@@ -103,11 +107,11 @@ def _fail(status: int, *lines: str) -> NoReturn:
         sys.exit(status)
     with contextlib.suppress(RuntimeError):  # there may be no device
         if jax.process_index() == 0:
-            time.sleep(3)  # with it goes JAX's coordinator, and that aborts those who have not had their say
+            time.sleep(3)  # JAX's coordinator ends with this process and aborts others before they report their error
     os._exit(status)
 
 
 def _main_thread_only(error: Any) -> None:
-    """What fails in a thread, such as one that writes a checkpoint, is reported where its result is asked for."""
+    """Ignore errors in other threads, such as one that writes checkpoints; they are raised with the thread's result."""
     if threading.current_thread() is threading.main_thread():
         sys.__unraisablehook__(error)

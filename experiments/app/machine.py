@@ -1,4 +1,4 @@
-"""The machine and the software that a timing belongs to."""
+"""The machine and the software versions of a timing."""
 
 import platform
 from importlib.metadata import PackageNotFoundError, version
@@ -9,7 +9,7 @@ from highway_jax import parallel
 
 
 def hardware() -> dict[str, Any]:
-    """The machine and the versions of what was timed."""
+    """This machine's CPU, and the versions of Python and of the packages that are timed."""
     cpu = platform.processor()
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text().splitlines()

@@ -1,4 +1,4 @@
-"""Where a program's output goes."""
+"""The programs' output."""
 
 import io
 import os
@@ -9,21 +9,21 @@ from typing import Any, TextIO
 
 from rich.console import Console
 
-NARROWEST = 80  # a terminal narrower than this wraps the lines of tables; they keep their numbers
+NARROWEST = 80  # columns; a narrower terminal wraps the lines of tables, so that no numbers are cut
 
 
 class Unfailing:
-    """A stream on which work never ends: what it cannot take is lost.
+    """A stream whose failures never stop the work: output that cannot be written is lost.
 
     Attributes:
-      failure: why something is lost, if anything is. That nobody reads on (`| head`) is no failure.
+      failure: why output was lost, or "". A reader that closes its end early, such as `| head`, is not a failure.
     """
 
     def __init__(self, stream: TextIO):
         self._stream, self.failure = stream, ""
 
     def write(self, text: str) -> int:
-        """Write what can be written."""
+        """Write the text if possible."""
         try:
             self._stream.write(text)
         except OSError as error:
@@ -31,7 +31,7 @@ class Unfailing:
         return len(text)
 
     def flush(self) -> None:
-        """Have it written now."""
+        """Flush the stream if possible."""
         try:
             self._stream.flush()
         except OSError as error:
@@ -40,7 +40,7 @@ class Unfailing:
     def _lose(self, error: OSError) -> None:
         if not isinstance(error, BrokenPipeError):
             self.failure = error.strerror or str(error)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())  # all the rest, and what waits to be written
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())  # for later output, and what is still buffered
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -48,12 +48,12 @@ class Unfailing:
 
 @contextmanager
 def unfailing() -> Iterator[Any]:
-    """Make stdout and stderr such streams for a while; yields stdout, or None where there is none."""
+    """Make stdout and stderr `Unfailing` in this context; yields stdout, or None if it is closed."""
     before = sys.stdout, sys.stderr
     for stream in before:
-        if isinstance(stream, io.TextIOWrapper):  # what it cannot encode, it escapes
+        if isinstance(stream, io.TextIOWrapper):  # escape what the encoding lacks
             stream.reconfigure(errors="backslashreplace")
-    # A closed one is None, to which `print` prints nothing.
+    # A closed stream is None; `print` then prints nothing.
     streams: Any = [stream and Unfailing(stream) for stream in before]
     sys.stdout, sys.stderr = streams
     try:
@@ -63,17 +63,17 @@ def unfailing() -> Iterator[Any]:
 
 
 def say(text: str) -> None:
-    """Print a line at once."""
+    """Print a line and flush it."""
     print(text, flush=True)
 
 
 def ignore_output() -> None:
-    """Send what is printed from now on nowhere."""
+    """Discard everything that is printed from now on."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class Output(Console):
-    """The terminal, or wherever else output goes; paths and names are printed as they are."""
+    """The terminal, or wherever stdout goes; paths and names are printed without markup."""
 
     def __init__(self) -> None:
         super().__init__(markup=False, emoji=False, highlight=False, soft_wrap=True)

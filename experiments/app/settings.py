@@ -1,4 +1,4 @@
-"""What JAX is told before anything is trained or analyzed, whatever the environment says: what decides results."""
+"""The JAX settings that decide results. Programs that train or analyze set them, whatever the environment says."""
 
 import os
 import re
@@ -10,37 +10,37 @@ from experiments.app.errors import UserError
 from highway_jax.files import first_line
 
 PINNED = {
-    # They change which random numbers a key gives.
+    # These change the random numbers of a key.
     "jax_default_prng_impl": "threefry2x32",
     "jax_threefry_partitionable": True,
     "jax_random_seed_offset": 0,
-    # They change dtypes, and with them draws and rounding.
+    # These change dtypes, and with them random numbers and rounding.
     "jax_enable_x64": False,
     "jax_numpy_dtype_promotion": "standard",
-    # They turn what is no error here into one: a run that diverges, arrays that are broadcast or moved.
+    # These raise errors for things that are fine here: runs that diverge, arrays that are broadcast or transferred.
     "jax_debug_nans": False,
     "jax_debug_infs": False,
     "jax_numpy_rank_promotion": "allow",
     "jax_debug_key_reuse": False,
     "jax_transfer_guard": None,
-    # Without compilation nothing here is as it is recorded.
+    # Without compilation, results would differ from the recorded ones.
     "jax_disable_jit": False,
 }
 FAST_MATH = re.compile(r"--xla_\w*fast_math(?!=false)\b")
 
 
 def pin() -> None:
-    """Set what decides results; says so where the environment has it otherwise.
+    """Set what decides results, and warn about every setting of the environment that is overridden.
 
     Raises:
-      UserError: for a compiler that may take NaN for a number, so that a run that has diverged goes unseen, and where
-        JAX finds no device.
+      UserError: if XLA_FLAGS lets the compiler ignore NaN, since diverged runs would go unnoticed, or if JAX finds no
+        device.
     """
     if fast := FAST_MATH.search(os.environ.get("XLA_FLAGS", "")):
-        raise UserError(f"XLA_FLAGS has {fast[0]}, with which runs that diverge go unseen; it must be without it")
+        raise UserError(f"XLA_FLAGS has {fast[0]}, with which diverged runs go unnoticed; remove it")
     for name, value in PINNED.items():
         if (there := getattr(jax.config, name)) != value:
-            errors.warn(f"{name.upper()} is {there}; results here are always of {value}")
+            errors.warn(f"{name.upper()} is {there}, which is ignored; the programs always use {value}")
         jax.config.update(name, value)
     try:
         jax.devices()

@@ -8,10 +8,10 @@ from typing import Any
 
 
 class StopRequest:
-    """Whether a signal has asked the program to stop: its number, or 0.
+    """Whether a signal has asked the program to stop.
 
     Attributes:
-      signal: what this process has got.
+      signal: the number of the signal that this process has received, or 0.
     """
 
     signal = 0
@@ -19,14 +19,14 @@ class StopRequest:
 
 @contextmanager
 def stop_requests() -> Iterator[StopRequest]:
-    """Take SIGINT and SIGTERM as requests to stop at the next good moment; a second one stops at once."""
+    """Treat SIGINT and SIGTERM as requests to stop after the current epoch; a second signal stops at once."""
     request = StopRequest()
 
     def note(number: int, frame: Any) -> None:
         if request.signal:
             os._exit(128 + number)
         request.signal = number
-        os.write(2, b"stopping after this epoch; once more stops at once\n")
+        os.write(2, b"stopping after this epoch; repeat to stop at once\n")
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -2,7 +2,7 @@
 
 
 def duration(seconds: float) -> str:
-    """Such as 0.08 s, 48 s, 3 min 15 s, 2 h 5 min."""
+    """A duration in words, such as 0.08 s, 48 s, 3 min 15 s or 2 h 5 min."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:

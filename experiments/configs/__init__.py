@@ -1,1 +1,1 @@
-"""One file per family of configs; `digits_depth50` is `digits.py`'s variant "depth50"."""
+"""Configs, one file per dataset; `digits_depth50` is the variant "depth50" of `digits.py`."""

@@ -6,10 +6,10 @@
     python -m experiments.search --config=cifar10_depth50 --config.networks=highway
     python -m experiments.analyze --workdir=runs/cifar10_depth50
 
-Hardware: made for an accelerator; the convolutional networks' 400 epochs are 200,000 steps, as the authors have it.
-On two CPU cores (AMD EPYC), 16 runs of 20 epochs of the search take 17 minutes and end at a best loss of 1.43 on a
-copy of the images re-encoded as JPEG, a network that uses none of its depth (docs/gates.md).
-CIFAR-10 has to be prepared once: `python -m experiments.prepare_data --dataset=cifar10`.
+Hardware: an accelerator. The convolutional networks train for the authors' 200,000 steps, which are 400 epochs.
+On two CPU cores (AMD EPYC), a search with 16 runs of 20 epochs takes 17 minutes. On a copy of the images re-encoded as
+JPEG it reaches a best loss of 1.43, with a network that uses none of its depth (docs/gates.md).
+CIFAR-10 must be prepared once: `python -m experiments.prepare_data --dataset=cifar10`.
 """
 
 from ml_collections import ConfigDict
@@ -30,9 +30,9 @@ STAGES = {
     "nin": paper.NIN,
     "all_cnn": paper.ALL_CNN,
 }
-# The paper's guideline: -1, -2 and -3 at a depth of about 10, 20 and 30.
+# The paper's guideline is -1, -2 and -3 at depths of about 10, 20 and 30.
 TRANSFORM_BIAS = {"highway_a": -1.0, "highway_b": -2.0, "highway_c": -3.0, "gap": -2.0}
-# FitNet B's is its authors'; FitNet A's is the last layer that is no smaller than the teacher's second.
+# FitNet B's guided layer is its authors' choice. FitNet A's is the last layer no smaller than the teacher's second.
 GUIDED_LAYER = {"fitnet_a": 6, "fitnet_b": 11}
 VARIANTS = (*STAGES, "depth50")
 
@@ -42,7 +42,7 @@ def get_config(variant: str = "gap") -> ConfigDict:
 
 
 def color_images(dataset: str, variant: str) -> ConfigDict:
-    """The authors' settings for CIFAR-10 and, with another output layer, CIFAR-100; or a search as on MNIST."""
+    """The authors' settings for CIFAR-10 and (but for the output layer) CIFAR-100, or a search like that on MNIST."""
     if variant == "depth50":
         return random_search(dataset, depth=50, batch_size=100, epochs=400)
     config = training(dataset, STAGES[variant], epochs=400)

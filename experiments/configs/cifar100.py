@@ -4,8 +4,8 @@
     python -m experiments.search --config=cifar100_depth50 --config.networks=highway
     python -m experiments.analyze --workdir=runs/cifar100_depth50
 
-Hardware: made for an accelerator. Not run yet on the real images.
-CIFAR-100 has to be prepared once: `python -m experiments.prepare_data --dataset=cifar100`.
+Hardware: an accelerator. These configs have not been run on the real images yet.
+CIFAR-100 must be prepared once: `python -m experiments.prepare_data --dataset=cifar100`.
 """
 
 from ml_collections import ConfigDict
@@ -18,5 +18,5 @@ VARIANTS = ("gap", "depth50")
 def get_config(variant: str = "gap") -> ConfigDict:
     config = color_images("cifar100", variant)
     if variant == "gap":
-        config.output_std = None  # drawn as the other layers' weights
+        config.output_std = None  # initialized like the other layers
     return config

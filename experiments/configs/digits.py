@@ -1,10 +1,10 @@
-"""scikit-learn's 8x8 digits, the embedded data: Figure 1, and a small convolutional network.
+"""scikit-learn's 8x8 digits, which need no download: Figure 1, and small convolutional networks.
 
     python -m experiments.search --config=digits_depth50
     python -m experiments.train --config=digits_conv
     python -m experiments.train --config=digits_conv_depth32 [--config.block=plain]
 
-Hardware: two CPU cores (AMD EPYC). What it gave there, 100 runs of each network for 30 epochs:
+Hardware: two CPU cores (AMD EPYC). Results there, with 100 runs of each network for 30 epochs:
 
     depth   best loss         mean of the best 10   time
             highway  plain    highway  plain        highway  plain
@@ -13,21 +13,23 @@ Hardware: two CPU cores (AMD EPYC). What it gave there, 100 runs of each network
     50      1.7e-4   7.9e-2   6.8e-4   1.7e-1        29 s    26 s
     100     3.8e-4   6.4e-1   1.0e-3   8.0e-1        56 s    52 s
 
-Another CPU rounds otherwise: the best of a hundred may differ by a factor of two, a test accuracy by a few images.
+Other CPUs round differently: the best loss of a hundred runs may differ by a factor of two, a test accuracy by a few
+images.
 
-docs/blocks.md says what comes of other kinds of layers (digits_shortcuts10, 50, 100) and of 1000 of them
+docs/blocks.md has the results of other kinds of layers (digits_shortcuts10, 50, 100) and of networks with 1000 layers
 (digits_depth1000).
 
-The convolutional network takes 21 s there, and reaches 98.65 % test accuracy. Of 12 convolutional networks of 32
-layers, at 12 learning rates, 8 reach 96 % or more and the best 98.65 %; none of their plain twins gets beyond chance,
-8.42 % (docs/images/conv_depth32.png). Each dozen takes 3 to 4 minutes.
+The convolutional network takes 21 s there and reaches 98.65 % test accuracy. Of 12 convolutional networks of 32 layers,
+at 12 learning rates, 8 reach 96 % or more, and the best reaches 98.65 %. None of their plain twins gets beyond chance,
+8.42 % (docs/images/conv_depth32.png). Each set of twelve takes 3 to 4 minutes.
 
     python -m experiments.train --config=digits_fitnet_teacher
     python -m experiments.train --config=digits_fitnet --config.teacher=runs/digits_fitnet_teacher
 
-A thin maxout network of 19 layers, after the FitNets: its teacher reaches 98.99 %, plain backpropagation 88.89 % in the
-best of 4 runs (61.45 ± 31.63), and hints did not help: 13.80 % in the best of 4, whose guided layers learn to predict
-the mean hint and little else in 5 epochs. The FitNets' authors trained with RMSProp, this is momentum SGD.
+The last two train a thin maxout network of 19 layers, modelled on the FitNets, and its teacher. The teacher reaches
+98.99 %. The thin network reaches 88.89 % by plain backpropagation (best of 4 runs; 61.45 ± 31.63) and 13.80 % with
+hints (best of 4 runs): in 5 epochs its guided layers learn to predict little more than the mean hint. The authors of
+the FitNets trained with RMSProp, and this config trains with momentum SGD.
 """
 
 from ml_collections import ConfigDict
@@ -59,7 +61,7 @@ STAGES_DEPTH32 = (
     "10 highway 3x3",
 )
 
-# As the FitNets and their teacher (paper.FITNET_B, TEACHER), for images a sixteenth of the size.
+# The FitNets and their teacher (paper.FITNET_B, TEACHER), scaled down to images a sixteenth of the size.
 FITNET_TEACHER = ("maxout 32 3x3", "maxpool 2x2", "maxout 64 3x3", "maxpool 2x2", "maxout 64 3x3", "maxout 100")
 FITNET = (
     "6 maxout 8 3x3",
@@ -84,7 +86,7 @@ def get_config(variant: str = "depth50") -> ConfigDict:
         config = training("digits", STAGES_DEPTH32, epochs=20, batch_size=50)
         config.num_runs = 12
         with config.ignore_type():
-            config.learning_rate = (2e-3, 0.2)  # every run's own, the same in the plain twin's runs
+            config.learning_rate = (2e-3, 0.2)  # drawn for each run, the same for the plain twins
         config.boundaries = (15,)
         config.transform_bias = -3.0
     elif variant == "fitnet":
@@ -92,7 +94,7 @@ def get_config(variant: str = "depth50") -> ConfigDict:
         config.block = "plain"
         config.num_runs = 4
         with config.ignore_type():
-            config.learning_rate = (2e-3, 5e-2)  # every run's own, the same with a teacher and without
+            config.learning_rate = (2e-3, 5e-2)  # drawn for each run, the same with and without a teacher
         config.boundaries = (14, 18)
         config.guided_layer = 11
         config.hint_epochs = 5

@@ -1,4 +1,4 @@
-"""The keys of a config, each declared once: its default, and what it may be."""
+"""Declarations of config keys: a default and the allowed values."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,13 +15,12 @@ LONGEST = 4096  # characters
 
 
 class Key(NamedTuple):
-    """What a key of a config may be.
+    """A key of a config.
 
     Attributes:
-      default: its value where a config says nothing else. A key whose default is None may always be None.
-      read: `read(value)`, the value as it is used; raises ValueError, whose message goes on after "it must be".
-      type: what ml_collections makes of a command line's text: an object of this type or, for `object`, whatever
-        Python literal it is.
+      default: the value if a config does not set the key. If it is None, None is always allowed.
+      read: `read(value)` returns the value as it is used, or raises ValueError, whose message completes "it must be".
+      type: the type that ml_collections converts a command line's text to; `object` stands for any Python literal.
     """
 
     default: Any
@@ -29,20 +28,20 @@ class Key(NamedTuple):
     type: type
 
     def checked(self, value: Any) -> Any:
-        """A value as it is used, or None where it may be.
+        """A value as it is used, or None if the key may be None.
 
         Raises:
-          ValueError: whose message goes on after "it must be".
+          ValueError: if the value is not allowed; the message completes "it must be".
         """
         return None if value is None and self.default is None else self.read(value)
 
 
 Keys = Mapping[str, Key]  # by name, in nested configs with dots
-Allowed = tuple[str, Callable[[float], bool]]  # what a number may be, in words and as a test
+Allowed = tuple[str, Callable[[float], bool]]  # the values that a number may have, in words and as a test
 
 
 def config_of(keys: Keys, **values: Any) -> ConfigDict:
-    """A config of the defaults, but for some values."""
+    """A config with the keys' defaults, except for the values given."""
     config = ConfigDict()
     for name, key in keys.items():
         *parents, leaf = name.split(".")
@@ -58,7 +57,7 @@ def config_of(keys: Keys, **values: Any) -> ConfigDict:
 
 
 def leaves(config: ConfigDict | dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The config's keys, those of nested configs with dots, and their values."""
+    """A config's values by key; the keys of nested configs have dots."""
     found: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, (ConfigDict, dict)):
@@ -69,7 +68,7 @@ def leaves(config: ConfigDict | dict[str, Any], prefix: str = "") -> dict[str, A
 
 
 def integer(default: int | None, least: int, most: int = LARGEST) -> Key:
-    """An integer from `least` to `most`; a limit far beyond what can be trained turns a slip into a message."""
+    """An integer from `least` to `most`; limits far above what can be trained catch typing errors."""
 
     def read(value: Any) -> int:
         whole = isinstance(value, int) and not isinstance(value, bool)
@@ -83,7 +82,7 @@ def integer(default: int | None, least: int, most: int = LARGEST) -> Key:
 
 
 def number(default: float | None, meaning: str, allowed: Callable[[float], bool]) -> Key:
-    """A number, finite in float32, that is `allowed`; `meaning` says so."""
+    """A number, finite in float32, that is `allowed`; `meaning` puts the condition into words."""
 
     def read(value: Any) -> float:
         if not _is(value, allowed):
@@ -94,14 +93,14 @@ def number(default: float | None, meaning: str, allowed: Callable[[float], bool]
 
 
 def span(default: Any, meaning: str, allowed: Callable[[float], bool]) -> Key:
-    """The ends of a range, of numbers that are `allowed`; one number for both."""
+    """The ends of a range, both `allowed`; a single number stands for both ends."""
 
     def read(value: Any) -> tuple[float, float]:
         ends = as_tuple(value)
         if len(ends) not in (1, 2) or not all(_is(end, allowed) for end in ends):
             raise ValueError(f"a range (low, high) of numbers, each {meaning}")
         if ends[0] > ends[-1]:
-            raise ValueError("a range (low, high), not an inverted one")
+            raise ValueError("a range (low, high), with low at most high")
         return ends[0], ends[-1]
 
     return Key(default, read, tuple if isinstance(default, tuple) else object)
@@ -119,7 +118,7 @@ def truth(default: bool) -> Key:
 
 
 def one_of(default: str, options: tuple[str, ...]) -> Key:
-    """One of several texts."""
+    """One of several strings."""
 
     def read(value: Any) -> str:
         if not isinstance(value, str) or value not in options:
@@ -130,7 +129,7 @@ def one_of(default: str, options: tuple[str, ...]) -> Key:
 
 
 def some_of(default: tuple[str, ...], options: tuple[str, ...]) -> Key:
-    """One or more of several texts, each once."""
+    """One or more of several strings, each at most once."""
 
     def read(value: Any) -> tuple[str, ...]:
         chosen = as_tuple(value)
@@ -143,7 +142,7 @@ def some_of(default: tuple[str, ...], options: tuple[str, ...]) -> Key:
 
 
 def text(default: str | None) -> Key:
-    """Text, that can be written to a file, and no longer than a path can be."""
+    """Text that can be encoded as UTF-8 and is no longer than a path may be."""
 
     def read(value: Any) -> str:
         if not isinstance(value, str) or not value or value != value.encode(errors="replace").decode():
@@ -162,7 +161,7 @@ def directory(default: str | None) -> Key:
         try:
             if Path(text(None).read(value)).expanduser().is_dir():
                 return value
-        except (OSError, ValueError, RuntimeError):  # no text, too long, a null byte, no such user
+        except (OSError, ValueError, RuntimeError):  # not text, too long, a null byte, no such user
             pass
         raise ValueError("an existing directory")
 
@@ -170,10 +169,10 @@ def directory(default: str | None) -> Key:
 
 
 def as_tuple(value: Any) -> tuple[Any, ...]:
-    """Several values, or one that stands for itself."""
+    """Several values as a tuple, or a tuple of a single value."""
     return tuple(value) if isinstance(value, (tuple, list)) else (value,)
 
 
 def _is(value: Any, allowed: Callable[[float], bool]) -> bool:
-    """Whether a value is a number that is allowed, as it will be used: 0.99999999 is 1 in float32."""
+    """Whether a value is a number that is allowed once it is rounded to float32, where 0.99999999 is 1."""
     return is_number(value) and allowed(float(np.float32(value)))

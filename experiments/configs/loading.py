@@ -1,4 +1,4 @@
-"""Configs by name or from a file, and changes of their keys."""
+"""Load configs by name or from a file, and change their keys."""
 
 import functools
 import importlib
@@ -20,22 +20,25 @@ from experiments.configs.keys import leaves
 from highway_jax.data import SUFFIX
 from highway_jax.files import first_line
 
-USER_CONFIG = "config_config"  # what ml_collections calls the module of a config file
+USER_CONFIG = "config_config"  # the module name that ml_collections gives a config file
 
 
-# Of each program, by a key of its configs: a key of the other program's configs, what those are, and that program.
-OTHER_PROGRAM = {"search": ("stages", "no search's", "train"), "stages": ("search", "a search's", "search")}
+# By a key of a program's configs: a key of the other program's configs, what they are, and the other program.
+OTHER_PROGRAM = {
+    "search": ("stages", "a convolutional network's", "train"),
+    "stages": ("search", "a search's", "search"),
+}
 
 
 class DataFunction(NamedTuple):
-    """A function of a config file that returns a dataset, and what configs and workdirs call it."""
+    """A function in a config file that returns a dataset, and its name in configs and workdirs."""
 
     name: str
     function: Callable[[], Any]
 
 
 class Loaded(NamedTuple):
-    """A config with its label, and the function that its file has for `config.dataset`, if it has one."""
+    """A config, its label, and the function that its file gives as `config.dataset`, if any."""
 
     label: str
     config: ConfigDict
@@ -43,7 +46,7 @@ class Loaded(NamedTuple):
 
 
 def known_configs() -> dict[str, str]:
-    """Every config name, and the file and variant that it stands for, "FILE:VARIANT"."""
+    """The names of all configs, and the file and variant of each as "FILE:VARIANT"."""
     known = {}
     for info in pkgutil.iter_modules(configs.__path__):
         module = importlib.import_module(f"{configs.__name__}.{info.name}")
@@ -53,20 +56,20 @@ def known_configs() -> dict[str, str]:
 
 
 def names(having: str) -> str:
-    """The known configs with a key, "search" or "stages", for a message."""
+    """The names of the configs that have a key, "search" or "stages", for an error message."""
     return ", ".join(name for name, file in known_configs().items() if not having or having in _read(file))
 
 
 def load(name: str | None, overrides: Mapping[str, str], having: str = "") -> Loaded:
-    """A config by a known name or from a Python file with `get_config()`, with changes of its keys.
+    """Load a config by name or from a Python file with `get_config()`, and change its keys.
 
     Args:
-      name: of a known config, or the path to a file, maybe with ":VARIANT".
+      name: the name of a config, or the path to a file, maybe followed by ":VARIANT".
       overrides: values of keys, as text.
-      having: a key of the configs that the program takes, "search" or "stages"; by default it takes all.
+      having: "search" or "stages", a key that configs of the program must have; by default all configs are allowed.
 
     Raises:
-      UserError: if there is no such config, or it cannot be changed so.
+      UserError: if there is no such config, or a key cannot have the value given.
     """
     known = known_configs()
     given = "missing" if name is None else shown(name)
@@ -78,25 +81,25 @@ def load(name: str | None, overrides: Mapping[str, str], having: str = "") -> Lo
         raise UserError(f"--config is {given}, but there is no such file")
     try:
         found = _read(file)
-        is_config = hasattr(found, "to_json")  # raises what ml_collections has put off
+        is_config = hasattr(found, "to_json")  # ml_collections raises some errors only at this access
     except (Exception, SystemExit) as error:
         reason: BaseException = error
-        while isinstance(reason, flags.Error | ValueError) and reason.__context__ is not None:  # which wrap the file's
+        while isinstance(reason, flags.Error | ValueError) and reason.__context__ is not None:  # wrappers
             reason = reason.__context__
         if isinstance(reason, AttributeError) and reason.name == "get_config":
-            raise UserError(f"--config is {given}, which must have a function get_config()") from error
+            raise UserError(f"--config is {given}, which has no function get_config(); it must have one") from error
         raise UserError(f"--config is {given}, which cannot be loaded: {shortened(first_line(reason), 300)}") from error
     if not (is_config and isinstance(found, ConfigDict | FrozenConfigDict)):
         raise UserError(f"--config is {given}, whose get_config() must return a ConfigDict")
     try:
-        config = ConfigDict(found) if isinstance(found, FrozenConfigDict) else found  # a copy is sorted
+        config = ConfigDict(found) if isinstance(found, FrozenConfigDict) else found  # a copy sorts keys
         function = _take_function(config, Path(path).stem)
         place = "a key"
         for key, value in leaves(config).items():
             place = f"config.{shortened(key)}"
-            json.dumps({key: value})  # it is written to the workdir
+            json.dumps({key: value})  # the workdir keeps it as JSON
     except (TypeError, ValueError, RecursionError) as error:
-        raise UserError(f"--config is {given}, in which {place} is no JSON: {first_line(error)}") from error
+        raise UserError(f"--config is {given}, in which {place} is not JSON: {first_line(error)}") from error
     if (other := OTHER_PROGRAM.get(having)) and other[0] in config:
         raise UserError(f"--config is {given}, which is {other[1]}; use it with: python -m experiments.{other[2]}")
     override(config, overrides)
@@ -105,8 +108,8 @@ def load(name: str | None, overrides: Mapping[str, str], having: str = "") -> Lo
 
 
 def _read(file: str) -> Any:
-    """What `get_config` of "FILE:VARIANT" returns."""
-    sys.modules.pop(USER_CONFIG, None)  # a file without `get_config` would have that of the file before
+    """The config that `get_config` of "FILE:VARIANT" returns."""
+    sys.modules.pop(USER_CONFIG, None)  # a file without `get_config` would use that of the previous file
     values = flags.FlagValues()
     argv = ["", f"--config={file}"]
     config_flags.DEFINE_config_file("config", flag_values=values, lock_config=False, sys_argv=argv)
@@ -115,14 +118,14 @@ def _read(file: str) -> Any:
 
 
 def _take_function(config: ConfigDict, file: str) -> DataFunction | None:
-    """The function that is a config's dataset, in whose place comes its name."""
+    """Take the function out of `config.dataset`, if it is one, and leave its name there."""
     function = config.get("dataset", "")
     if isinstance(function, str):
         return None
     if not callable(function):
         raise UserError(
-            f"config.dataset is an object of type {type(function).__name__}; it must be a name, or a function of no "
-            "arguments that returns arrays (the function itself, not what it returns)"
+            f"config.dataset is an object of type {type(function).__name__}; it must be a name or a function of no "
+            "arguments that returns arrays (the function itself, not its result)"
         )
     module, name = (getattr(function, key, "") for key in ("__module__", "__qualname__"))
     name = f"{file if module == USER_CONFIG else module}.{name or type(function).__qualname__}()"
@@ -132,15 +135,15 @@ def _take_function(config: ConfigDict, file: str) -> DataFunction | None:
 
 
 def is_data_function(dataset: str) -> bool:
-    """Whether this is what configs call a dataset that comes from a function."""
+    """Whether the name of a dataset stands for a function."""
     return dataset.endswith("()")
 
 
 def override(config: ConfigDict, values: Mapping[str, str]) -> None:
-    """Change keys of a config to values given as text.
+    """Set keys of a config to values given as text.
 
     Raises:
-      UserError: naming the key that there is not, or whose type the value is not of.
+      UserError: if a key does not exist, or its value is of the wrong type; the message names the key.
     """
     for key, value in values.items():
         keys = leaves(config)
@@ -150,7 +153,7 @@ def override(config: ConfigDict, values: Mapping[str, str]) -> None:
                 f"--config.{shortened(key)} is not a key of the config; the keys are {', '.join(inside or keys)}"
             )
         declared = (figure1.KEYS if "search" in config else convolutional.KEYS).get(key)
-        if value == "None" and declared is not None and declared.default is None:  # not the text
+        if value == "None" and declared is not None and declared.default is None:  # None itself, not the text
             config.update_from_flattened_dict({key: None})
             continue
         parsed = flags.FlagValues()
@@ -166,12 +169,12 @@ def override(config: ConfigDict, values: Mapping[str, str]) -> None:
 
 
 def _split_data_path(config: ConfigDict) -> None:
-    """Where the dataset is a path to a .npz file, keep its name, and its directory as `data_dir`.
-
-    A workdir says what a dataset is called, and not where files are read.
-    """
+    """Split a path to a .npz file into the dataset's name and `data_dir`, since a workdir records no paths of data."""
     path = Path(str(config.get("dataset", "")))
     if path.suffix == SUFFIX and path.name != str(path):
         if config.get("data_dir") is not None:
-            raise UserError(f"config.dataset is {config.dataset!r}, a path; config.data_dir says where it is already")
+            raise UserError(
+                f"config.dataset is {config.dataset!r}, a path, and config.data_dir is {config.data_dir!r}; "
+                "only one of them may name the directory"
+            )
         config.dataset, config.data_dir = path.name, str(path.expanduser().parent)

@@ -1,4 +1,4 @@
-"""Refuse a config that cannot be run, naming the key, the value and what is allowed."""
+"""Check configs: errors name the key, the value and what is allowed."""
 
 import importlib.util
 from typing import Any
@@ -10,18 +10,18 @@ from experiments.configs import convolutional, figure1
 from experiments.configs.keys import leaves
 from highway_jax.population import Halving, choice, log_uniform, uniform
 
-Space = dict[str, Any]  # of distributions, for `population.fit`
-Values = dict[str, Any]  # of a config's keys, as they are used
+Space = dict[str, Any]  # distributions by name, for `population.fit`
+Values = dict[str, Any]  # a config's values as they are used, by key
 
 
 def check(config: ConfigDict) -> tuple[Space, Halving | None]:
-    """Check every key of a config, a search's or a training's; single values of tuples become tuples.
+    """Check a whole config, of a search or a training; single values of keys that hold tuples become tuples.
 
     Returns:
-      The space of the runs' hyperparameters, and how runs stop early, if they do.
+      The space of the runs' hyperparameters, and the policy that stops runs early, if any.
 
     Raises:
-      UserError: naming the first key that is wrong.
+      UserError: if a key is wrong; the message names the first one.
     """
     values = check_values(config)
     with config.ignore_type():
@@ -43,10 +43,10 @@ def check(config: ConfigDict) -> tuple[Space, Halving | None]:
 
 
 def check_values(config: ConfigDict) -> Values:
-    """Check every key of a config by itself; returns the values as they are used.
+    """Check each key of a config on its own; returns the values as they are used.
 
     Raises:
-      UserError: naming the first key that is wrong.
+      UserError: if a key is wrong; the message names the first one.
     """
     keys = figure1.KEYS if "search" in config else convolutional.KEYS
     given = leaves(config)
@@ -60,7 +60,7 @@ def check_values(config: ConfigDict) -> Values:
         try:
             values[name] = key.checked(value)
         except ValueError as error:
-            if isinstance(value, tuple) and len(value) == 1:  # one value on the command line
+            if isinstance(value, tuple) and len(value) == 1:  # a single value on the command line
                 (value,) = value
             raise UserError(f"config.{name} is {shown(value)}; it must be {error}") from error
     return values
@@ -71,19 +71,19 @@ def _check_search(config: ConfigDict) -> Halving | None:
         _require("optuna", "config.sampler is 'tpe', which needs Optuna", "optuna")
         if config.runs_in_memory is None or config.runs_in_memory >= config.num_runs:
             raise UserError(
-                f"config.runs_in_memory is {config.runs_in_memory}; with config.sampler 'tpe', which learns from the "
-                f"runs before, it must be below config.num_runs, {config.num_runs}"
+                f"config.runs_in_memory is {config.runs_in_memory}; with config.sampler 'tpe', which learns from "
+                f"earlier runs, it must be below config.num_runs, {config.num_runs}"
             )
     return Halving(**config.search.halving) if config.search.halving.every else None
 
 
 def _require(module: str, why: str, extra: str) -> None:
     if importlib.util.find_spec(module) is None:
-        raise UserError(f"{why}; install it with: pip install -e '.[{extra}]'")
+        raise UserError(f"{why}; install it with: pip install 'highway-jax[{extra}]'")
 
 
 def _space(values: Values, prefix: str = "") -> Space:
-    """The distributions of a run's hyperparameters (Section 3.1), in the order in which they are drawn."""
+    """The distributions of a run's hyperparameters (Section 3.1), in the order of the draws."""
     learning_rate, momentum, decay, activation, transform_bias = (
         values[prefix + name] for name in ("learning_rate", "momentum", "decay", "activation", "transform_bias")
     )
@@ -95,5 +95,5 @@ def _space(values: Values, prefix: str = "") -> Space:
             "activation": choice(*activation),
             "transform_bias": uniform(*transform_bias),
         }
-    except ValueError as error:  # the ends are too far apart
+    except ValueError as error:  # the ends are too far apart for float32
         raise UserError(f"config.{prefix}transform_bias is {transform_bias}: {error}") from error

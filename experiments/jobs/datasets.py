@@ -1,4 +1,4 @@
-"""Datasets of the programs: by name, or from a function of the user's config file."""
+"""Load a config's dataset by name, or from a function in the user's config file."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -10,22 +10,23 @@ from highway_jax.files import first_line
 
 
 def load(name: str, data_dir: str | None, function: DataFunction | None, *, outlined: bool = False) -> data.Dataset:
-    """A config's dataset.
+    """Load a config's dataset.
 
     Args:
-      name: what the config calls it.
-      data_dir: where it is, if it is no function's.
-      function: of the config file, if it has one. A name alone never leads to code: it may be a stranger's workdir's.
+      name: the dataset's name in the config.
+      data_dir: where the dataset is, unless a function returns it.
+      function: the function in the config file, if any. The name alone never runs code, since it may come from the
+        workdir of a stranger.
       outlined: whether shapes and dtypes are enough (`data.outline`).
 
     Raises:
-      UserError, DataError: if it cannot be had or is unsuitable; the message is one line.
+      UserError, DataError: if the dataset cannot be loaded or is unsuitable; the message is one line.
     """
     if not is_data_function(name):
         return (data.outline if outlined else data.load)(name, data_dir)
     if function is None or function.name != name:
-        given = "" if function is None else f"; the one given has {function.name}"
-        raise UserError(f"dataset {name!r} is from a function of a config file; --config=FILE must give it{given}")
+        given = "" if function is None else f"; the file given has {function.name}"
+        raise UserError(f"dataset {name!r} comes from a function in a config file; --config must name the file{given}")
     try:
         found = function.function()
         if isinstance(found, data.Dataset):

@@ -1,4 +1,4 @@
-"""Read a teacher from the workdir that `experiments.train` left (highway_jax/zoo/distillation.py)."""
+"""Read a teacher from a workdir of `experiments.train` (highway_jax/zoo/distillation.py)."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,14 +16,14 @@ from highway_jax import ConvNet, data
 from highway_jax.zoo import stages
 from highway_jax.zoo.distillation import Student, Teacher
 
-# What student and teacher must have in common to see the same inputs.
+# The config keys that must be equal so that student and teacher see the same inputs.
 SHARED = ("dataset", "preprocessing", "validation")
 
 
 def student(
     config: ConfigDict, dataset: data.Dataset, build: Model, teacher: Teacher, steps_per_epoch: int
 ) -> Callable[[Any], Student]:
-    """What builds the network that a teacher guides, from what builds the network.
+    """Turn the function that builds a network into one that builds the same network guided by a teacher.
 
     Raises:
       UserError: if the teacher's hint layer and the network's guided layer do not fit.
@@ -46,20 +46,20 @@ def student(
 
 
 def load(config: ConfigDict, dataset: data.Dataset) -> Teacher:
-    """The best run, by its training loss, of the workdir that a student's config names.
+    """Load the run with the lowest training loss from the workdir that a student's config names.
 
     Raises:
-      UserError: if there is none, or it is damaged, unfinished, or was trained on something else.
+      UserError: if the workdir is missing, damaged or unfinished, or its network was trained on other inputs.
     """
     found = reading.load(expanded(config.teacher))
     if found.program != "train" or not found.finished:
-        raise UserError(f"config.teacher is {config.teacher!r}, which must be a finished workdir of experiments.train")
+        raise UserError(f"config.teacher is {config.teacher!r}; it must be a finished workdir of experiments.train")
     theirs = found.config
     for key in SHARED:
         if theirs[key] != config[key]:
             raise UserError(
                 f"config.teacher is {config.teacher!r}, whose {key} is {theirs[key]!r}; "
-                f"it must be {config[key]!r}, as here"
+                f"it must be {config[key]!r}, as in this config"
             )
     (block,) = found.kinds
     path = found.directory / "best" / block

@@ -1,6 +1,7 @@
 """Guided search in a workdir: `population.tpe`, and a study for optuna-dashboard (extra `optuna`).
 
-The study is a result like the workdir's other files and no state: it is told what ended, and never asked.
+The study is output, like the workdir's other files. Finished runs are written to it, and nothing is ever read from it
+to choose runs.
 """
 
 from collections.abc import Mapping
@@ -16,13 +17,13 @@ from experiments.workdir.files import refuse_links
 from highway_jax import files, population
 from highway_jax.population import Result
 
-Space = Mapping[str, Any]  # of distributions, for `population.fit`
-STUDIES = "optuna.db"  # in the workdir; a study for every kind of network
-PATIENCE = 1  # seconds until a study that another program has locked is left as it is
+Space = Mapping[str, Any]  # distributions by name, for `population.fit`
+STUDIES = "optuna.db"  # in the workdir; holds a study for every kind of network
+PATIENCE = 1  # seconds to wait for a study that another program has locked
 
 
 def sampler(space: Space, directory: Path, network: str) -> population.Sampler:
-    """Guided search for a kind of network; tells the workdir's study what ended."""
+    """The sampler of a kind of network; it also writes finished runs to the workdir's study."""
     choose = population.tpe(used(network, space))
 
     def sample(runs: np.ndarray, result: Result) -> Mapping[str, Any]:
@@ -34,20 +35,25 @@ def sampler(space: Space, directory: Path, network: str) -> population.Sampler:
 
 
 def store_results(directory: Path, space: Space, results: Mapping[str, Result]) -> None:
-    """Tell the study in a workdir, finished or not, all that came out, by kind of network.
+    """Write all results to the study in a workdir, finished or not.
+
+    Args:
+      directory: the workdir.
+      space: the space of the runs' hyperparameters.
+      results: the results by kind of network.
 
     Raises:
-      UserError: if the workdir holds a link.
+      UserError: if the workdir holds a symbolic link.
     """
-    refuse_links(directory)  # nobody has, where it was finished before
+    refuse_links(directory)  # not checked yet if the workdir was already finished
     for network, result in results.items():
         store(directory, space, network, result)
 
 
 def store(directory: Path, space: Space, network: str, result: Result) -> None:
-    """Add to a network's study in the workdir the runs that it does not have yet.
+    """Add the runs that a network's study in the workdir does not have yet.
 
-    A study that cannot be read or written is warned of, since it is told all the next time.
+    If the study cannot be read or written, this is only a warning: the next call adds the missing runs.
     """
     import optuna
 
@@ -58,13 +64,13 @@ def store(directory: Path, space: Space, network: str, result: Result) -> None:
         storage = optuna.storages.RDBStorage(study_url(directory), engine_kwargs=options)
         study = optuna.create_study(storage=storage, study_name=network, load_if_exists=True)
         study.add_trials(finished[len(study.get_trials(deepcopy=False)) :])
-    except Exception as error:  # SQLAlchemy and Alembic have many
-        errors.warn(f"{directory / STUDIES} is left as it is: {files.first_line(error)}")
+    except Exception as error:  # SQLAlchemy and Alembic raise many kinds
+        errors.warn(f"{directory / STUDIES} could not be updated: {files.first_line(error)}")
 
 
 def study_url(directory: Path) -> str:
-    """The URL of a workdir's study, for Optuna and optuna-dashboard, whatever characters the path has."""
+    """The URL of a workdir's studies for Optuna and optuna-dashboard, with special characters of the path escaped."""
     from sqlalchemy.engine import URL
 
     url = URL.create("sqlite", database=str(directory / STUDIES)).render_as_string()
-    return url.replace("{", "{{").replace("}", "}}")  # Optuna formats it
+    return url.replace("{", "{{").replace("}", "}}")  # Optuna applies str.format to it

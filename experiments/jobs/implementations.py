@@ -1,4 +1,4 @@
-"""What computes the layers of a config's networks here: XLA, or kernels of our own."""
+"""Choose what computes the layers of a config's networks on this machine: XLA or our own kernels."""
 
 from collections.abc import Mapping, Sequence
 
@@ -16,15 +16,18 @@ from highway_jax.stack import fused, kinds
 def choose_implementations(
     config: ConfigDict, networks: Sequence[str], earlier: Mapping[str, str] | None = None
 ) -> dict[str, str]:
-    """What computes the layers of each kind of network here, in all processes alike, which must all call it.
+    """What computes the layers of each kind of network: "fused" or "xla".
+
+    The answer is the same in all processes, and all of them must call this function.
 
     Args:
       config: the config, checked.
-      networks: the kinds.
-      earlier: what computed them in work that goes on or is repeated, by which "auto" goes; by default there is none.
+      networks: the kinds of network.
+      earlier: what computed their layers in the work that is resumed or repeated, which "auto" follows; None for new
+        work.
 
     Raises:
-      UserError: if the config asks for kernels, and there are none.
+      UserError: if the config asks for kernels that cannot be had.
     """
     platform = fused.here()
     kernels = [platform is not None and _wants(config, network, platform, earlier) for network in networks]
@@ -35,7 +38,7 @@ def choose_implementations(
 
 
 def _wants(config: ConfigDict, network: str, platform: str, earlier: Mapping[str, str] | None) -> bool:
-    """Whether kernels are to compute such a network, if there are any."""
+    """Whether kernels should compute this kind of network, if they can be built."""
     is_search = "search" in config
     exist = fused.supports(kinds.named(network)) if is_search else platform == fused.CPU
     if config.implementation == "xla" or not exist:
@@ -52,7 +55,7 @@ def _wants(config: ConfigDict, network: str, platform: str, earlier: Mapping[str
         return True
     if earlier is not None:
         return earlier.get(network) == "fused"
-    return fits and find_devices(config).shape[parallel.DATA] == 1  # others would each compute a whole batch
+    return fits and find_devices(config).shape[parallel.DATA] == 1  # else each device computes whole batches
 
 
 def _are_loaded(config: ConfigDict, platform: str) -> bool:
@@ -60,11 +63,11 @@ def _are_loaded(config: ConfigDict, platform: str) -> bool:
     try:
         library = fused.library(platform) if "search" in config else direct.library()
         if library.needs_build():
-            say("building kernels with the machine's compiler, which takes some seconds, once")
+            say("building kernels with the machine's compiler; this takes some seconds, once")
         library.load()
     except native.Unavailable as reason:
         if config.implementation == "fused":
-            raise UserError(f"config.implementation is 'fused', but {reason}; 'xla' needs none") from reason
+            raise UserError(f"config.implementation is 'fused', but {reason}; 'xla' needs no kernels") from reason
         if not isinstance(reason, native.NoCompiler):
             errors.warn(f"XLA alone computes the layers, which takes two or three times as long: {reason}")
         return False

@@ -1,4 +1,4 @@
-"""What a program wants done."""
+"""A job: the work that a config describes, as arguments of `population.fit`."""
 
 import dataclasses
 import functools
@@ -17,27 +17,27 @@ from highway_jax import data, parallel, population
 from highway_jax.data import Split
 from highway_jax.population import Halving, Task
 
-EVALUATED = 1000  # examples at a time
+EVALUATED = 1000  # examples in a batch of an evaluation
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """Work for `population.fit`: for each kind of network a population.
+    """Work for `population.fit`: a population for each kind of network.
 
     Attributes:
       config: the program's config, checked.
       networks: the kinds of network, trained one after another.
-      task: what the runs of a kind of network do, by the kind's name.
-      space: where their hyperparameters are from.
-      train: what they train on.
-      evaluate: what else they are measured on, by name.
-      title: all of it in a few words.
-      implementations: of the layers of each kind of network, as `MLP` has it; those left out are XLA's.
-      halving: how runs are stopped early, if they are.
-      sampler: who chooses a kind's hyperparameters instead, by the kind's name.
-      keep_params: whether every run's parameters after its last epoch are a result.
-      rank_by: the number that is reported as the training loss.
-      inputs: further trees of arrays that the training depends on, such as a teacher's parameters, by name.
+      task: returns the task of a kind of network, by the kind's name.
+      space: the space of the runs' hyperparameters.
+      train: the training examples.
+      evaluate: further examples that runs are evaluated on, by name.
+      title: the work in a few words.
+      implementations: what computes the layers of each kind of network, as in `MLP`; "xla" for those left out.
+      halving: the policy that stops runs early, if any.
+      sampler: returns the sampler of a kind of network by the kind's name, for guided search.
+      keep_params: whether the parameters of every run after its last epoch are kept.
+      rank_by: the metric that is reported as the training loss.
+      inputs: further trees of arrays that the training depends on, by name, such as a teacher's parameters.
     """
 
     config: ConfigDict
@@ -56,7 +56,7 @@ class Job:
 
     @functools.cached_property
     def identity(self) -> Identity:
-        """What decides its numbers."""
+        """What decides the job's results."""
         md5 = {name: data.md5(split) for name, split in {"train": self.train, **self.evaluate}.items()}
         for name, tree in self.inputs.items():
             digest = hashlib.md5(usedforsecurity=False)
@@ -66,7 +66,7 @@ class Job:
         return Identity(self.config, md5, self.implementations)
 
     def arguments(self, network: str) -> dict[str, Any]:
-        """`fit`'s, as far as they decide the numbers of a kind of network."""
+        """The arguments of `fit` that decide the results of a kind of network."""
         config = self.config
         return {
             "task": self.task(network),
@@ -89,7 +89,7 @@ class Job:
 
 
 def find_devices(config: ConfigDict) -> Mesh:
-    """The devices to train on, as `config.mesh` says or by default."""
+    """The devices to train on: those of `config.mesh`, or the default mesh."""
     if config.mesh is None:
         return parallel.choose_mesh(config.num_runs, config.batch_size)
     try:
@@ -99,7 +99,7 @@ def find_devices(config: ConfigDict) -> Mesh:
 
 
 def too_many(config: ConfigDict, reason: str) -> UserError:
-    """What is said of more runs and epochs than a computer's memory has room for, whatever the network."""
+    """The error for more runs and epochs than the host's memory can hold, whatever the network."""
     return UserError(
         f"config.num_runs is {config.num_runs} and config.epochs is {config.epochs}; this machine's memory is too "
         f"small for so many curves: {reason}"
@@ -107,8 +107,8 @@ def too_many(config: ConfigDict, reason: str) -> UserError:
 
 
 def too_large(config: ConfigDict, reason: population.RunTooLarge) -> UserError:
-    """What is said of a network that no device has room for."""
+    """The error for a network that fits on no device."""
     if "stages" in config:
-        return UserError(f"config.stages is too large a network: {reason}")
+        return UserError(f"config.stages describes a network that is too large: {reason}")
     widest = max(config.width[network] for network in config.networks)
     return UserError(f"config.depth is {config.depth} and config.width {widest}: {reason}")

@@ -1,4 +1,4 @@
-"""The job that a config asks for: task, space, data and `fit`'s arguments, for every program."""
+"""Make a job of a config: task, space, data and the arguments of `fit`, for every program."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -20,7 +20,7 @@ from highway_jax.data import Split
 from highway_jax.population import Task
 from highway_jax.zoo import distillation, optim
 
-EPOCH = 100  # bytes of a computer's memory that an epoch of a run takes, in curves and tables
+EPOCH = 100  # bytes of host memory that the curves and tables take per run and epoch
 
 
 def job_of(
@@ -31,17 +31,17 @@ def job_of(
     earlier: Mapping[str, str] | None = None,
     outlined: bool = False,
 ) -> Job:
-    """The job of a config, a search's or a training's.
+    """The job of a config, of a search or a training.
 
     Args:
-      config: the config; it is checked.
-      function: where its data come from, if it is a function of a config file.
+      config: the config; it is checked here.
+      function: the function in a config file that returns the data, if any.
       directory: the workdir.
-      earlier: what computed the layers in work that goes on or is repeated (`choose_implementations`).
-      outlined: whether of its data shapes and dtypes are enough (`data.outline`).
+      earlier: what computed the layers in the work that is resumed or repeated (`choose_implementations`).
+      outlined: whether the shapes and dtypes of the data are enough (`data.outline`).
 
     Raises:
-      UserError, DataError: if it cannot be run; the message is one line.
+      UserError, DataError: if the job cannot be run; the message is one line.
     """
     space, halving = check(config)
     if config.num_runs * config.epochs * EPOCH > (there := parallel.host_memory()):
@@ -74,7 +74,7 @@ def _training(
     earlier: Mapping[str, str] | None,
     outlined: bool,
 ) -> Job:
-    """Convolutional networks of one kind, from `num_runs` initializations."""
+    """The job of training one kind of convolutional network from `num_runs` initializations."""
     title = f"{dataset.name}, {networks.describe(config, dataset)}"
     guide = None if config.teacher is None or outlined else distilling.load(config, dataset)
     if guide is not None:
@@ -97,7 +97,7 @@ def _training(
 
 
 def _search_task(config: ConfigDict, dataset: data.Dataset, network: str, implementation: str) -> Task:
-    """What a run of a search does (Section 3.1): SGD with momentum, whose rate decays exponentially."""
+    """The task of a search (Section 3.1): SGD with momentum and an exponentially decaying learning rate."""
     steps = len(dataset.train["y"]) // config.batch_size
 
     def optimizer(hp: Mapping[str, Any]) -> optax.GradientTransformation:
@@ -121,7 +121,7 @@ def _training_task(
     outlined: bool,
     implementation: str,
 ) -> Task:
-    """What a run of a convolutional network does (Sections 3.2 and 3.3), with a teacher or without."""
+    """The task of training a convolutional network (Sections 3.2 and 3.3), with or without a teacher."""
     steps = len(train["y"]) // config.batch_size
     preprocess = networks.preprocessing(config, dataset.max_value, train["x"][: 1 if outlined else None])
 
@@ -145,5 +145,5 @@ def _training_task(
 
 
 def _of_images(preprocess: networks.Preprocess) -> Callable[[Split], Split]:
-    """The same for batches."""
+    """Apply `preprocess` to the images of a batch."""
     return lambda batch: {**batch, "x": preprocess(batch["x"])}

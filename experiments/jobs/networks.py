@@ -1,4 +1,4 @@
-"""A config's networks, and what goes into them."""
+"""The networks of a config, and their inputs."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -19,7 +19,7 @@ Preprocess = Callable[[Array], Array]
 
 
 def network(config: ConfigDict, dataset: data.Dataset, kind: str, implementation: str = "xla") -> Model:
-    """The networks of a config: a search's are fully connected, a training's convolutional."""
+    """The function that builds a config's networks: fully connected in a search, convolutional in a training."""
     if "search" in config:
         return lambda hp: MLP(
             depth=config.depth,
@@ -43,12 +43,12 @@ def network(config: ConfigDict, dataset: data.Dataset, kind: str, implementation
 
 
 def preprocessing(config: ConfigDict, max_value: int | None, images: Array) -> Preprocess:
-    """What turns a config's images into its networks' inputs.
+    """The function that turns a config's images into its networks' inputs.
 
     Args:
       config: the config.
-      max_value: the largest value that a pixel can have; None for numbers that are taken as they are.
-      images: those that are trained on.
+      max_value: the largest possible value of a pixel; None for numbers that are not images and are not rescaled.
+      images: the training images.
     """
     if max_value is None:
         return jnp.asarray
@@ -59,7 +59,11 @@ def preprocessing(config: ConfigDict, max_value: int | None, images: Array) -> P
 
 
 def hold_out(config: ConfigDict, dataset: data.Dataset) -> tuple[Split, dict[str, Split]]:
-    """What is trained on, and what is evaluated: the test set, and the last `validation` training examples."""
+    """Split off the last `config.validation` training examples.
+
+    Returns:
+      The training examples, and the sets to evaluate: "test" and, if any examples are held out, "validation".
+    """
     held_out = config.get("validation", 0)
     count = len(dataset.train["y"]) - held_out
     if count < 1:
@@ -78,7 +82,7 @@ def hold_out(config: ConfigDict, dataset: data.Dataset) -> tuple[Split, dict[str
 
 
 def describe(config: ConfigDict, dataset: data.Dataset) -> str:
-    """Such as "convolutional highway network of 19 layers, 2,256,838 parameters".
+    """A description such as "convolutional highway network of 19 layers, 2,256,838 parameters".
 
     Raises:
       UserError: if the stages do not fit the images.
@@ -93,7 +97,7 @@ def describe(config: ConfigDict, dataset: data.Dataset) -> str:
 
 @functools.cache
 def size(stages: tuple[str, ...], num_classes: int, kind: str, image: tuple[int, ...]) -> tuple[int, int]:
-    """Layers and parameters of a convolutional network; tracing it takes up to a second."""
+    """The numbers of layers and parameters of a convolutional network; tracing it takes up to a second."""
     model = ConvNet(stages, num_classes, kind)
     variables = jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, *image), np.float32))
     return len(variables["params"]), sum(leaf.size for leaf in jax.tree.leaves(variables))

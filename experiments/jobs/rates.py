@@ -1,4 +1,4 @@
-"""How fast devices train: what was measured, in benchmarks/results."""
+"""How fast devices train, as measured in benchmarks/results."""
 
 import dataclasses
 import json
@@ -14,11 +14,13 @@ RESULTS = Path(__file__).parents[2] / "benchmarks/results"
 
 @dataclasses.dataclass(frozen=True)
 class Rate:
-    """What a device was measured to do, in FLOP/s; `typical` at the depth asked for, low and high at any.
+    """The measured rate of a device in FLOP/s.
 
     Attributes:
-      runs: that were side by side on a device, the fewest of all files.
-      files: where that is from.
+      typical: at the depth asked for.
+      low, high: the extremes over all depths and repetitions.
+      runs: how many runs were side by side on a device, the fewest of all files.
+      files: the files that the rate comes from.
     """
 
     typical: float
@@ -31,18 +33,18 @@ class Rate:
 def measured_rate(
     kind: str, depth: int, results: Path = RESULTS, contender: str = "ours", runs: int | None = None
 ) -> Rate | None:
-    """The rate at which a kind of device trains fully connected networks, or None if nobody has measured it.
+    """The rate at which a kind of device trains fully connected networks, or None if it was not measured.
 
-    Between the depths that were measured it is interpolated, beyond them it is the outermost's. A CPU counts as
-    measured if one of its name was.
+    Rates are interpolated between the measured depths, and constant beyond them. A CPU counts as measured if a CPU of
+    the same name was.
 
     Args:
-      kind: of device, as JAX calls it.
-      depth: of the networks.
-      results: where the files of `benchmarks.population` are.
-      contender: one of its contenders: "ours", or "ours_xla".
-      runs: how many a device will train side by side; by default as many as can be. At every depth the measurement
-        with the most runs not above it counts, otherwise that with the fewest.
+      kind: JAX's name of the kind of device.
+      depth: the depth of the networks.
+      results: the folder with the results of `benchmarks.population`.
+      contender: the contender in these results: "ours" or "ours_xla".
+      runs: how many runs a device will train side by side; None for as many as possible. At each depth, the
+        measurement with the most runs up to this number counts or, if there is none, the one with the fewest runs.
     """
     points = []
     for path in sorted(results.glob("population_*.json")):

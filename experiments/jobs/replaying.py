@@ -1,4 +1,4 @@
-"""What it takes to train a run that a search has found again, by itself."""
+"""Train one run of a search again, by itself."""
 
 import copy
 
@@ -8,12 +8,12 @@ from ml_collections import ConfigDict
 from experiments.configs import figure1
 from experiments.workdir.contents import Workdir
 
-# How the search's devices shared the work, and what computed its layers, are no matter of the run's config.
+# Keys that return to their defaults: how the search's devices shared the work, and what computed its layers.
 ELSEWHERE = ("implementation", "mesh", "runs_in_memory", "runs_per_batch")
 
 
 def config_of_run(found: Workdir, network: str, run: int) -> ConfigDict:
-    """The config that trains one run of a search by itself, with the run's hyperparameters, evaluated every epoch."""
+    """The config that trains one run of a search by itself with the same hyperparameters and evaluates every epoch."""
     config = copy.deepcopy(found.config)
     config.update({key: figure1.KEYS[key].default for key in ELSEWHERE})
     config.networks, config.first_run, config.num_runs, config.evaluate_every = (network,), run, 1, 1
@@ -26,7 +26,7 @@ def config_of_run(found: Workdir, network: str, run: int) -> ConfigDict:
 
 
 def compare(before: np.ndarray, now: np.ndarray) -> str:
-    """Say whether a training curve repeats an earlier one, over the epochs that they share."""
+    """A sentence on whether a training curve repeats an earlier one, over the epochs that both have."""
     epochs = min(len(before), len(now))
     before, now = before[:epochs], now[:epochs]
     if np.array_equal(before, now, equal_nan=True):

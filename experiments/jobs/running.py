@@ -1,4 +1,4 @@
-"""Do a job: train its populations to their end, with checkpoints, and write the workdir."""
+"""Run a job: train its populations to the end, with checkpoints, and write the workdir."""
 
 import contextlib
 import sys
@@ -24,23 +24,23 @@ from highway_jax.population import Progress, Result
 
 
 def run(config: ConfigDict, directory: Path, console: Output, prepare: Callable[[], Job]) -> None:
-    """Do a config's work in a workdir, or what is left of it.
+    """Start or resume the work of a config in a workdir.
 
     Args:
       config: the config, checked.
       directory: the workdir.
       console: where output goes.
-      prepare: loads what the work needs.
+      prepare: makes the job; it is called only if the job is needed.
 
     Raises:
-      UserError: for a mistake of the user's.
-      errors.Interrupted: when a signal stopped it; a checkpoint and the results so far are written.
+      UserError: if the user has made a mistake.
+      errors.Interrupted: if a signal has stopped the work; a checkpoint and the results so far are written.
     """
     settings.pin()
     compiled.keep()
     if opening.is_finished(directory, config):
         given = config.data_dir is not None or is_data_function(config.dataset)
-        if parallel.at_first(lambda: given):  # it may be another data set than the results'
+        if parallel.at_first(lambda: given):  # the data may not be those of the results
             about = files.read_provenance(directory)
             identity.check_data(directory, about, prepare().identity.data_md5)
         console.print(f"{directory} holds these results:")
@@ -54,7 +54,7 @@ def _do(job: Job, directory: Path, console: Output) -> None:
     mesh = find_devices(config)
     _check_alike(job.identity, mesh)
     with opening.opened(directory, job.identity, identity.provenance(mesh, config.runs_per_batch)) as done:
-        if done:  # by another process, while this one got ready
+        if done:  # by another process, while this one prepared the job
             return
         console.print(
             f"{job.title}: {count} training examples, {_count(config.num_runs, 'run')} "
@@ -67,12 +67,12 @@ def _do(job: Job, directory: Path, console: Output) -> None:
             writing.finish(directory, results)
     parallel.agree()
     if jax.process_index():
-        sys.exit()  # the first process says what came out
+        sys.exit()  # the first process alone prints the results
 
 
 @contextlib.contextmanager
 def as_user_errors(config: ConfigDict) -> Iterator[None]:
-    """What the workdir or the memory does not allow is the user's to change."""
+    """Turn errors about the workdir and about memory into user errors."""
     try:
         yield
     except population.WorkdirError as error:
@@ -88,34 +88,34 @@ def as_user_errors(config: ConfigDict) -> Iterator[None]:
             raise
         raise UserError(
             f"a device's memory is too small for config.runs_in_memory {config.runs_in_memory} and "
-            f"config.runs_per_batch {config.runs_per_batch}; set one of them lower (None: by the memory there is)"
+            f"config.runs_per_batch {config.runs_per_batch}; lower one of them (None: as many as memory holds)"
         ) from error
 
 
 def _check_alike(mine: identity.Identity, mesh: Mesh) -> None:
-    """Refuse processes that have been given different work, or read different data."""
+    """Refuse to run if the processes were given different work, or read different data."""
     said = parallel.agree(*np.frombuffer(bytes.fromhex(mine.fingerprint()), np.int32), *mesh.devices.shape)
     if strange := np.flatnonzero((said != said[0]).any(axis=1)).tolist():
         raise UserError(
             f"process {strange[0]} has another config, mesh, data or implementation than process 0; "
-            "all must have the same"
+            "all processes must have the same"
         )
 
 
 def _devices(mesh: Mesh) -> str:
-    """Such as "8 cpu devices of 2 processes, 4 to a batch"."""
+    """The devices in words, such as "8 cpu devices of 2 processes, 4 to a batch"."""
     text = _count(mesh.size, mesh.devices.flat[0].device_kind + " device")
     text += f" of {jax.process_count()} processes" * (jax.process_count() > 1)
     return text + f", {mesh.shape[parallel.DATA]} to a batch" * (mesh.shape[parallel.DATA] > 1)
 
 
 def _train(job: Job, directory: Path, mesh: Mesh) -> dict[str, Result]:
-    """The results of every kind of network."""
+    """Train every kind of network; returns the results by kind."""
     results: dict[str, Result] = {}
     with stops.stop_requests() as stop, warnings_in_a_line():
         for network in job.networks:
             if results and (stopped := int(parallel.agree(stop.signal).max())):
-                raise errors.Interrupted(stopped, f"before {network}; the same command goes on from there")
+                raise errors.Interrupted(stopped, f"before {network}; the same command resumes from there")
             results[network] = train_network(job, network, directory, mesh, stop, results)
     return results
 
@@ -123,13 +123,13 @@ def _train(job: Job, directory: Path, mesh: Mesh) -> dict[str, Result]:
 def train_network(
     job: Job, network: str, directory: Path, mesh: Mesh, stop: stops.StopRequest, before: writing.Results
 ) -> Result:
-    """Train the runs of one kind of network to their end, from the last checkpoint if there is one, and write tables.
+    """Train the runs of one kind of network to the end, from the last checkpoint if there is one, and write tables.
 
     Args:
-      before: the results of the kinds before it, which stand in the same tables.
+      before: the results of the kinds trained before, which the same tables hold.
 
     Raises:
-      errors.Interrupted: after a stop.
+      errors.Interrupted: if a signal has stopped the training.
     """
     config, first = job.config, jax.process_index() == 0
     place = ""
@@ -148,7 +148,7 @@ def train_network(
             if first and progress.saved and not progress.result.finished:
                 try:
                     write_tables(progress.result)
-                except Exception as error:  # they follow from the checkpoints
+                except Exception as error:  # they are derived from the checkpoints
                     errors.warn(f"{directory}: tables cannot be written: {first_line(error)}")
 
         result = population.fit(
@@ -156,7 +156,7 @@ def train_network(
             workdir=directory / files.CHECKPOINTS / network,
             identity=job.identity.of(network),
             checkpoint_every=config.checkpoint_every,
-            tables=False,  # those of all networks are written above
+            tables=False,  # `write_tables` writes those of all networks
             progress=watch,
             stop=lambda: stop.signal,
             mesh=mesh,
@@ -168,13 +168,13 @@ def train_network(
             write_tables(result)
             writing.write_params(directory, network, result)
     if result.stopped:
-        raise errors.Interrupted(result.stopped, f"after {place} of {network}; the same command goes on from there")
+        raise errors.Interrupted(result.stopped, f"after {place} of {network}; the same command resumes from there")
     return result
 
 
 @contextlib.contextmanager
 def warnings_in_a_line() -> Iterator[None]:
-    """What the library warns of is said as the programs say it."""
+    """Print the library's warnings in one line each, like the programs' own."""
     with warnings.catch_warnings():
         usual = warnings.showwarning
 

@@ -1,4 +1,4 @@
-"""What a workdir holds, as a value."""
+"""The contents of a workdir as a value."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,18 +14,18 @@ from highway_jax.stack.kinds import KINDS
 
 @dataclass(frozen=True)
 class Workdir:
-    """What a workdir holds.
+    """The contents of a workdir.
 
     Attributes:
-      directory: where it is.
-      config: of the work; keys that decide no result have their defaults. Of a search by `population.fit`, what
-        `search.json` says.
-      kinds: the kinds of network that are trained; of a search by `population.fit`, "runs".
-      depth: their layers, as the paper counts them; 0 where nothing says.
-      results: what came out of every kind that has results, in that order. The loss is `train_loss`; a network without
-        gates has a transform bias of NaN.
-      provenance: commit, versions, hardware, and seconds once it is finished.
-      finished: whether all is done.
+      directory: the workdir.
+      config: the config; keys that decide no result have their defaults. For a search by `population.fit`, the facts
+        in `search.json`.
+      kinds: the kinds of network that are trained; ("runs",) for a search by `population.fit`.
+      depth: the number of layers as the paper counts them; 0 if unknown.
+      results: the results of each kind that has any, in the order of `kinds`. The loss is `train_loss`. The transform
+        bias of networks without gates is NaN.
+      provenance: commit, versions, hardware and, once the work is finished, seconds.
+      finished: whether the work is finished.
     """
 
     directory: Path
@@ -38,21 +38,21 @@ class Workdir:
 
     @property
     def program(self) -> str:
-        """The program whose it is: "search", "train", or "" for a search by `population.fit`."""
+        """The program that made the workdir: "search", "train", or "" for `population.fit`."""
         return "search" if "search" in self.config else "train" if "stages" in self.config else ""
 
 
 def used(network: str, hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
-    """The hyperparameters that a kind of network has: one without gates has no transform bias, though it is drawn."""
+    """The hyperparameters that a kind of network uses; a transform bias is drawn for networks without gates, too."""
     gated = KINDS[network].gated
     return {name: value for name, value in hyperparameters.items() if gated or name != "transform_bias"}
 
 
 def choose(found: Workdir, network: str | None, run: int | None, rank: int | None) -> tuple[str, int]:
-    """The kind of network and the run that are meant.
+    """Resolve the flags --network, --run and --rank to a kind of network and a run number.
 
     Raises:
-      UserError: if that is not clear, or not in the workdir.
+      UserError: if the flags are ambiguous, or name a run that is not in the workdir.
     """
     networks = list(found.results)
     if network is None and len(networks) == 1:
@@ -63,7 +63,7 @@ def choose(found: Workdir, network: str | None, run: int | None, rank: int | Non
         raise UserError(f"--network is {network!r}; it must be one of {', '.join(networks)}")
     result = found.results[network]
     if (run is None) == (rank is None):
-        raise UserError("one of --run=N and --rank=N must be given, and not both")
+        raise UserError("either --run=N or --rank=N must be given, not both")
     if rank is not None:
         if not 1 <= rank <= result.num_runs:
             raise UserError(f"--rank is {rank}; it must be 1 to {result.num_runs}")

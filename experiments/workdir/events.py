@@ -1,6 +1,6 @@
 """Event files for TensorBoard: a population's metrics by epoch, every run's hyperparameters and outcomes.
 
-They follow from what is kept elsewhere. So one that cannot be written is warned of, and the work goes on.
+They are derived from other results, so a file that cannot be written is only a warning.
 """
 
 import contextlib
@@ -19,22 +19,22 @@ from experiments.workdir.contents import used
 from highway_jax import population
 from highway_jax.population import Progress, Result
 
-BEST = 10  # runs of each network whose curves are written
-Fields = dict[str, Any]  # an event's
+BEST = 10  # number of best runs of each network whose curves are written
+Fields = dict[str, Any]  # of an event
 
 _warn_once = functools.cache(errors.warn)
 
 
 def write(directory: Path, network: str, progress: Progress) -> None:
-    """Write what TensorBoard shows of a kind of network; of single runs, once training has ended or stopped.
+    """Write the event files of a kind of network; those of single runs only once training has ended or stopped.
 
-    TensorBoard makes one table of all runs' HParams sessions, whatever their hyperparameters; curves stand in other
-    directories, since whatever a session's own holds is a column of that table.
+    TensorBoard shows all HParams sessions in one table, with a column for every tag in a session's directory. Curves
+    are therefore written to other directories.
 
     Args:
       directory: the workdir.
       network: the kind of network.
-      progress: how far its search is.
+      progress: how far its training has come.
     """
     place, result = directory / "tensorboard" / network, progress.result
     ranking, name = result.ranking, f"events.out.tfevents.{progress.step}"
@@ -42,7 +42,7 @@ def write(directory: Path, network: str, progress: Progress) -> None:
         _write(place / "events.out.tfevents.0", _of_population(progress))
         if not (result.finished or result.stopped):
             return
-        for part in "runs", "best":  # what there was at an earlier stop
+        for part in "runs", "best":  # left by an earlier stop
             shutil.rmtree(place / part, ignore_errors=True)
         for index, rank in enumerate(ranking.ranks.tolist()):
             run = f"run{result.runs[index]}"
@@ -55,10 +55,10 @@ def write(directory: Path, network: str, progress: Progress) -> None:
 
 
 def _of_population(progress: Progress) -> Iterator[Fields]:
-    """After every step, what the runs have come to; those that have not begun do not count."""
+    """The population's metrics after every step, over the runs that have begun."""
     step, plan, result, _ = progress
     curves, size = result.curves[result.rank_by], plan[0].runs
-    extremes = np.stack([f.accumulate(curves, axis=1) for f in (np.fmin, np.fmax)], axis=-1)  # they decide the ranking
+    extremes = np.stack([f.accumulate(curves, axis=1) for f in (np.fmin, np.fmax)], axis=-1)  # enough for a ranking
     epochs = np.zeros(result.num_runs, int)
     for number, (part, epoch, _) in enumerate(plan[:step], start=1):
         epochs[part * size : (part + 1) * size] = epoch
@@ -74,7 +74,7 @@ def _of_population(progress: Progress) -> Iterator[Fields]:
 
 
 def _session(network: str, result: Result, index: int) -> Iterator[Fields]:
-    """A run's hyperparameters and outcomes, for the HParams view."""
+    """The hyperparameters and outcomes of a run, for the HParams view."""
     from tensorboardX.summary import hparams
 
     _, start, end = hparams({"network": network, **used(network, result.hyperparameters_of(index))}, {})
@@ -93,13 +93,13 @@ def _session(network: str, result: Result, index: int) -> Iterator[Fields]:
 
 
 def _curves(result: Result, index: int) -> Iterator[Fields]:
-    """A run's curves."""
+    """The curves of a run."""
     for epoch in range(result.ranking.epochs[index]):
         yield _scalars(epoch + 1, {name: values[index, epoch] for name, values in result.curves.items()})
 
 
 def _scalars(step: int, values: Mapping[str, Any]) -> Fields:
-    """Numbers by name; those that are not finite have no place in a curve."""
+    """An event with the finite ones of some numbers, by tag."""
     from tensorboardX.proto.summary_pb2 import Summary
 
     found = [Summary.Value(tag=n, simple_value=float(v)) for n, v in values.items() if math.isfinite(v)]
@@ -107,9 +107,9 @@ def _scalars(step: int, values: Mapping[str, Any]) -> Fields:
 
 
 def _write(path: Path, events: Iterable[Fields]) -> None:
-    """Write an event file, or write it again with more events: a TensorBoard that reads it goes on where it was.
+    """Write an event file, or rewrite it with more events; a running TensorBoard continues after the ones it has read.
 
-    tensorboardX's own writer of files does so in a thread, and waits for it for ever once the disk is full.
+    tensorboardX's own file writer works in a thread, and hangs once the disk is full.
     """
     from tensorboardX.proto.event_pb2 import Event
     from tensorboardX.record_writer import RecordWriter

@@ -1,4 +1,4 @@
-"""The names and forms of a workdir's files."""
+"""The names and formats of a workdir's files."""
 
 import json
 import math
@@ -10,21 +10,23 @@ from experiments.app.errors import UserError
 from highway_jax import checkpoint
 from highway_jax.files import first_link, first_special, write_whole
 
-FORMAT = 5  # of a workdir; 4 ranked diverged runs by what they had before, 3 tied no checkpoint to config and data
-READABLE = (3, 4, FORMAT)  # formats of finished work that can be read
+# The format of workdirs. Format 4 ranked diverged runs by their losses before; format 3 did not tie checkpoints to a
+# config and data.
+FORMAT = 5
+READABLE = (3, 4, FORMAT)  # the formats of finished workdirs that can be read
 LOCK = ".lock"
 CHECKPOINTS = "checkpoints"  # the folder of each network's checkpoints, until the work is finished
 RESULTS = ("config.json", "runs.csv", "curves.csv", "summary.json", "provenance.json")
 
 
 def has_work(workdir: Path) -> bool:
-    """Whether there is anything to keep: results, or a complete checkpoint."""
+    """Whether a workdir holds results or a complete checkpoint."""
     done = any((workdir / name).exists() for name in ("runs.csv", checkpoint.SUMS))
     return done or any((workdir / CHECKPOINTS).glob(f"*/*/{checkpoint.SUMS}"))
 
 
 def read_provenance(workdir: Path) -> dict[str, Any]:
-    """A workdir's `provenance.json`; refuses a workdir that another version wrote in another form."""
+    """Read a workdir's `provenance.json`; refuses a workdir in a format that this version cannot read."""
     path = workdir / "provenance.json"
     found = read_json(path) if path.exists() else {}
     check_format(workdir, found, READABLE)
@@ -38,7 +40,7 @@ def read_provenance(workdir: Path) -> dict[str, Any]:
 
 
 def check_format(workdir: Path, about: Mapping[str, Any], known: Sequence[int]) -> None:
-    """Refuse a workdir in a form that is not `known`, by its `provenance.json`."""
+    """Refuse a workdir whose format, according to its `provenance.json`, is not `known`."""
     there = about.get("format", 1)
     if there not in known:
         raise UserError(
@@ -48,13 +50,13 @@ def check_format(workdir: Path, about: Mapping[str, Any], known: Sequence[int]) 
 
 
 def refuse_special(workdir: Path) -> None:
-    """Refuse to read a workdir that holds a pipe, a device or a socket, before any of it is opened."""
+    """Refuse to read a workdir that holds a pipe, a device or a socket, before any file is opened."""
     if special := first_special(workdir):
         raise UserError(f"{special} is neither a file nor a directory; remove it from the workdir")
 
 
 def refuse_links(workdir: Path) -> None:
-    """Refuse to write to a workdir that holds a symbolic link: what it points to is not the workdir's."""
+    """Refuse to write to a workdir that holds a symbolic link, since its target is not part of the workdir."""
     if link := first_link(workdir):
         raise UserError(f"--workdir is {str(workdir)!r}, which holds a symbolic link, {str(link)!r}; remove it")
 
@@ -63,7 +65,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a file that holds a JSON object.
 
     Raises:
-      UserError: naming the file, if it cannot be read or holds something else.
+      UserError: if the file cannot be read or holds something else; the message names it.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -72,22 +74,22 @@ def read_json(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
-        raise damaged(path, "it is no JSON") from error
+        raise damaged(path, "it is not JSON") from error
     if not isinstance(value, dict):
         raise damaged(path, "it must be a JSON object")
     return value
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file at once or not at all."""
+    """Write a text file, whole or not at all."""
     write_whole(path, text.encode())
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON at once or not at all."""
+    """Write a JSON file, whole or not at all."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 def damaged(path: Path, reason: object = "") -> UserError:
-    """What is said of a file that is not as it was written."""
+    """The error for a file that has changed since it was written, or makes no sense."""
     return UserError(f"{path} is damaged{reason and f': {reason}'}")

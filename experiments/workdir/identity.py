@@ -1,4 +1,4 @@
-"""What decides the numbers in a workdir, and with what they were made."""
+"""What decides the results in a workdir, and the software and hardware that made them."""
 
 import dataclasses
 import hashlib
@@ -19,22 +19,23 @@ from experiments.app import errors
 from experiments.app.errors import UserError
 from experiments.configs.keys import leaves
 from experiments.workdir.files import FORMAT
-from highway_jax import parallel
+from highway_jax import __version__, parallel
 
-# Config keys that no number of a result depends on.
+# Config keys that decide no result.
 FREE = ("data_dir", "resume", "checkpoint_every", "log_every", "tensorboard")
-# How devices share the work. `provenance.json` lists each change of it.
+# Config keys for how devices share the work. `provenance.json` lists their changes.
 SHARING = ("runs_per_batch", "mesh")
-CHANGEABLE = (*FREE, *SHARING)  # what may change when work goes on
+CHANGEABLE = (*FREE, *SHARING)  # keys that may change when work is resumed
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")  # whose versions are recorded
 
 
 @dataclasses.dataclass(frozen=True)
 class Identity:
-    """What decides the numbers of a result, beside the program's version and the devices.
+    """What decides results, apart from the versions of the software and the devices.
 
     Attributes:
       config: the config, checked.
-      data_md5: MD5 of what the work is done on, by name.
+      data_md5: the MD5 of each part of the data, by name.
       implementations: what computes the layers of each kind of network.
     """
 
@@ -43,7 +44,7 @@ class Identity:
     implementations: Mapping[str, str]
 
     def of(self, network: str) -> dict[str, Any]:
-        """All of it by name, for one kind of network, JSON-able."""
+        """Everything by name for one kind of network, as JSON values."""
         config = leaves(as_json(self.config)).items()
         return {
             "format": FORMAT,
@@ -54,20 +55,20 @@ class Identity:
         }
 
     def fingerprint(self) -> str:
-        """A digest of it all."""
+        """A digest of everything."""
         return hashlib.sha256(json.dumps(self.of(""), sort_keys=True).encode()).hexdigest()
 
 
 def as_json(config: ConfigDict) -> dict[str, Any]:
-    """A config as it is written to a workdir, and read back."""
+    """A config as a workdir holds it: written as JSON and read back."""
     return json.loads(config.to_json())
 
 
 def check_config(workdir: Path, there: ConfigDict, now: ConfigDict) -> None:
-    """Refuse to go on with work of another config.
+    """Refuse to resume work with another config.
 
     Raises:
-      UserError: naming the keys that differ.
+      UserError: if keys differ; the message names them.
     """
     is_search, wanted = ("search" in config for config in (there, now))
     if is_search != wanted:
@@ -88,54 +89,52 @@ def check_config(workdir: Path, there: ConfigDict, now: ConfigDict) -> None:
 
 
 def check_identity(workdir: Path, about: Mapping[str, Any], identity: Identity) -> None:
-    """Refuse to go on with work on other data, or with its layers computed otherwise; `about` is its provenance."""
+    """Refuse to resume work with other data or another implementation of layers; `about` is its provenance."""
     check_data(workdir, about, identity.data_md5)
     for network, now in identity.implementations.items():
         there = about.get("implementations", {}).get(network, now)
         if there != now:
             raise UserError(
                 f"workdir {str(workdir)!r}: the implementation of its {network} layers is {there!r}, here it is "
-                f"{now!r}; go on with it on a machine as before, or choose another --workdir"
+                f"{now!r}; resume it on a machine of the same kind, or choose another --workdir"
             )
 
 
 def check_data(workdir: Path, about: Mapping[str, Any], data_md5: Mapping[str, str]) -> None:
-    """Refuse data other than a workdir's work was done on.
+    """Refuse data other than those of a workdir.
 
     Args:
-      workdir: where the work is.
+      workdir: the workdir.
       about: its `provenance.json`.
-      data_md5: MD5 of the data here, by name.
+      data_md5: the MD5 of each part of the data here, by name.
 
     Raises:
-      UserError: naming what differs.
+      UserError: if a part differs; the message names it.
     """
     for name, now in data_md5.items() if about else ():
         there = about.get("data_md5", {}).get(name)
         if there is None:
-            errors.warn(
-                f"{workdir / 'provenance.json'} does not say which data {name!r} was; it may be other data here"
-            )
+            errors.warn(f"{workdir / 'provenance.json'} does not record the MD5 of {name!r}; the data here may differ")
         elif there != now:
             raise UserError(
                 f"workdir {str(workdir)!r} was made with other data: the MD5 of {name!r} is {there} there, {now} here; "
-                "TFDS_DATA_DIR, the data_dir flag or the config file says which data is read"
+                "TFDS_DATA_DIR, the data_dir flag or the config file decides which data are read"
             )
 
 
 def provenance(mesh: Mesh, runs_per_batch: int | None) -> dict[str, Any]:
-    """What a process works with: commit, versions, hardware, and how runs and batches are split over it.
+    """The provenance of a process: commit, versions, hardware, and how runs and batches are split over devices.
 
     Args:
       mesh: the devices.
-      runs_per_batch: as the config has it.
+      runs_per_batch: the config's value.
     """
     devices = jax.devices()
     return {
         "format": FORMAT,
         "commit": _commit(),
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")},
+        "versions": {"highway-jax": __version__, **{name: version(name) for name in PACKAGES}},
         "platform": devices[0].platform,
         "device": devices[0].device_kind,
         "devices": len(devices),
@@ -148,13 +147,15 @@ def provenance(mesh: Mesh, runs_per_batch: int | None) -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """The code's commit, marked if the code has changed since; None outside a clone."""
+    """The code's commit, marked if the code has changed since; None outside a clone, such as in site-packages."""
     root = Path(__file__).parents[2]
 
     def git(*arguments: str) -> str:
         return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True).stdout
 
     try:
+        # A venv may lie inside another project's repository.
+        git("ls-files", "--error-unmatch", "--", "experiments/workdir/identity.py")
         changed = git("status", "--porcelain", "--", "highway_jax", "experiments")
         return git("describe", "--always").strip() + "-dirty" * bool(changed)
     except (OSError, subprocess.CalledProcessError):

@@ -1,4 +1,4 @@
-"""Begin to work in a workdir, or go on: what is in it already, and that nobody else is at work there."""
+"""Start or resume work in a workdir: check what it holds already, and lock it."""
 
 import contextlib
 from collections.abc import Iterator, Mapping
@@ -18,11 +18,11 @@ from highway_jax.files import PARTIAL, check_path
 
 
 def is_finished(workdir: Path, config: ConfigDict) -> bool:
-    """Whether a workdir holds this config's finished work.
+    """Whether a workdir holds finished work of this config.
 
     Raises:
-      UserError: if the workdir is a file, is damaged, holds work of another config or of an older version,
-        or holds any at all where `config.resume` is "never".
+      UserError: if the workdir is a file, is damaged, holds work of another config or of an older version, or holds
+        any work although `config.resume` is "never".
     """
     return bool(parallel.at_first(lambda: _is_finished(workdir, config)))
 
@@ -38,18 +38,18 @@ def _is_finished(workdir: Path, config: ConfigDict) -> bool:
             return False
         about = _provenance(workdir)
         if not has_work(workdir):
-            return False  # stopped before there was anything to keep
+            return False  # stopped before the first checkpoint
         if config.resume == "never":
             raise UserError(f"config.resume is 'never', but {workdir} holds earlier work; choose another --workdir")
         finished = (workdir / checkpoint.SUMS).exists()
-        # Without a config, checkpoints say themselves whose they are.
+        # Without a config, the checkpoints themselves are checked (`_check_checkpoints`).
         if finished or (earlier := _read_if_intact(workdir / "config.json")):
             check_config(workdir, ConfigDict(read_json(workdir / "config.json") if finished else earlier), config)
         if not finished:
             files.check_format(workdir, {"format": FORMAT, **about}, (FORMAT,))
             return False
         if name := checkpoint.damaged_file(workdir, [workdir / name for name in RESULTS]):
-            raise damaged(workdir / name, "it is not as it was written; choose another --workdir")
+            raise damaged(workdir / name, "its checksum is wrong; choose another --workdir")
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"--workdir is {str(workdir)!r}, which cannot be used: {reason}") from error
@@ -57,17 +57,17 @@ def _is_finished(workdir: Path, config: ConfigDict) -> bool:
 
 
 def _check_empty(workdir: Path) -> None:
-    """Refuse a directory that holds anything but what a process leaves that was killed at its very beginning."""
+    """Refuse a directory that holds anything but the leftovers of a process that was killed right at its start."""
     for path in sorted(workdir.iterdir()) if workdir.exists() else ():
         if path.name != LOCK and not path.match(PARTIAL):
             raise UserError(
-                f"--workdir is {str(workdir)!r}, which holds {path.name!r} and no 'provenance.json', so it is no "
+                f"--workdir is {str(workdir)!r}, which holds {path.name!r} and no 'provenance.json', so it is not a "
                 "workdir of this program; choose another one, or an empty directory"
             )
 
 
 def _provenance(workdir: Path) -> dict[str, Any]:
-    """The provenance of a workdir that is to be worked in; nothing of one whose file a power loss has emptied."""
+    """The provenance of a workdir; {} for unfinished work whose file a power loss has damaged."""
     if (workdir / checkpoint.SUMS).exists() or _read_if_intact(workdir / "provenance.json"):
         return files.read_provenance(workdir)
     return {}
@@ -80,24 +80,22 @@ def _read_if_intact(path: Path) -> dict[str, Any] | None:
 
 
 def earlier_implementations(workdir: Path) -> dict[str, str] | None:
-    """What computed each network's layers in a workdir's work; None if there is no work, or nothing says."""
+    """What computed the layers of each network in a workdir; None if there is no work, or no record of it."""
     return _provenance(workdir).get("implementations") if has_work(workdir) else None
 
 
 @contextmanager
 def opened(workdir: Path, identity: Identity, about: Mapping[str, Any]) -> Iterator[bool]:
-    """Make the workdir, keep other programs out of it, and write what is known at the start.
-
-    Yields what `is_finished` says of it then.
+    """Create and lock the workdir, and write its config and provenance; yields whether its work is finished.
 
     Args:
       workdir: the directory.
-      identity: what the work is.
-      about: from `provenance`: what it is done with now.
+      identity: what decides the results.
+      about: this process's provenance, from `provenance`.
 
     Raises:
-      UserError: if it cannot be written, holds a link, or unfinished work on other data or computed otherwise, or
-        if another program is at work in it.
+      UserError: if the workdir cannot be written, holds a symbolic link or unfinished work on other data or with
+        another implementation, or is in use by another process.
     """
     lock = filelock.FileLock(workdir / LOCK, timeout=0)
 
@@ -112,15 +110,15 @@ def opened(workdir: Path, identity: Identity, about: Mapping[str, Any]) -> Itera
             check_identity(workdir, before, identity)
             if not _read_if_intact(workdir / "config.json"):
                 _check_checkpoints(workdir, identity)
-            for leftover in workdir.glob(PARTIAL):  # of a killed process
+            for leftover in workdir.glob(PARTIAL):  # left by a killed process
                 leftover.unlink()
-            # In this order: a workdir with a config also says its format.
+            # In this order, so that a workdir with a config also has its format.
             now = {**about, "data_md5": dict(identity.data_md5), "implementations": dict(identity.implementations)}
             write_json(workdir / "provenance.json", {**now, "earlier": _earlier(before, now)})
             write_json(workdir / "config.json", as_json(identity.config))
         except filelock.Timeout as error:
             raise UserError(
-                f"--workdir is {str(workdir)!r}, in which another process is at work; choose another --workdir"
+                f"--workdir is {str(workdir)!r}, which another process is using; choose another --workdir"
             ) from error
         except OSError as error:
             raise UserError(f"--workdir is {str(workdir)!r}, which cannot be written: {error.strerror}") from error
@@ -133,11 +131,11 @@ def opened(workdir: Path, identity: Identity, about: Mapping[str, Any]) -> Itera
 
 
 def _check_checkpoints(workdir: Path, identity: Identity) -> None:
-    """Refuse checkpoints of other work, where no config says whose they are."""
+    """Refuse checkpoints of other work, in a workdir without a config."""
     for folder in sorted((workdir / CHECKPOINTS).glob("*")):
         for step in checkpoint.steps_in(folder)[-1:]:
             there, here = {}, identity.of(folder.name)
-            with contextlib.suppress(Exception):  # a damaged one is passed over later
+            with contextlib.suppress(Exception):  # a damaged checkpoint is skipped later
                 there = checkpoint.read_notes(folder / f"{step:06d}")["identity"]
             if different := [name for name in there if there[name] != here.get(name)]:
                 name = different[0]
@@ -148,6 +146,6 @@ def _check_checkpoints(workdir: Path, identity: Identity) -> None:
 
 
 def _earlier(before: dict[str, Any], now: dict[str, Any]) -> list[dict[str, Any]]:
-    """The records of earlier processes, in order; equal neighbours are listed once."""
+    """The provenance of earlier processes, in order; equal neighbours are listed once."""
     last = {key: value for key, value in before.items() if key not in ("earlier", "seconds")}
     return before.get("earlier", []) + [last] * (bool(last) and last != now)

@@ -1,4 +1,4 @@
-"""Read a workdir back: what it is of, and what came out."""
+"""Read a workdir back: its config, provenance, results and parameters."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import pandas
 
 HYPERPARAMETERS = ("learning_rate", "momentum", "decay", "activation", "transform_bias")
-# The columns of `runs.csv` that are read, and how.
+# The columns of `runs.csv` that are read, with a function that reads each.
 COLUMNS: dict[str, Callable[[Any], np.ndarray]] = {
     **dict.fromkeys((*HYPERPARAMETERS, "best_loss", "final_loss", *writing.ACCURACIES), tables.floats),
     **dict.fromkeys(("run", "rank", "best_epoch", "epochs"), tables.integers),
@@ -35,15 +35,15 @@ COLUMNS: dict[str, Callable[[Any], np.ndarray]] = {
     "diverged": tables.truths,
 }
 CURVES = ("run", "epoch", "train_loss", *writing.ACCURACIES)
-# The keys that configs of every version have, a search's or a training's.
+# The keys that configs of every version have, of searches or of trainings.
 REQUIRED = ("dataset", "num_runs", "first_run", "epochs", "batch_size", "seed", "networks", "depth", "block")
 
 
 def load(directory: str | Path) -> Workdir:
-    """Read a workdir, that of an unfinished search included; float32 values come back as they were.
+    """Read a workdir, finished or not; float32 values are read back exactly.
 
     Raises:
-      UserError: naming the file that is missing, cannot be read or is damaged.
+      UserError: if a file is missing, cannot be read or is damaged; the message names it.
     """
     directory = Path(directory)
     if not _exists(directory):
@@ -59,14 +59,14 @@ def load(directory: str | Path) -> Workdir:
     )
     provenance = files.read_provenance(directory)
     if (directory / checkpoint.SUMS).exists() and (name := checkpoint.damaged_file(directory, [])):
-        raise damaged(directory / name, "it is not as it was written")
+        raise damaged(directory / name, "its checksum is wrong")
     finished = _exists(directory / "summary.json")
     results = _read_results(directory, config, kinds, provenance, finished)
     return Workdir(directory, config, kinds, depth, results, provenance, finished)
 
 
 def _own(directory: Path) -> Workdir:
-    """What `population.fit` has left."""
+    """Read a workdir of `population.fit`."""
     try:
         result = population.load(directory)
     except OSError as error:
@@ -78,36 +78,36 @@ def _own(directory: Path) -> Workdir:
 
 
 def read_params(found: Workdir, file: Path) -> Any:
-    """Read a network's parameters, of a finished workdir only if they are as they were written.
+    """Read a network's parameters; in a finished workdir their checksums are verified first.
 
     Raises:
-      UserError: if they are not, or are none.
+      UserError: if the parameters are damaged, or the file holds none.
     """
     sums = found.directory / checkpoint.SUMS
     if sums.exists() and (name := checkpoint.damaged_file(found.directory, checkpoint.files_in(file))):
-        raise damaged(found.directory / name, "it is not as it was written")
+        raise damaged(found.directory / name, "its checksum is wrong")
     try:
         return checkpoint.restore_params(file)
-    except Exception as error:  # Orbax and TensorStore have many
+    except Exception as error:  # Orbax and TensorStore raise many kinds
         raise UserError(f"{file} is damaged, or holds no parameters: {first_line(error)}") from error
 
 
 def check_params(file: Path, params: Any, network: nn.Module, inputs: Any) -> None:
-    """Refuse parameters read from a workdir that do not have the names, shapes and dtypes of a network's.
+    """Refuse parameters whose names, shapes or dtypes are not those of a network.
 
     Args:
-      file: where they were read.
-      params: what was read.
-      network: a model, built as the workdir's config says.
-      inputs: a batch of what it takes.
+      file: the checkpoint that the parameters were read from.
+      params: the parameters.
+      network: the model that the workdir's config describes.
+      inputs: a batch of its inputs.
 
     Raises:
-      UserError: if they do not, or the network does not fit the inputs.
+      UserError: if the parameters do not fit the network, or the network does not fit the inputs.
     """
     try:
         expected = jax.eval_shape(lambda: network.init(jax.random.key(0), inputs))["params"]
     except ValueError as error:
-        raise UserError(f"{file}: the workdir's config is of no network: {first_line(error)}") from error
+        raise UserError(f"{file}: the workdir's config does not describe a network: {first_line(error)}") from error
     there, needed = (
         jax.tree.map(lambda leaf: (np.shape(leaf), getattr(leaf, "dtype", None)), tree) for tree in (params, expected)
     )
@@ -116,7 +116,7 @@ def check_params(file: Path, params: Any, network: nn.Module, inputs: Any) -> No
 
 
 def _read_config(path: Path) -> ConfigDict:
-    """The config as the programs have it, with the defaults of keys that older versions did not have."""
+    """Read and check a config; keys that older versions did not have get their defaults."""
     there = read_json(path)
     if ("search" in there) == ("stages" in there):
         raise damaged(path, "it must have either search or stages")
@@ -144,14 +144,14 @@ def _read_config(path: Path) -> ConfigDict:
 def _read_results(
     directory: Path, config: ConfigDict, kinds: tuple[str, ...], provenance: dict[str, Any], finished: bool
 ) -> dict[str, Result]:
-    """The results of every kind of network, from `runs.csv` and `curves.csv`."""
+    """Read the results of every kind of network from `runs.csv` and `curves.csv`."""
     runs = _read_table(directory / "runs.csv", ("network", "run", "rank", *HYPERPARAMETERS), kinds)
     curves = _read_table(directory / "curves.csv", ("network", "run", "epoch", "train_loss"), kinds)
     results: dict[str, Result] = {}
     for kind in kinds:
         mine, losses = runs[runs["network"] == kind], curves[curves["network"] == kind]
         if not finished and not (len(mine) and len(losses)):
-            continue  # it goes on, and the two files may be of different moments
+            continue  # a search in progress may have written only one of the files
         with _damage(directory / "runs.csv"):
             values = _read_runs(kind, mine, config, finished)
         seconds = provenance.get("seconds", {}).get(kind, 0.0)
@@ -179,7 +179,7 @@ def _read_table(path: Path, columns: tuple[str, ...], kinds: tuple[str, ...]) ->
         table = tables.read_table(path, columns)
     except FileNotFoundError as error:
         raise UserError(
-            f"{path} is missing; the search has written no results yet, or this is no search's workdir"
+            f"{path} is missing; the search has written no results yet, or this is not a search's workdir"
         ) from error
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
@@ -191,7 +191,7 @@ def _read_table(path: Path, columns: tuple[str, ...], kinds: tuple[str, ...]) ->
 
 
 def _read_runs(kind: str, rows: "pandas.DataFrame", config: ConfigDict, finished: bool) -> dict[str, np.ndarray]:
-    """The columns of one kind's rows of `runs.csv`, by run number."""
+    """The columns of one kind's rows of `runs.csv`, in the order of run numbers."""
     numbers = tables.integers(rows["run"])
     expected = config.first_run + np.arange(config.num_runs if finished else min(len(rows), config.num_runs))
     if not np.array_equal(np.sort(numbers), expected):
@@ -210,7 +210,7 @@ def _read_runs(kind: str, rows: "pandas.DataFrame", config: ConfigDict, finished
 
 
 def _read_curves(values: Mapping[str, np.ndarray], rows: "pandas.DataFrame") -> dict[str, np.ndarray]:
-    """One kind's curves: the losses, and the accuracies, of which `runs.csv` has the last."""
+    """One kind's curves of losses and accuracies; `runs.csv` has the last accuracies."""
     curves = tables.read_curves(rows[[name for name in CURVES if name in rows]], values["run"])
     every, last = np.arange(len(values["run"])), np.maximum(population.rank(curves).epochs, 1) - 1
     for name in writing.ACCURACIES:
@@ -221,11 +221,11 @@ def _read_curves(values: Mapping[str, np.ndarray], rows: "pandas.DataFrame") -> 
 
 
 def _check_outcomes(kind: str, values: Mapping[str, np.ndarray], result: Result, format: int) -> None:
-    """Refuse curves of which `runs.csv` does not follow."""
+    """Refuse curves that contradict `runs.csv`."""
     derived = writing.runs_table(kind, result)
     for name in ("best_loss", "final_loss", "best_epoch", "diverged", "epochs", "rank"):
         there, here = values.get(name, np.empty(0)), derived[name].to_numpy()
-        if name == "rank" and format < files.FORMAT:  # the best run is the one whose parameters there are
+        if name == "rank" and format < files.FORMAT:  # `best` holds the parameters of this run
             there, here = there[here == 1], here[here == 1]
         if not np.array_equal(there, here):
             raise ValueError(f"the {name} of {kind}'s runs is not that of runs.csv")
@@ -233,7 +233,7 @@ def _check_outcomes(kind: str, values: Mapping[str, np.ndarray], result: Result,
 
 @contextmanager
 def _damage(path: Path) -> Iterator[None]:
-    """What a file should not hold is said with its name."""
+    """Turn ValueError into an error that names the damaged file."""
     try:
         yield
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""What came out in a few numbers: for `summary.json`, and for the table with which a program ends."""
+"""Summarize results in a few numbers, for `summary.json` and for the table that a program prints at its end."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -11,7 +11,7 @@ from highway_jax.population import Result
 
 
 def summarize(result: Result) -> dict[str, Any]:
-    """One network's entry of `summary.json`; a number that is not finite becomes null."""
+    """The entry of one network in `summary.json`; None stands for numbers that are not finite."""
     ranking = result.ranking
     best = int(ranking.order[0])
     summary = {
@@ -28,7 +28,7 @@ def summarize(result: Result) -> dict[str, Any]:
 
 
 def print_summary(results: Mapping[str, Result], console: Output) -> None:
-    """Print what came out as a table, a column per network."""
+    """Print a table of results with a column per network."""
     summaries = [summarize(result) for result in results.values()]
     top = min(10, *(summary["num_runs"] for summary in summaries))
     table = Table(title="lowest mean training loss of an epoch (nats)", title_justify="left")

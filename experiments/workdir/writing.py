@@ -1,4 +1,4 @@
-"""Write what came out to a workdir: tables, parameters, and that it is finished."""
+"""Write results to a workdir: tables, parameters, and the checksums that mark it as finished."""
 
 import importlib.util
 import shutil
@@ -26,7 +26,7 @@ Results = Mapping[str, Result]  # by the kind of network
 
 
 def runs_table(network: str, result: Result) -> "pandas.DataFrame":
-    """The rows of `runs.csv` of a kind of network, of the runs that have begun."""
+    """The rows of `runs.csv` for one kind of network: the runs that have begun."""
     import pandas
 
     ranking = result.ranking
@@ -50,7 +50,7 @@ def runs_table(network: str, result: Result) -> "pandas.DataFrame":
 
 
 def curves_table(network: str, result: Result, accuracies: bool) -> "pandas.DataFrame":
-    """The rows of `curves.csv` of a kind of network, with accuracies if wanted."""
+    """The rows of `curves.csv` for one kind of network, with accuracies if `accuracies`."""
     table = result.curves_table()
     table.insert(0, "network", network)
     kept = [name for name in ACCURACIES if accuracies and name in table]
@@ -58,16 +58,16 @@ def curves_table(network: str, result: Result, accuracies: bool) -> "pandas.Data
 
 
 def write_tables(directory: Path, results: Results, network: str, accuracies: bool) -> None:
-    """Write `runs.csv` and `curves.csv`, as Parquet too where pyarrow is installed.
+    """Write `runs.csv` and `curves.csv`, also as Parquet if pyarrow is installed.
 
-    float32 values are written so that they can be read back exactly. A network's earlier parameters go first, so that
-    tables never stand beside parameters of other epochs.
+    float32 values are written so that they can be read back exactly. The network's earlier parameters are removed
+    first, so that a workdir never holds tables and parameters of different epochs.
 
     Args:
       directory: the workdir.
-      results: what there is of all kinds of network.
+      results: the results so far, by kind of network.
       network: the kind that is being trained.
-      accuracies: whether they go into the curves.
+      accuracies: whether the curves include accuracies.
     """
     import pandas
 
@@ -78,7 +78,7 @@ def write_tables(directory: Path, results: Results, network: str, accuracies: bo
         "curves": [curves_table(*item, accuracies) for item in results.items()],
     }.items():
         table = shown = pandas.concat(parts)
-        if name == "runs":  # a network without gates has no bias; "nan" is what was not measured
+        if name == "runs":  # empty where a network has no gates; "nan" means not measured
             bias = table["transform_bias"].to_numpy()
             shown = table.assign(transform_bias=np.where(np.isnan(bias), "", bias.astype(str)))
         tables.write_table(directory / f"{name}.csv", shown, missing="nan")
@@ -89,25 +89,25 @@ def write_tables(directory: Path, results: Results, network: str, accuracies: bo
 
 
 def write_params(directory: Path, network: str, result: Result) -> None:
-    """Write a network's parameters: `best/NETWORK`, and any final ones as `params/NETWORK/runN`."""
+    """Write the best parameters to `best/NETWORK` and, if kept, every run's final ones to `params/NETWORK/runN`."""
     for name, params in _params(network, result):
         checkpoint.save_params(directory / name, params)
 
 
 def _params(network: str, result: Result) -> Iterator[tuple[str, Any]]:
-    """The parameters that are results, by the name of their directory."""
+    """The names of directories in the workdir, and the parameters that belong there."""
     assert result.work is not None
-    yield f"best/{network}", next(iter(result.work.outcome.best.values())).params  # also where all runs have diverged
+    yield f"best/{network}", next(iter(result.work.outcome.best.values())).params  # exists even if all runs diverged
     if result.work.search.keep == "all":
         for run in result.runs[result.ranking.epochs > 0].tolist():
             yield f"params/{network}/run{run}", result.run(run).params
 
 
 def finish(directory: Path, results: Results) -> None:
-    """Write what there is to say at the end, mark the workdir as finished, drop the checkpoints.
+    """Write the summary and the seconds, mark the workdir as finished, and remove the checkpoints.
 
     Raises:
-      UserError: if parameters cannot be read back as they were written.
+      UserError: if parameters cannot be read back exactly.
     """
     for network, result in results.items():
         _check_params(directory, network, result)
@@ -120,12 +120,12 @@ def finish(directory: Path, results: Results) -> None:
 
 
 def _check_params(directory: Path, network: str, result: Result) -> None:
-    """Refuse to call work finished whose parameters are not found as they were written."""
+    """Refuse to finish a workdir whose parameters cannot be read back exactly."""
     for name, params in _params(network, result):
         try:
             there = checkpoint.restore_params(directory / name)
             same = all(jax.tree.leaves(jax.tree.map(lambda a, b: a.tobytes() == b.tobytes(), there, params)))
-        except Exception as error:  # Orbax and TensorStore have many
+        except Exception as error:  # Orbax and TensorStore raise many kinds
             raise UserError(f"{directory / name} cannot be read back: {first_line(error)}") from error
         if not same:
-            raise UserError(f"{directory / name} holds other parameters than were written to it")
+            raise UserError(f"{directory / name} does not hold the parameters that were written to it")

@@ -89,8 +89,8 @@ def slice_of(topology: str) -> tuple[Device, list[jax.Device]]:
         raise ValueError(f"topology is {topology!r}; it must be a TPU slice, such as {known} or v5e:16x16")
     if importlib.util.find_spec("libtpu") is None:
         raise ValueError(
-            f"topology is {topology!r}, which needs the compiler of libtpu; pip install -e '.[tpu]' installs it, on "
-            "Linux"
+            f"topology is {topology!r}, which needs the compiler of libtpu; "
+            "pip install 'highway-jax[tpu]' installs it, on Linux"
         )
     if len(sides := topology.split(":")[-1].split("x")) == 2 and any(int(n) > SIDE for n in sides if n.isdigit()):
         raise ValueError(f"topology is {topology!r}; a side of such a slice has at most {SIDE} chips")

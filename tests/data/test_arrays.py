@@ -101,5 +101,5 @@ def test_a_program_takes_a_path_and_a_workdir_none(tmp_path, monkeypatch, capsys
     (work / "SHA256SUMS").unlink()
     with pytest.raises(DataError, match="has a directory"):
         analyze.main([f"--workdir={work}"])
-    with pytest.raises(errors.UserError, match=r"a path; config\.data_dir says where"):
+    with pytest.raises(errors.UserError, match=r"a path, and config\.data_dir is .*; only one of"):
         search.main([*SMALL, f"--config.dataset={tmp_path}/mine.npz", f"--config.data_dir={tmp_path}"])

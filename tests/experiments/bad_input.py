@@ -1,4 +1,7 @@
-"""Bad input for every program, most of it from the keys' declarations: `python -m tests.experiments.bad_input`."""
+"""Bad input for every program, most of it derived from the keys' declarations.
+
+Try all of it with `python -m tests.experiments.bad_input`; the tests try a sample.
+"""
 
 import collections
 import contextlib
@@ -23,11 +26,11 @@ from experiments.configs import convolutional, figure1, loading
 from experiments.configs.keys import Key
 
 PROGRAMS = ("search", "train", "plan", "analyze", "report", "reproduce", "prepare_data")
-SECONDS = 5  # within which a program must refuse; it takes hundredths
-LONGEST = 2000  # characters of a message, most of which are the names of keys
+SECONDS = 5  # in which a program must refuse bad input; usually it takes hundredths of a second
+LONGEST = 2000  # characters of a message, most of them the names of keys
 FAMILIES = {"digits_depth10": figure1.KEYS, "digits_conv": convolutional.KEYS}
 TINY = ("--config.num_runs=2", "--config.epochs=1")
-# What is before a config's flags, for each program that takes a family's.
+# The programs that take the configs of each family, and the flags that come before the config's.
 TAKE = {
     "digits_depth10": (
         ("search", ("--config=digits_depth10",)),
@@ -37,7 +40,7 @@ TAKE = {
     "digits_conv": (("train", ("--config=digits_conv",)), ("plan", ("--config=digits_conv",))),
 }
 
-# Python of values; on a command line, text.
+# Python expressions of values; on a command line they are text.
 VALUES = [
     "None", "True", "-1", "0", "1", "2", "0.5", "1.0", "1.5", "-0.0", "1e-50", "1e39", "1e400", "-1e400",
     "1e400 - 1e400",
@@ -51,7 +54,7 @@ VALUES = [
     "float('nan')", "(float('nan'), 1.0)", "('\\udcff',)", "(10**401, 10**401)", "(10**5000,)",
     "((((((((((1,),),),),),),),),),)", "range(10**9)", "print", "object()", "lambda: 0", "...", "NotImplemented",
 ]  # fmt: skip
-# Text that is no such Python; a shell could pass it all but the null byte.
+# Text that is not an expression like these; a shell could pass all of it but the null byte.
 TEXTS = [
     "nan", "inf", "-inf", "(nan, 1)", "1e", "--1", "0x", "1_000_", "½", "三", "(", "((1, 2)", "[[[", "(" * 500,
     "[" * 10**4,
@@ -65,7 +68,7 @@ TEXTS = [
 
 
 class Bad(NamedTuple):
-    """A program's arguments, what its line must name, and a config file (FILE in the arguments) if there is one."""
+    """A program's arguments, what its error must name, and the text of a config file (FILE), if any."""
 
     program: str
     args: tuple[str, ...]
@@ -74,7 +77,7 @@ class Bad(NamedTuple):
 
 
 def edges(key: Key) -> list[str]:
-    """The integers next to the first and the last that a key takes."""
+    """The integers just outside the range that a key allows."""
     if not isinstance(middle := 1 if key.default is None else key.default, int) or isinstance(middle, bool):
         return []
     found = []
@@ -96,7 +99,7 @@ def is_allowed(key: Key, value: Any) -> bool:
 
 
 def refuses_text(family: str, name: str, key: Key, text: str) -> bool:
-    """Whether text for a key is refused: as such, or because of the value that it stands for."""
+    """Whether a text is refused as a key's value, as text or for the value that it stands for."""
     if not text:
         return True
     try:
@@ -143,7 +146,7 @@ def of_keys(rng: random.Random | None = None) -> Iterator[Bad]:
 
 
 def changed(family: str, *lines: str) -> str:
-    """A config file that is a known config with changes."""
+    """The text of a config file that changes keys of a known config."""
     file, variant = family.split("_", 1)
     body = "\n        ".join(lines)
     return (
@@ -153,7 +156,7 @@ def changed(family: str, *lines: str) -> str:
 
 
 def of_pairs() -> Iterator[Bad]:
-    """Values that are allowed, and not together, with the data, or on any machine."""
+    """Values that are allowed, but not in combination, with these data, or on this machine."""
     both = [
         (("batch_size=1501",), "config.batch_size"),
         (("batch_size=1000000000",), "config.batch_size"),
@@ -201,7 +204,7 @@ def of_pairs() -> Iterator[Bad]:
 
 
 def of_flags() -> Iterator[Bad]:
-    """Flags that there are not, without values, or that do not go together."""
+    """Unknown flags, flags without values, and flags that exclude each other."""
     for program in PROGRAMS:
         for arg in ("--wrokdir=x", "--", "-x", "--=", "---", "--\udcff=1", "--no\nflag", "--日本=1", f"--{'x' * 5000}"):
             if (program, arg) != ("reproduce", "--"):  # which needs no arguments
@@ -345,7 +348,7 @@ def of_flags() -> Iterator[Bad]:
 
 
 def of_files() -> Iterator[Bad]:
-    """Config files that are none, or whose config is none."""
+    """Files that are not config files, or do not return a valid config."""
     for family in FAMILIES:
         programs = [program for program, before in TAKE[family] if before == (f"--config={family}",)]
         for file, named in {
@@ -395,7 +398,7 @@ def of_files() -> Iterator[Bad]:
 
 
 def of_workdirs() -> Iterator[Bad]:
-    """Workdirs that cannot be used, or are no search's."""
+    """Workdirs that cannot be used, or are not a search's."""
     places = (
         *(
             "FILE",
@@ -429,7 +432,7 @@ def of_workdirs() -> Iterator[Bad]:
 
 
 def everything() -> list[Bad]:
-    """All of it, each once."""
+    """All bad input, without duplicates."""
     return list(dict.fromkeys([*of_flags(), *of_files(), *of_workdirs(), *of_pairs(), *of_keys()]))
 
 
@@ -452,7 +455,7 @@ def is_there(program: str) -> bool:
 
 
 class Outcome(NamedTuple):
-    """What a program says, its exit status, and the seconds of computing that takes."""
+    """A program's stderr, exit status and seconds of CPU time."""
 
     status: int | None
     said: str
@@ -460,7 +463,7 @@ class Outcome(NamedTuple):
 
 
 class Place:
-    """A folder with what bad input refers to: FOUND, a search's workdir, and others that are damaged or no workdirs."""
+    """A folder with the files that bad input names: FOUND, a search's workdir, and damaged or invalid workdirs."""
 
     def __init__(self, folder: Path):
         self.folder, self.files = folder.resolve(), 0
@@ -529,7 +532,7 @@ class Place:
         return arg
 
     def failure(self, bad: Bad) -> str | None:
-        """What is wrong with how a program takes bad input, or None."""
+        """What is wrong with a program's response to bad input, or None."""
         status, said, seconds = self.run(bad)
         named = self._filled(bad.named) if bad.named in self.names else bad.named
         lines = said.splitlines()
@@ -565,7 +568,7 @@ def _too_slow(*_: object) -> None:
 
 
 def main() -> None:
-    """Try all, or a sample of as many as is said; print the count, the failures and the slowest."""
+    """Try all bad input, or a sample of the size given; print the count, the failures and the slowest cases."""
     chosen = some(int(sys.argv[1])) if sys.argv[1:] else [bad for bad in everything() if is_there(bad.program)]
     counts, seconds, failures = collections.Counter(), {}, 0
     with tempfile.TemporaryDirectory() as folder:

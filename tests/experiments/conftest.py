@@ -12,7 +12,7 @@ SEARCH = "--config=digits_depth10", "--config.num_runs=5", "--config.epochs=3", 
 
 @pytest.fixture(scope="session")
 def searched(tmp_path_factory):
-    """A real search's workdir, which tests leave as it is."""
+    """The workdir of a real search, which tests must not change."""
 
     def make(folder):
         search.main([*SEARCH, f"--workdir={folder}/work"])
@@ -22,9 +22,9 @@ def searched(tmp_path_factory):
 
 @pytest.fixture(scope="module", autouse=True)
 def figures_are_dots(request):
-    """Figures are made, but what is saved of one is a dot: to draw it takes longer than to train a small search.
+    """Save a dot in place of every figure, since drawing a figure takes longer than training a small search.
 
-    Modules whose tests look at figures say DRAWN = True. Processes draw all of theirs.
+    Modules whose tests look at figures set DRAWN = True. Separate processes draw their figures.
     """
     if getattr(request.module, "DRAWN", False):
         yield

@@ -1,4 +1,4 @@
-"""Looking inside the networks that real searches found."""
+"""Analysis of the networks of real searches."""
 
 import contextlib
 import functools
@@ -27,7 +27,7 @@ DRAWN = True
 
 @pytest.fixture(scope="module")
 def analyzed(searched, tmp_path_factory):
-    """A copy of it, analyzed, and what the program said."""
+    """A copy of the search's workdir, analyzed, and the program's output."""
     workdir = tmp_path_factory.mktemp("analysis") / "work"
     shutil.copytree(searched, workdir)
     output, errors = io.StringIO(), io.StringIO()
@@ -38,7 +38,7 @@ def analyzed(searched, tmp_path_factory):
 
 @pytest.fixture
 def unreported(monkeypatch):
-    """To draw the report's figures again costs as much as to draw the analysis's."""
+    """Skip the report's figures, which take as long to draw as the analysis's."""
     monkeypatch.setattr(page, "write", lambda *_: None)
 
 
@@ -159,17 +159,17 @@ MISTAKES = {
     "not there": (["--workdir=nowhere"], "workdir 'nowhere' does not exist"),
     "no search's": (["--workdir={empty}"], "config.json is missing"),
     "unfinished": (["--workdir={unfinished}"], r"best/highway is missing; the workdir holds no parameters"),
-    "no highway run": (["--workdir={plain}"], "holds no highway networks, and no others have"),
+    "no highway run": (["--workdir={plain}"], "holds no highway networks, the only ones with"),
     "plain": (["--workdir={work}", "--network=plain"], "--network is 'plain', which has no transform gates"),
     "unknown": (["--workdir={work}", "--network=dense"], "--network is 'dense'; it must be one of highway"),
     "another rank": (
         ["--workdir={work}", "--rank=2"],
-        r"holds its best run's parameters alone; for run \d, first train it: python -m experiments.train "
+        r"holds only the best run's parameters; train run \d first: python -m experiments.train "
         r"--from_search=.*work --network=highway --run=\d$",
     ),
     "rank 6": (["--workdir={work}", "--rank=6"], "--rank is 6; it must be 1 to 5"),
-    "both": (["--workdir={work}", "--rank=1", "--run=1"], "one of --run=N and --rank=N must be given, and not both"),
-    "a flipped bit": (["--workdir={flipped}"], r"best/highway/.* is damaged: it is not as it was written"),
+    "both": (["--workdir={work}", "--rank=1", "--run=1"], "either --run=N or --rank=N must be given, not both"),
+    "a flipped bit": (["--workdir={flipped}"], r"best/highway/.* is damaged: its checksum is wrong"),
     "cut off": (["--workdir={cut}"], r"best/highway is damaged, or holds no parameters"),
     "another network's": (["--workdir={strange}"], "best/highway does not fit the workdir's config"),
     "diverged": (["--workdir={diverged}"], "best/highway holds parameters that are not finite"),
@@ -179,7 +179,7 @@ MISTAKES = {
 
 @pytest.fixture(scope="module")
 def workdirs(searched, tmp_path_factory):
-    """The search's workdir, and copies that are spoilt in one way each."""
+    """The search's workdir, and copies of it with one defect each."""
     folder = tmp_path_factory.mktemp("spoilt")
     names = ("unfinished", "plain", "flipped", "cut", "strange", "diverged")
     found = {name: shutil.copytree(searched, folder / name) for name in names}

@@ -1,4 +1,4 @@
-"""A sample of bad input; what every key takes from a command line; and whatever terminal there is."""
+"""A sample of bad input, the values that keys take from a command line, and unusual terminals."""
 
 import copy
 import os

@@ -1,4 +1,4 @@
-"""Where a process that others are to join listens."""
+"""The address at which process 0 listens for the others."""
 
 import contextlib
 import os
@@ -104,8 +104,8 @@ def test_a_name_may_become_known_late_and_one_that_only_this_machine_can_reach_i
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
     assert cluster.listening_address(f"node1:{port}") == f"node1:{port}"
     warning = capsys.readouterr().err
-    assert warning.startswith("warning: 'node1' is 127.0.0.1 on this machine, which no other can reach")
-    assert warning.endswith(f"JAX_COORDINATOR_BIND_ADDRESS=0.0.0.0:{port} listens at all of its addresses\n")
+    assert warning.startswith("warning: 'node1' is 127.0.0.1 on this machine, which other machines cannot reach")
+    assert warning.endswith(f"JAX_COORDINATOR_BIND_ADDRESS=0.0.0.0:{port} listens at all of this machine's addresses\n")
 
 
 def test_an_address_that_cannot_be_listened_at_is_one_line_and_status_2():

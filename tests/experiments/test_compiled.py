@@ -1,4 +1,4 @@
-"""What XLA has compiled is kept for the next process, safely."""
+"""Compiled programs are cached for later processes, safely."""
 
 import contextlib
 import json
@@ -32,7 +32,7 @@ print(json.dumps({name: events[name] for name in ("compile_requests_use_cache", 
 
 
 def searched(tmp_path, name, **environment):
-    """The events of a search in a process of its own."""
+    """The cache events of a search in its own process."""
     flags = [f"--config.{change}" for change in ("num_runs=2", "epochs=1", "networks=highway")]
     flags += ["--config=digits_depth10", f"--workdir={tmp_path / name}"]
     mine = {key: value for key, value in os.environ.items() if not key.startswith(("JAX_COMPILATION", "JAX_PERSIST"))}
@@ -58,7 +58,7 @@ def test_a_second_process_compiles_nothing_and_finds_the_same(tmp_path):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """Where it would be kept; JAX's settings are as in a new process."""
+    """The cache folder, with JAX's settings as in a new process."""
     before = {name: getattr(jax.config, name) for name in SETTINGS}
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     begin_anew()
@@ -69,14 +69,14 @@ def folder(tmp_path, monkeypatch):
 
 
 def begin_anew():
-    """As a new process does."""
+    """Reset JAX's settings, as in a new process."""
     jax.config.update("jax_enable_compilation_cache", True)
     jax.config.update("jax_compilation_cache_dir", None)
     compilation_cache.reset_cache()
 
 
 def compile_anew(number):
-    """Compile a program of this test's, as a new process would."""
+    """Compile one of this test's programs, as a new process would."""
     return jax.jit(lambda x: jnp.sin(x) + number).lower(1.0).compile()
 
 
@@ -104,7 +104,7 @@ def test_nothing_is_kept_where_others_may_write_or_nobody_can(arrange, reason, f
     compile_anew(1)
     assert jax.config.jax_compilation_cache_dir is None and not kept(folder)
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("warning: what is compiled is not kept: " + reason.format(folder))
+    assert line.startswith("warning: compiled programs are not cached: " + reason.format(folder))
 
 
 def test_jaxs_own_settings_go_first(folder, tmp_path, monkeypatch):
@@ -142,7 +142,7 @@ def test_what_is_damaged_is_compiled_again_and_removed(harm, folder, recwarn):
     harm(entry)
     compile_anew(3)
     (warning,) = recwarn
-    assert compiled.explained(str(warning.message)).startswith(f"{folder} is emptied")
+    assert compiled.explained(str(warning.message)).startswith(f"{folder} has been emptied")
     assert not kept(folder)
     compile_anew(4)
     assert not kept(folder) and len(recwarn) == 1  # the next process begins again

@@ -69,10 +69,13 @@ def test_what_reads_the_workdir_gets_the_data_from_the_config_file(searched, mon
     work, config = f"{searched}/work", f"--config={searched}/mine.py"
     again = [f"--from_search={work}", "--network=highway", "--run=1", f"--workdir={tmp_path}/again"]
     for main, argv in (analyze.main, [f"--workdir={work}"]), (train.main, again):
-        message = "error: dataset 'mine.rings()' is from a function of a config file; --config=FILE must give it"
+        message = "error: dataset 'mine.rings()' comes from a function in a config file; --config must name the file"
         assert status(main, argv, monkeypatch, capsys) == (2, message + "\n")
         other = write(tmp_path / "other.py")
-        assert status(main, [*argv, other], monkeypatch, capsys) == (2, f"{message}; the one given has other.rings()\n")
+        assert status(main, [*argv, other], monkeypatch, capsys) == (
+            2,
+            f"{message}; the file given has other.rings()\n",
+        )
         code, errors = status(main, [*argv, write(tmp_path / "mine.py", seed=1)], monkeypatch, capsys)
         assert code == 2 and "was made with other data: the MD5 of 'train'" in errors
     analyze.main([f"--workdir={work}", config])

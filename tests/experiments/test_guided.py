@@ -121,7 +121,7 @@ def test_mistakes_are_explained(changes, message):
 
 def test_without_optuna_the_extra_is_named(monkeypatch):
     monkeypatch.setattr(validation.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(errors.UserError, match=re.escape("pip install -e '.[optuna]'")):
+    with pytest.raises(errors.UserError, match=re.escape("pip install 'highway-jax[optuna]'")):
         validation.check(config_of(sampler="tpe", num_runs=6, runs_in_memory=2))
 
 
@@ -129,7 +129,7 @@ def test_a_study_that_is_damaged_or_locked_ends_no_work(tmp_path, capsys, monkey
     def assert_warned():
         guiding.store(tmp_path, space_of(), "highway", result_of(space_of(), [1]))
         warning = capsys.readouterr().err
-        assert warning.startswith(f"warning: {study} is left as it is: ") and warning.count("\n") == 1
+        assert warning.startswith(f"warning: {study} could not be updated: ") and warning.count("\n") == 1
 
     study = tmp_path / guiding.STUDIES
     study.write_text("no database")

@@ -1,4 +1,4 @@
-"""What a workdir's work must not be mixed with: other data, another config, other settings, somebody else's files."""
+"""A workdir's work is never mixed with other data, another config, other settings or foreign files."""
 
 import base64
 import contextlib
@@ -64,7 +64,7 @@ def finished(data_dirs, tmp_path_factory):
 
 
 def contents(directory):
-    """Every file and what is in it; links as what they point to."""
+    """Every file and its contents; for links, their targets."""
     return {
         path: path.readlink() if path.is_symlink() else path.read_bytes()
         for path in directory.rglob("*")
@@ -73,7 +73,7 @@ def contents(directory):
 
 
 def refused(program, *args, monkeypatch, capsys, untouched=()):
-    """What a program says of something that it does not do, leaving directories as they are."""
+    """The error with which a program refuses; it must leave the directories `untouched` as they are."""
     before = [contents(directory) for directory in untouched]
     monkeypatch.setattr(sys, "argv", [program.__name__, *map(str, args)])
     capsys.readouterr()
@@ -145,7 +145,7 @@ def test_what_changes_numbers_does_not_change_when_a_search_goes_on(change, data
 
 
 def test_before_there_is_anything_to_keep_all_may_change(data_dirs, monkeypatch, tmp_path):
-    """Such as `runs_per_batch`, where the first epoch did not fit into memory."""
+    """For example `runs_per_batch`, after the first epoch did not fit into memory."""
     directory = tmp_path / "work"
 
     def out_of_memory(*args):
@@ -200,7 +200,7 @@ def test_a_search_at_work_has_the_tables_of_its_last_checkpoint(data_dirs, monke
     seen = []
 
     class Watching(stops.StopRequest):
-        """Asked after every epoch, before its checkpoint."""
+        """Called after every epoch, before its checkpoint."""
 
         @property
         def signal(self):
@@ -215,7 +215,7 @@ def test_a_search_at_work_has_the_tables_of_its_last_checkpoint(data_dirs, monke
 
 
 def test_tables_never_stand_beside_parameters_of_other_epochs(data_dirs, refuse, monkeypatch, tmp_path):
-    """A search that was stopped goes on, and is killed once its new tables are there, but not its parameters."""
+    """A stopped search is resumed, and killed after it has written new tables but no parameters."""
     mine = f"--config.data_dir={data_dirs[0]}"
     directory = stop_halfway(tmp_path / "work", monkeypatch, mine)
     assert (directory / "best/highway").exists()
@@ -229,7 +229,7 @@ def test_tables_never_stand_beside_parameters_of_other_epochs(data_dirs, refuse,
 
 
 def test_a_run_is_repeated_with_the_hyperparameters_of_the_table(data_dirs, finished, capsys, tmp_path):
-    """And not with what the config, or another version, would draw."""
+    """It does not use the hyperparameters that the config or another version would draw."""
     changed = shutil.copytree(finished, tmp_path / "changed")
     (changed / "SHA256SUMS").unlink()
     table = pandas.read_csv(changed / "runs.csv", dtype=str)
@@ -249,7 +249,7 @@ def test_a_directory_of_something_else_is_refused_and_left_alone(file, refuse, t
     (tmp_path / "work/data").mkdir(parents=True)
     (tmp_path / "work" / file).write_text('{"epochs": 7}')
     said = refuse(search, *SMALL, f"--workdir={tmp_path}/work", untouched=[tmp_path])
-    assert "so it is no workdir of this program" in said or "was written by another version" in said
+    assert "so it is not a workdir of this program" in said or "was written by another version" in said
     assert sorted(path.name for path in tmp_path.rglob("*")) == sorted({"work", "data", file.split("/")[-1]})
 
 
@@ -331,7 +331,7 @@ def test_a_search_is_finished_once_its_parameters_can_be_read_back(data_dirs, re
 
 
 def test_a_workdir_does_not_say_where_data_are_read(data_dirs, refuse, finished, monkeypatch, tmp_path):
-    """`config.json` may be a stranger's, and its data_dir too."""
+    """`config.json` and its data_dir may come from a stranger."""
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "empty"))
     assert json.loads((finished / "config.json").read_text())["data_dir"] == str(data_dirs[0])
     args = f"--from_search={finished}", "--run=1", f"--workdir={tmp_path}/again"

@@ -1,4 +1,4 @@
-"""What is printed of a plan, and the rates that it stands on."""
+"""The printed plan, and the rates behind its times."""
 
 import dataclasses
 import functools
@@ -64,7 +64,7 @@ def test_rates_are_the_devices_own_and_lie_between_those_measured(tmp_path):
 
 
 def shown(capsys, monkeypatch, *flags):
-    """What is printed of a plan; that of twelve runs on two devices, whatever the flags say of them."""
+    """The program's output; the plan itself is always that of twelve runs on two devices."""
     made = planned()
     monkeypatch.setattr(
         plan,
@@ -123,10 +123,16 @@ def test_what_devices_send_is_said_of_a_mesh(where, capsys, two_devices):
         (["--device=h1000"], "--device is 'h1000'; it must be one of here, a100, h100"),
         (["--config.batch_size=1501"], "config.batch_size is 1501; it must be at most 1500"),
         (["--config.dataset=fashion_mnist"], "'fashion_mnist' is not prepared in .*TFDS_DATA_DIR"),
-        (["--workdir=x"], "--workdir is no flag"),
+        (["--workdir=x"], "--workdir is not a flag"),
         (["--topology=v9:2x2"], "--topology is 'v9:2x2'; it must be a TPU slice, such as v5e:2x2"),
-        (["--topology=v5e:2x2", "--devices=4"], "--devices is 4, but --topology says which devices, and how many"),
-        (["--config.mesh=(1, 1)", "--device=h100"], r"config.mesh is \(1, 1\), but --device and --devices plan one"),
+        (
+            ["--topology=v5e:2x2", "--devices=4"],
+            "--devices is 4, but --topology already sets the kind and number of devices",
+        ),
+        (
+            ["--config.mesh=(1, 1)", "--device=h100"],
+            r"config.mesh is \(1, 1\), but --device and --devices plan for one",
+        ),
         (["--config.mesh=(1000, 1)"], r"config.mesh is \(1000, 1\); it must take at most \d+ devices"),
     ],
 )

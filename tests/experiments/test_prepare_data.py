@@ -21,7 +21,7 @@ without_tensorflow = pytest.mark.skipif(
         (["--dataset=mnist", "--data_dir=~no-such-user/data"], "path '~no-such-user/data' begins with '~'"),
         pytest.param(
             ["--dataset=mnist"],
-            r"preparing 'mnist' needs TensorFlow.*: pip install -e '\.\[prepare\]'",
+            r"preparing 'mnist' needs TensorFlow.*: pip install 'highway-jax\[prepare\]'",
             marks=without_tensorflow,
         ),
     ],

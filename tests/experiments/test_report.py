@@ -1,4 +1,4 @@
-"""The report as its reader meets it: a page that stands alone and says what the workdirs say."""
+"""The report as its reader sees it: a self-contained page with the numbers of the workdirs."""
 
 import base64
 import csv
@@ -465,7 +465,7 @@ MISTAKES = [
     (["setup.py"], "workdir 'setup.py' is a file"),
     (["experiments"], "experiments/config.json is missing"),
     (["{work}", "{work}/."], "workdir '.*' is given twice"),
-    (["{work}", "--ouptut=x"], "--ouptut is no flag"),
+    (["{work}", "--ouptut=x"], "--ouptut is not a flag"),
     (["{work}", "--output=setup.py"], "--output is 'setup.py', which cannot be written: File exists"),
     (["{work}", "--output=/proc/nowhere"], "--output is '/proc/nowhere', which cannot be written"),
     (["{work}", "{cut}"], "curves.csv is damaged: it is cut off"),
@@ -517,7 +517,7 @@ def test_a_finished_workdir_is_read_only_as_it_was_written(tmp_path):
     checkpoint.write_sums(directory, [directory / "runs.csv"])
     reading.load(directory)
     (directory / "runs.csv").write_text((directory / "runs.csv").read_text().replace("relu", "tanh"))
-    with pytest.raises(UserError, match=r"runs.csv is damaged: it is not as it was written"):
+    with pytest.raises(UserError, match=r"runs.csv is damaged: its checksum is wrong"):
         reading.load(directory)
 
 

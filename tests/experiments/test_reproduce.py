@@ -707,7 +707,7 @@ def test_stops_goes_on_and_writes_the_page(tmp_path, monkeypatch):
     assert any(line.startswith("highway: epoch 1/") for line in first.stdout)
     first.send_signal(signal.SIGINT)
     output, errors = first.communicate()
-    assert first.returncode == 130 and errors.endswith("interrupted in order; the same command goes on from there\n")
+    assert first.returncode == 130 and errors.endswith("interrupted in order; the same command resumes from there\n")
     assert "written: " in output
     stopped = reading.load(kept)
     assert not stopped.finished
@@ -744,10 +744,11 @@ def test_what_is_run_is_what_the_programs_take():
         ),
         (["--what=figure1", "--depths=10,30"], "--depths has '30'; it must be of 10, 20, 50, 100"),
         (["--what=figure1", "--scale=large"], "flag --scale=large: value should be one of <paper|small>"),
-        (["figure1"], "unexpected argument 'figure1'; every argument is a --flag=value"),
-        (["--what=gates", "--depths=10"], "--depths is '10', which is for --what=figure1"),
+        (["figure1"], "unexpected argument 'figure1'; every argument must be a --flag=value"),
+        (["--what=gates", "--depths=10"], "--depths is '10', which needs --what=figure1"),
         (["--what=figure1", "--depths="], "--depths has ''; it must be of 10, 20, 50, 100"),
         (["--what="], "--what is empty; it must be of figure1, "),
+        ([], "experiments.reproduce needs a clone of the repository, whose results/, docs/ and README.md it writes; "),
     ],
 )
 def test_mistakes_are_one_line(args, message, tmp_path, monkeypatch, capsys):

@@ -1,4 +1,4 @@
-"""A workdir read back: exactly, or refused with one line that names the file."""
+"""A workdir is read back exactly, or refused with one line that names the file."""
 
 import json
 import os
@@ -92,9 +92,9 @@ def edit(**values):
 
 DAMAGE = [
     ("config.json", None, "is missing"),
-    ("config.json", lambda text: text[:-1], "it is no JSON"),
+    ("config.json", lambda text: text[:-1], "it is not JSON"),
     ("config.json", lambda text: "[1]", "it must be a JSON object"),
-    ("config.json", lambda text: "[" * 10**5, "it is no JSON"),
+    ("config.json", lambda text: "[" * 10**5, "it is not JSON"),
     ("config.json", replace(r'"depth": 10', '"depth": "x"'), "depth is 'x'"),
     ("config.json", replace(r'"num_runs": 3', '"num_runs": 0'), "num_runs is 0"),
     ("config.json", replace(r'"num_runs": 3', '"num_runs": 10000'), "runs must be 0 to 9999"),
@@ -114,7 +114,7 @@ DAMAGE = [
         "it must be one or more of highway, plain, residual, fixed, lstm",
     ),
     ("provenance.json", edit(format=3, data_md5=[]), r"data_md5 is \[\]"),
-    ("provenance.json", lambda text: "", "it is no JSON"),
+    ("provenance.json", lambda text: "", "it is not JSON"),
     ("runs.csv", None, "is missing"),
     ("runs.csv", lambda text: "", "it is cut off"),
     ("runs.csv", lambda text: text.splitlines()[0] + "\n", "it has no rows"),

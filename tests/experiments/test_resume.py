@@ -1,4 +1,4 @@
-"""A search that is stopped, killed, damaged or in the way of another."""
+"""Searches that are stopped, killed or damaged, or share a workdir with another process."""
 
 import json
 import os
@@ -23,7 +23,7 @@ ONE = "--config.networks=highway"
 
 
 def finish(workdir, capsys, *args):
-    """Let the search end in this process; its output and errors."""
+    """Run the search to its end in this process; returns its output and errors."""
     search.main([*faults.SEARCH, f"--workdir={workdir}", *args])
     return capsys.readouterr()
 
@@ -48,7 +48,7 @@ def copied(halfway, tmp_path):
 
 
 def refused(workdir, monkeypatch, capsys, *args):
-    """What the program says of a workdir that it does not go on with, in this process."""
+    """The error with which the program, in this process, refuses a workdir, which must stay unchanged."""
     monkeypatch.setattr(sys, "argv", ["search", *faults.SEARCH, ONE, f"--workdir={workdir}", *args])
     before = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
     with pytest.raises(SystemExit) as stop:
@@ -77,9 +77,9 @@ def test_a_stopped_search_keeps_what_it_has_and_goes_on(undisturbed, tmp_path, c
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM
-    assert errors.splitlines()[0] == "stopping after this epoch; once more stops at once"
+    assert errors.splitlines()[0] == "stopping after this epoch; repeat to stop at once"
     assert re.match(r"interrupted after part \d/2, epoch \d/4 of \w+; ", errors.splitlines()[1])
-    assert errors.splitlines()[1].endswith("the same command goes on from there")
+    assert errors.splitlines()[1].endswith("the same command resumes from there")
     assert (tmp_path / "work/runs.csv").exists()
     output, errors = finish(tmp_path / "work", capsys, *args)
     assert ": going on after part " in output
@@ -113,7 +113,7 @@ def test_without_an_intact_checkpoint_it_begins_again(undisturbed, copied, capsy
 def test_damaged_results_are_refused(name, undisturbed, tmp_path, monkeypatch, capsys):
     shutil.copytree(undisturbed, tmp_path / "work")
     faults.damage(tmp_path / "work" / name, "flip", random.Random(3))
-    assert "is damaged: it is not as it was written" in refused(tmp_path / "work", monkeypatch, capsys)
+    assert "is damaged: its checksum is wrong" in refused(tmp_path / "work", monkeypatch, capsys)
 
 
 def test_another_config_an_older_format_and_resume_never_are_refused(copied, monkeypatch, capsys):
@@ -155,7 +155,7 @@ def test_a_process_that_got_ready_while_another_finished_leaves_its_results_alon
 def test_settings_of_the_environment_change_nothing_and_every_process_is_recorded(
     undisturbed, copied, monkeypatch, tmp_path
 ):
-    """Half of the search is trained under JAX's defaults, the rest, draws included, under other ones."""
+    """Half of the search is trained with JAX's defaults. The rest, draws included, is trained with other settings."""
     first = json.loads((copied / "provenance.json").read_text())
     for name, value in {
         "JAX_ENABLE_X64": "1", "JAX_DEFAULT_PRNG_IMPL": "rbg", "JAX_THREEFRY_PARTITIONABLE": "0",
@@ -165,7 +165,7 @@ def test_settings_of_the_environment_change_nothing_and_every_process_is_recorde
         monkeypatch.setenv(name, value)
     status, _, errors = faults.finish(copied, ONE)
     assert status == 0
-    assert "warning: JAX_ENABLE_X64 is True; results here are always of False\n" in errors
+    assert "warning: JAX_ENABLE_X64 is True, which is ignored; the programs always use False\n" in errors
     assert all(line.startswith("warning: JAX_") for line in errors.splitlines()), errors
     assert faults.results(copied) == faults.results(undisturbed)
     about = json.loads((copied / "provenance.json").read_text())
@@ -184,7 +184,7 @@ def test_a_fresh_start_is_allowed_where_it_is_one(tmp_path, capsys):
 
 def test_a_second_process_is_refused(copied, monkeypatch, capsys):
     with filelock.FileLock(copied / ".lock"):
-        assert "in which another process is at work" in refused(copied, monkeypatch, capsys)
+        assert "which another process is using" in refused(copied, monkeypatch, capsys)
 
 
 def test_a_full_disk_stops_a_search_and_leaves_the_last_good_checkpoint(undisturbed, copied, capsys):

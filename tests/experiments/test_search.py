@@ -244,7 +244,7 @@ MISTAKES = [
     ([*SMALL, "--config.epoch=3"], "--config.epoch is not a key of the config; the keys are batch_size"),
     ([*SMALL, "--config.search=3"], "the keys are search.activation"),
     ([*SMALL, "--config.epochs=three"], "--config.epochs is 'three'; it must be of type int"),
-    (["--config=digits_depth10", "--config.epochs"], "--config.epochs is given without a value"),
+    (["--config=digits_depth10", "--config.epochs"], "--config.epochs has no value; write --config.epochs=VALUE"),
     ([*SMALL, "--config.num_runs=0"], "config.num_runs is 0; it must be an integer of at least 1\n"),
     ([*SMALL, "--config.num_runs=100000000000000000000"], "it must be an integer of at most 1000000"),
     (
@@ -267,14 +267,14 @@ MISTAKES = [
     ),
     (
         [*SMALL, "--config.search.momentum=(0.9, 0.8)"],
-        r"config.search.momentum is \(0.9, 0.8\); it must be .*, not an inverted one",
+        r"config.search.momentum is \(0.9, 0.8\); it must be .*, with low at most high",
     ),
     ([*SMALL, "--config.dataset=nonesuch"], "dataset 'nonesuch' is unknown; allowed are 'digits' and"),
     ([*SMALL, "--config.data_dir=/no/such"], "config.data_dir is '/no/such'; it must be an existing directory"),
     (["--config=mnist_depth10", "--config.data_dir=."], "dataset 'mnist' is not prepared in .*; prepare it with: "),
     ([*SMALL, "--workdir=setup.py"], "--workdir is 'setup.py', which is a file"),
     ([*SMALL, "--workdir=/proc/nowhere"], "--workdir is '/proc/nowhere', which cannot be written"),
-    ([*SMALL, "--wrokdir=x"], "--wrokdir is no flag; a config's key is set with --config.KEY=VALUE"),
+    ([*SMALL, "--wrokdir=x"], "--wrokdir is not a flag; set a key of the config with --config.KEY=VALUE"),
     ([*SMALL, "stray"], "unexpected argument 'stray'"),
 ]
 
@@ -294,7 +294,7 @@ def test_a_mistake_is_one_line_and_status_2(args, message, monkeypatch, capsys, 
     [
         ("c.depht = 3", "the config has a key 'depht'"),
         ("del c.depth", "the config has no key 'depth'"),
-        ("c.seed = print", "in which config.seed is no JSON: TypeError"),
+        ("c.seed = print", "in which config.seed is not JSON: TypeError"),
         ("raise ValueError('one\\ntwo')", "cannot be loaded: ValueError: one"),
         ("raise SystemExit(7)", "cannot be loaded: SystemExit: 7"),
         ("c = 3", "must return a ConfigDict"),

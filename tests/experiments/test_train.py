@@ -58,11 +58,11 @@ def rows(path):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ([], "--config and --from_search are missing; one of them must be given"),
+        ([], "--config and --from_search are both missing; one must be given"),
         (["--from_search=nowhere"], "'nowhere' does not exist"),
         (["--from_search=FOUND", "--run=1"], "--network is missing; it must be one of highway, plain"),
         (["--from_search=FOUND", "--network=residual", "--run=1"], "--network is 'residual'; it must be one of"),
-        (["--from_search=FOUND", "--network=plain"], "one of --run=N and --rank=N must be given"),
+        (["--from_search=FOUND", "--network=plain"], "either --run=N or --rank=N must be given"),
         (["--from_search=FOUND", "--network=plain", "--run=5"], "--run is 5; it must be 0 to 4"),
         (["--from_search=FOUND", "--network=plain", "--rank=0"], "--rank is 0; it must be 1 to 5"),
         (["--from_search=FOUND", "--network=plain", "--run=x"], "invalid literal"),

@@ -187,7 +187,10 @@ def test_cifar100_is_trained_as_the_paper_does(tmp_path, capsys):
             ["--config.teacher=TRAINED", "--config.validation=100", "--config.hint_layer=9"],
             "hint_layer is 9; .* 1 to 2",
         ),
-        (["--config.teacher=TRAINED"], "config.teacher is .*, whose validation is 100; it must be 0, as here"),
+        (
+            ["--config.teacher=TRAINED"],
+            "config.teacher is .*, whose validation is 100; it must be 0, as in this config",
+        ),
         (["--config.teacher=TRAINED", "--config.hint_epochs=2"], "config.hint_epochs is 2; it must be below 2"),
     ],
     ids=lambda value: value[0].removeprefix("--config.") if isinstance(value, list) else "",

@@ -17,7 +17,7 @@ from highway_jax.population import compiled, devices, planning
 from highway_jax.population.groups import Groups
 
 tpu = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install -e '.[tpu]', on Linux"
+    importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install 'highway-jax[tpu]', on Linux"
 )
 # What is compiled for devices that are not here cannot be read back.
 pytestmark = pytest.mark.filterwarnings("ignore:Error reading persistent compilation cache entry")
@@ -206,6 +206,7 @@ def test_a_mistake_is_named(where, message):
 def test_without_its_compiler_a_slice_is_refused(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(
-        ValueError, match=r"topology is 'v5e:2x2', which needs the compiler of libtpu; pip install -e '.\[tpu\]'"
+        ValueError,
+        match=r"topology is 'v5e:2x2', which needs the compiler of libtpu; pip install 'highway-jax\[tpu\]'",
     ):
         planned("dense", topology="v5e:2x2")
