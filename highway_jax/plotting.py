@@ -7,6 +7,7 @@ import itertools
 import math
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -59,7 +60,7 @@ def _said(value: float, mode: str) -> str:
     return number(value) if mode == "min" else f"{value:.4g}"
 
 
-class _Words(NamedTuple):
+class Wording(NamedTuple):
     """What figures call the number that runs are ranked by."""
 
     axis: str
@@ -69,12 +70,13 @@ class _Words(NamedTuple):
     unit: str
 
 
-def _words(name: str) -> _Words:
+def wording(name: str) -> Wording:
+    """What to call the number of that name; "loss" is that of the paper, in nats."""
     if name == "loss":
-        return _Words(LOSS, "lowest loss", "lowest losses", "best loss", " (nats)")
+        return Wording(LOSS, "lowest loss", "lowest losses", "best loss", " (nats)")
     name = name.replace("_", " ")
     best = f"best {name}"
-    return _Words(name, best, best, best, "")
+    return Wording(name, best, best, best, "")
 
 
 def _color(kind: str) -> str:
@@ -155,7 +157,7 @@ def learning_curves(curves: Mapping[str, np.ndarray], accuracy: Mapping[str, np.
                 labels.append((epochs[finite[-1]], last, f"{network}  {text}", color))
     several = any(len(losses) > 1 for losses in curves.values())
     bold = "; bold: the run with the lowest" if several else ""
-    style(left, f"training loss{bold}\nnumber and dot: the lowest", "epoch", LOSS)
+    style(left, f"training loss{bold}\nnumber and dot: its lowest loss", "epoch", LOSS)
     same = "; bold: the same run" if several else ""
     dot = "number: after the last epoch; dot: lowest training loss"
     style(right, f"error on the test set{same}\n{dot}", "epoch", "percent")
@@ -200,7 +202,7 @@ def comparison(
     else:
         figure = Figure(figsize=(11, 5), layout="constrained")
         *panels, right = figure.subplots(1, 2, sharey=True, width_ratios=(1.25, 1))
-    words, mode = _words(name), next(iter(searches[0].values())).mode
+    words, mode = wording(name), next(iter(searches[0].values())).mode
     ends: list[list[_End]] = [[] for _ in panels]
     for place, (search, label) in enumerate(zip(searches, labels, strict=True)):
         axes, mine = (panels[place], ends[place]) if apart else (panels[0], ends[0])
@@ -318,28 +320,14 @@ def hyperparameters(
       name: what to call the number; "loss" is that of the paper, in nats.
       mode: "min" if lower is better, or "max".
     """
-    networks, names, words = list(values), varied(values.values()), _words(name)
+    networks, names, words = list(values), varied(values.values()), wording(name)
     figure = Figure(figsize=(max(9, 2.2 * len(names)), 0.7 + 2.5 * len(networks)), layout="constrained")
     grid = figure.subplots(len(networks), len(names), sharey=True, squeeze=False)
-    low, high, log = _scale(best.values(), mode)
-    step = ((high / low) ** 0.06 if high > 1.01 * low else 1.1) if log else 0.06 * (high - low) or 0.1
-
-    def beyond(end: float, steps: int) -> float:
-        return end * step**steps if log else end + steps * step
-
-    better, worse = (low, high) if mode == "min" else (high, low)
-    out = 1 if mode == "min" else -1  # the side of the worse
-    divider, strip = beyond(worse, out), beyond(worse, 2 * out)
-    lost = any(not np.isfinite(numbers).all() for numbers in best.values())
-    limits = sorted((beyond(better, -out), beyond(worse, 3 * out) if lost else divider))
-    ticks = _ticks(low, high, log)
-    if lost:  # a label of two lines, which has to have room
-        crowded = [tick for tick in ticks if out * (tick - beyond(worse, -out)) > 0]
-        ticks = {tick: label for tick, label in ticks.items() if tick not in crowded} | {strip: "never\nfinite"}
+    reached = reaches(best.values(), mode)
+    ticks = reached.ticks
     for network, row in zip(networks, grid, strict=True):
-        numbers = np.asarray(best[network], np.float64)
-        numbers = np.where(np.isfinite(numbers), numbers.clip(low), numbers)  # a loss of 0 with the lowest
-        heights = np.where(np.isfinite(numbers), numbers, strip)
+        heights = reached.heights(best[network])
+        numbers = np.where(np.isfinite(best[network]), heights, best[network])
         for axes, hyperparameter in zip(row, names, strict=True):
             if axes in grid[0]:
                 axes.set_title(plain(hyperparameter.replace("_", " ")), fontsize=11, color=TEXT)
@@ -348,12 +336,12 @@ def hyperparameters(
                 axes.set_axis_off()
                 continue
             style(axes, None, None)
-            axes.set_yscale("log" if log else "linear")
+            axes.set_yscale("log" if reached.log else "linear")
             axes.set_yticks(list(ticks), list(ticks.values()))
             axes.set_yticks([], minor=True)
-            axes.set_ylim(*limits)
-            if lost:
-                axes.axhline(divider, color=FAINT, linewidth=0.7, linestyle=(0, (4, 3)))
+            axes.set_ylim(*reached.limits)
+            if reached.divider is not None:
+                axes.axhline(reached.divider, color=FAINT, linewidth=0.7, linestyle=(0, (4, 3)))
             _against(axes, hyperparameter, values[network], numbers, heights, diverged[network], _color(network))
             label = plain(f"{network}\n{words.best}{words.unit}".strip())
         row[0].set_ylabel(label, color=_color(network), weight="bold")
@@ -381,7 +369,7 @@ def distribution(
     low, high, log = _scale([numbers for search in best for numbers in search.values()], mode)
     room = 0.06 * (high - low) or 0.1
     ends = [low / 1.3, high * 1.3] if log else [low - room, high + room]
-    words = _words(name)
+    words = wording(name)
     for axes, network in zip(panels, networks, strict=True):
         xlabel = f"{words.best} of at {'most' if mode == 'min' else 'least'}{words.unit}"
         style(axes, None, xlabel, "fraction of the runs" if axes is panels[0] else None)
@@ -517,6 +505,81 @@ def _curve(
     return [(epochs[finite[-1]], losses[finite[-1]], f"{label}  {_said(best, mode)}", _color(network))]
 
 
+class Across(NamedTuple):
+    """Where runs are on the axis of a hyperparameter: (runs,) places, a choice's options by place, if it is log."""
+
+    x: np.ndarray
+    options: list[str]
+    log: bool
+
+
+def across(values: np.ndarray) -> Across:
+    """The axis that suits a hyperparameter: a place for every option of a choice, or logarithmic, or linear."""
+    if is_choice(values):
+        options, index = np.unique(values, return_inverse=True)
+        # Spread sideways by multiples of the golden ratio, which keep apart however many there are.
+        return Across(index + 0.6 * (np.arange(len(index)) * 0.618034 % 1 - 0.5), list(map(str, options)), False)
+    most_are_small = values.min() > 0 and values.max() > max(WIDE * values.min(), 4 * np.median(values))
+    return Across(values, [], bool(most_are_small))
+
+
+def medians(x: np.ndarray, options: Sequence[str], best: np.ndarray) -> list[tuple[list[float], list[float]]]:
+    """The lines that join the median best numbers of fifths of 25 runs or more, or one for each option of a choice."""
+    if options:
+        index = np.round(x)
+        there = [i for i in range(len(options)) if (index == i).any()]
+        return [([i - 0.4, i + 0.4], [float(np.median(best[index == i]))] * 2) for i in there]
+    fifths = np.array_split(np.argsort(x, kind="stable"), 5) if len(x) >= 25 else []
+    return [([float(np.median(x[f])) for f in fifths], [float(np.median(best[f])) for f in fifths])]
+
+
+@dataclass(frozen=True)
+class Reaches:
+    """An axis of the best numbers of runs, and beyond the worst of them a strip for runs that never had a finite one.
+
+    Attributes:
+      log: whether it is logarithmic.
+      limits: of the axis.
+      ticks: their labels by place.
+      lowest: the lowest place there is for a number; a loss of 0 is there.
+      strip: the place of runs without a finite number.
+      divider: where the strip begins; None if there is no such run.
+    """
+
+    log: bool
+    limits: tuple[float, float]
+    ticks: dict[float, str]
+    lowest: float
+    strip: float
+    divider: float | None
+
+    def heights(self, best: np.ndarray) -> np.ndarray:
+        """(runs,) the places of runs by their best numbers."""
+        best = np.asarray(best, np.float64)
+        return np.where(np.isfinite(best), best.clip(self.lowest), self.strip)
+
+
+def reaches(best: Iterable[np.ndarray], mode: str) -> Reaches:
+    """The axis for the best numbers of all these runs."""
+    best = list(best)
+    low, high, log = _scale(best, mode)
+    step = ((high / low) ** 0.06 if high > 1.01 * low else 1.1) if log else 0.06 * (high - low) or 0.1
+
+    def beyond(end: float, steps: int) -> float:
+        return end * step**steps if log else end + steps * step
+
+    better, worse = (low, high) if mode == "min" else (high, low)
+    out = 1 if mode == "min" else -1  # the side of the worse
+    divider, strip = beyond(worse, out), beyond(worse, 2 * out)
+    lost = any(not np.isfinite(numbers).all() for numbers in best)
+    ends = sorted((beyond(better, -out), beyond(worse, 3 * out) if lost else divider))
+    ticks = _ticks(low, high, log)
+    if lost:  # a label of two lines, which has to have room
+        crowded = [tick for tick in ticks if out * (tick - beyond(worse, -out)) > 0]
+        ticks = {tick: label for tick, label in ticks.items() if tick not in crowded} | {strip: "never\nfinite"}
+    return Reaches(log, (ends[0], ends[1]), ticks, low, strip, divider if lost else None)
+
+
 def _against(
     axes: Axes,
     name: str,
@@ -527,25 +590,17 @@ def _against(
     color: str,
 ) -> None:
     """Scatter runs over one hyperparameter at these heights, with the median of their best numbers."""
-    values = table[name]
-    if is_choice(values):
-        options, index = np.unique(values, return_inverse=True)
-        # Spread sideways by multiples of the golden ratio, which keep apart however many there are.
-        x = index + 0.6 * (np.arange(len(index)) * 0.618034 % 1 - 0.5)
-        medians = [([i - 0.4, i + 0.4], [np.median(best[index == i])] * 2) for i in range(len(options))]
-        axes.set_xticks(range(len(options)), [plain(str(option)) for option in options])
+    x, options, log = across(table[name])
+    if options:
+        axes.set_xticks(range(len(options)), list(map(plain, options)))
         axes.set_xlim(-0.6, len(options) - 0.4)
+    elif log:
+        axes.set_xscale("log")
     else:
-        x = values
-        fifths = np.array_split(np.argsort(x, kind="stable"), 5) if len(x) >= 25 else []
-        medians = [([np.median(x[f]) for f in fifths], [np.median(best[f]) for f in fifths])]
-        if x.min() > 0 and x.max() > WIDE * x.min() and x.max() > 4 * np.median(x):  # most are small
-            axes.set_xscale("log")
-        else:
-            axes.xaxis.set_major_locator(MaxNLocator(4, min_n_ticks=2))
-    for places, median in medians:
+        axes.xaxis.set_major_locator(MaxNLocator(4, min_n_ticks=2))
+    for places, median in medians(x, options, best):
         axes.plot(places, np.where(np.isfinite(median), median, np.nan), color=TEXT, linewidth=1.8, zorder=4)
-    activation = table.get("activation", np.full(len(values), ""))
+    activation = table.get("activation", np.full(len(x), ""))
     for kind in np.unique(activation):
         for chosen, marker in (~diverged, MARKERS.get(kind, "o")), (diverged, "x"):
             runs = chosen & (activation == kind)
@@ -562,7 +617,7 @@ def _hyperparameter_legend(
     if crosses:
         markers.append((crosses, FAINT, "x"))
     handles: list[Artist] = [
-        axes.scatter([], [], s=26, color=color, marker=marker, label=label) for label, color, marker in markers
+        axes.scatter([], [], s=26, color=color, marker=marker, label=plain(label)) for label, color, marker in markers
     ]
     handles += axes.plot([], [], color=TEXT, linewidth=1.8, label="median")
     figure.legend(

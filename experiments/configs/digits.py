@@ -19,7 +19,7 @@ docs/blocks.md says what comes of other kinds of layers (digits_shortcuts10, 50,
 (digits_depth1000).
 
 The convolutional network takes 21 s there, and reaches 98.65 % test accuracy. Of 12 convolutional networks of 32
-layers, at 12 learning rates, 8 reach 96 % or more and the best 98.65 %; none of their plain twins gets beyond chance,
+layers, at 12 learning rates, 7 reach 96 % or more and the best 98.99 %; none of their plain twins gets beyond chance,
 8.42 % (docs/images/conv_depth32.png). Each dozen takes 3 to 4 minutes.
 
     python -m experiments.train --config=digits_fitnet_teacher

@@ -190,7 +190,7 @@ def test_the_figures_are_drawn_again_from_the_numbers_alone(analyzed, tmp_path):
             np.asarray(Image.open(io.BytesIO(png)).convert("L"), float)
             for png in (first, (workdir / name).read_bytes())
         ]
-        assert np.abs(grey[0] - grey[1]).mean() < 0.5
+        assert np.abs(grey[0] - grey[1]).mean() < 1
     analyze.main(["--redraw", str(workdir), "--title=$x_$"])
     assert read(workdir)["title"] == "$x_$" and "on $x_$;" in read(workdir)["captions"]["figure2.png"]
     (workdir / "analysis.json").write_text("{}")
