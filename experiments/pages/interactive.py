@@ -265,13 +265,13 @@ class _Panels:
             tools="tap",
             height=300,
             min_width=150,
-            min_border_top=10,
+            min_border_top=18,
             min_border_right=14,
             sizing_mode="stretch_width",
             toolbar_location=None,
         )
         panel.add_tools(select)
-        panel.toolbar.update(active_drag=select, logo=None, autohide=True)
+        panel.toolbar.update(active_drag=select, active_scroll=None, logo=None, autohide=True)
         panel.xaxis.axis_label, panel.yaxis.axis_label = PlainText(text=xlabel), PlainText(text=shortened(ylabel, 48))
         for axis in panel.axis:
             axis.update(
