@@ -73,6 +73,7 @@ setup(
         "pandas>=2.2.2",  # Result.table
         "scikit-learn>=1.5",
         "matplotlib>=3.10.7",
+        "bokeh>=3.8",  # the report's interactive figures; HoverTool.limit
         "pillow>=10.1",
         "rich>=13.8",  # lets a program go on when nobody reads its output
         "filelock>=3.20.3",  # follows no link that stands where its file should

@@ -24,7 +24,7 @@ from experiments.app import command_line, entry
 from experiments.app.machine import hardware
 from experiments.workdir import reading
 from highway_jax import parallel
-from highway_jax.plotting import COLORS, FAINT, TEXT
+from highway_jax.plotting import COLORS, FAINT, TEXT, plain_ticks
 
 LOOKS = {"random": {"color": FAINT, "linestyle": "--"}, "tpe": {"linestyle": "-"}}
 
@@ -91,6 +91,9 @@ def draw(result: dict[str, Any]) -> Figure:
                 axes.fill_between(runs, curves.min(axis=0), curves.max(axis=0), alpha=0.15, lw=0, color=look["color"])
                 axes.plot(runs, np.median(curves, axis=0), linewidth=2, label=sampler, **look)
             axes.set_yscale("log")
+            low, high = axes.get_ylim()
+            if high < 100 * low:
+                plain_ticks(axes.yaxis)
             axes.set_xlim(first, None)
             axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
             axes.grid(which="both", alpha=0.25, linewidth=0.6)

@@ -39,6 +39,7 @@ from experiments.app import command_line, entry
 from experiments.app.errors import UserError
 from experiments.app.machine import hardware
 from highway_jax import parallel
+from highway_jax.plotting import COLORS, plain_ticks, style
 from highway_jax.stack import fused
 
 CONTENDERS = {
@@ -254,26 +255,21 @@ def scaling_figure(rows: dict[str, list[dict[str, Any]]]) -> Figure:
     """Plot the time per step and the peak memory, log-log."""
     figure = Figure(figsize=(10, 4), layout="constrained")
     panels = figure.subplots(1, 3)
-    for axes, axis in zip(panels, rows, strict=False):
+    color = COLORS["highway"]
+    for axes, axis, look in zip(panels, rows, ("o-", "s--"), strict=False):
         x = [row[axis] for row in rows[axis]]
         y = [row["ms"] * row["runs"] for row in rows[axis]]
-        axes.loglog(x, y, "o-", color="#1f5fa8", linewidth=2)
+        axes.loglog(x, y, "o-", color=color, linewidth=2, label="measured")
         axes.loglog(x, [y[-1] * v / x[-1] for v in x], "--", color="0.6", linewidth=1, label="linear")
-        axes.set_xlabel("runs" if axis == "runs" else "depth (layers)")
-        axes.set_ylabel("milliseconds per step of all runs")
         fixed = rows[axis][0]["depth"] if axis == "runs" else rows[axis][0]["runs"]
-        axes.set_title(f"depth {fixed}" if axis == "runs" else f"{fixed} runs", fontsize=11)
+        title = f"time, depth {fixed}" if axis == "runs" else f"time, {fixed} runs"
+        style(axes, title, "runs" if axis == "runs" else "depth (layers)", "milliseconds per step of all runs")
         axes.legend(frameon=False)
-    for axis, color in ("runs", "#1f5fa8"), ("depth", "#d1601f"):
-        panels[2].loglog(
-            [row[axis] for row in rows[axis]], [row["peak_mib"] for row in rows[axis]], "o-", color=color, label=axis
-        )
-    panels[2].set(xlabel="runs, or depth", ylabel="peak memory of the process (MiB)")
-    panels[2].set_title("memory", fontsize=11)
+        label = f"runs, at depth {fixed}" if axis == "runs" else f"depth, of {fixed} runs"
+        panels[2].loglog(x, [row["peak_mib"] for row in rows[axis]], look, color=color, linewidth=2, label=label)
+    style(panels[2], "memory", "runs, or depth (layers)", "peak memory of the process (MiB)")
+    plain_ticks(panels[2].yaxis)
     panels[2].legend(frameon=False)
-    for axes in panels:
-        axes.grid(alpha=0.25, linewidth=0.6)
-        axes.spines[["top", "right"]].set_visible(False)
     return figure
 
 

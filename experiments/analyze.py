@@ -11,6 +11,7 @@ WORKDIR            of a search, which has the best run's parameters, or of exper
 --data_dir=DIR     where prepared TFDS datasets are; by default $TFDS_DATA_DIR or ~/tensorflow_datasets
 --config=FILE      the config file, if a function in it gives the data
 --title=TEXT       name of the network in the figures; the dataset's name by default
+--redraw           only draw the figures of an earlier analysis again, from analysis.json
 
 Everything is measured on the whole training set, as in the paper. The program writes figure2.png, figure3.png,
 figure4.png, depth_in_use.png and analysis.json to the workdir. analysis.json holds every number behind the figures
@@ -46,6 +47,7 @@ def main(argv: list[str]) -> None:
     command_line.define_path("data_dir", None, "where prepared datasets are", values)
     command_line.define_path("config", None, "whose function has the data", values)
     flags.DEFINE_string("title", None, "what the figures call the network", flag_values=values)
+    flags.DEFINE_bool("redraw", False, "the figures only", flag_values=values)
     given = command_line.parse_flags(argv, values, positional=True) + [values.workdir] * (values.workdir is not None)
     settings.pin()
     compiled.keep()
@@ -56,6 +58,10 @@ def main(argv: list[str]) -> None:
             else "WORKDIR is missing; it must be the workdir of a search or of a run trained again"
         )
     found = reading.load(command_line.expanded(given[0]))
+    if values.redraw:
+        inside.redraw(found.directory, values.title)
+        output.say(f"figures: {found.directory / 'figure2.png'}, figure3.png, figure4.png, depth_in_use.png")
+        return
     network = trained.choose_network(found, values.network, values.run, values.rank)
     config = found.config
     config.data_dir = values.data_dir

@@ -7,6 +7,7 @@ import itertools
 import math
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -59,7 +60,7 @@ def _said(value: float, mode: str) -> str:
     return number(value) if mode == "min" else f"{value:.4g}"
 
 
-class _Words(NamedTuple):
+class Wording(NamedTuple):
     """What figures call the number that runs are ranked by."""
 
     axis: str
@@ -69,12 +70,13 @@ class _Words(NamedTuple):
     unit: str
 
 
-def _words(name: str) -> _Words:
+def wording(name: str) -> Wording:
+    """What to call the number of that name; "loss" is that of the paper, in nats."""
     if name == "loss":
-        return _Words(LOSS, "lowest loss", "lowest losses", "best loss", " (nats)")
+        return Wording(LOSS, "lowest loss", "lowest losses", "best loss", " (nats)")
     name = name.replace("_", " ")
     best = f"best {name}"
-    return _Words(name, best, best, best, "")
+    return Wording(name, best, best, best, "")
 
 
 def _color(kind: str) -> str:
@@ -87,7 +89,7 @@ def plain(text: str) -> str:
 
 
 def figure1(curves: Mapping[str, np.ndarray], title: str, best_of: int = 10) -> Figure:
-    """Training curves of a random search: the best run, and the mean of the best ones (Figure 1, one depth).
+    """Training curves of a random search: the best run before all others, and the mean of the best ones (Figure 1).
 
     The right panel follows every run's lowest loss so far, by which runs are ranked; so it ends at the
     mean that the search reports, also where one of the best runs diverges later.
@@ -100,6 +102,7 @@ def figure1(curves: Mapping[str, np.ndarray], title: str, best_of: int = 10) -> 
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     best, top = figure.subplots(1, 2, sharey=True)
     ends: tuple[list[_End], list[_End]] = ([], [])
+    behind = [_all_runs(best, losses, rank(losses).diverged, _color(name)) for name, losses in curves.items()]
     for network, losses in curves.items():
         color = _color(network)
         ranking = rank(losses)
@@ -111,9 +114,10 @@ def figure1(curves: Mapping[str, np.ndarray], title: str, best_of: int = 10) -> 
             epochs = np.arange(1, losses.shape[1] + 1)
             top.fill_between(epochs, lowest.min(axis=0), lowest.max(axis=0), color=color, alpha=0.15, linewidth=0)
     count = min(best_of, max(map(len, curves.values()), default=best_of))
-    style(best, "best run, and its lowest loss", "epoch", LOSS)
-    style(top, f"best {count} runs: mean and range of their lowest loss so far", "epoch")
     _log_losses(best)  # and the other's axis, which it shares
+    cut = _limit(best, list(curves.values()), "min")
+    style(best, f"best run, and its lowest loss{max(behind, key=len, default='')}{cut}", "epoch", LOSS)
+    style(top, f"best {count} runs: mean and range\nof their lowest loss so far", "epoch")
     for axes, labels in zip((best, top), ends, strict=True):
         _epochs(axes)
         _label_ends(axes, labels, gap=0.07)
@@ -122,7 +126,9 @@ def figure1(curves: Mapping[str, np.ndarray], title: str, best_of: int = 10) -> 
 
 
 def learning_curves(curves: Mapping[str, np.ndarray], accuracy: Mapping[str, np.ndarray], title: str) -> Figure:
-    """Every run's training loss and test error, in bold those of the best runs by their lowest loss.
+    """Every run's training loss and test error, in bold those of the run with the lowest loss: runs are ranked by it.
+
+    A dot is at the epoch of that loss, which is in the label. The test error in the label is that after the last epoch.
 
     Args:
       curves: for every kind of network, or whatever else is compared, the (runs, epochs) mean training losses in nats.
@@ -142,19 +148,24 @@ def learning_curves(curves: Mapping[str, np.ndarray], accuracy: Mapping[str, np.
             for row in values[others]:
                 axes.plot(epochs[there], row[there], color=color, linewidth=0.9, alpha=0.45)
             axes.plot(epochs[there], values[best][there], color=color, linewidth=2.4)
+            lowest = rank(losses).best_epoch[best] - 1
+            axes.plot(epochs[lowest], values[best][lowest], "o", color=color, markersize=6, clip_on=False, zorder=3)
             finite = np.flatnonzero(np.isfinite(values[best]))
             if len(finite):
                 last = values[best][finite[-1]]
-                text = number(last) if axes is left else f"{last:.2f} %"
+                text = number(losses[best][lowest]) if axes is left else f"{last:.2f} %"
                 labels.append((epochs[finite[-1]], last, f"{network}  {text}", color))
     several = any(len(losses) > 1 for losses in curves.values())
-    style(left, "training loss; bold: the best run" if several else "training loss", "epoch", LOSS)
-    style(right, "error on the test set", "epoch", "percent")
+    bold = "; bold: the run with the lowest" if several else ""
+    style(left, f"training loss{bold}\nnumber and dot: its lowest loss", "epoch", LOSS)
+    same = "; bold: the same run" if several else ""
+    dot = "number: after the last epoch; dot: lowest training loss"
+    style(right, f"error on the test set{same}\n{dot}", "epoch", "percent")
     for axes, labels in (left, ends[0]), (right, ends[1]):
         _log_losses(axes)
         _epochs(axes)
         _label_ends(axes, labels, gap=0.07)
-    _plain_ticks(right.yaxis)
+    plain_ticks(right.yaxis)
     _suptitle(figure, title)
     return figure
 
@@ -186,12 +197,12 @@ def comparison(
     families = families or [""] * len(searches)
     dashes = {family: LINESTYLES[i % len(LINESTYLES)] for i, family in enumerate(dict.fromkeys(families))}
     if apart := len(kinds) > 2:
-        figure = Figure(figsize=(3.4 * (len(searches) + 1) + 0.6, 4.4), layout="constrained")
+        figure = Figure(figsize=(2.7 * (len(searches) + 1) + 0.2, 4.4), layout="constrained")
         *panels, right = figure.subplots(1, len(searches) + 1, sharey=True)
     else:
         figure = Figure(figsize=(11, 5), layout="constrained")
         *panels, right = figure.subplots(1, 2, sharey=True, width_ratios=(1.25, 1))
-    words, mode = _words(name), next(iter(searches[0].values())).mode
+    words, mode = wording(name), next(iter(searches[0].values())).mode
     ends: list[list[_End]] = [[] for _ in panels]
     for place, (search, label) in enumerate(zip(searches, labels, strict=True)):
         axes, mine = (panels[place], ends[place]) if apart else (panels[0], ends[0])
@@ -205,14 +216,12 @@ def comparison(
         _epochs(axes)
     if mode == "min":
         _log_losses(panels[0])  # and the others' axis, which they share
-    if name != "loss":
-        _plain_ticks(panels[0].yaxis)
     means = [{k: r.ranking.mean_of_best(_count(best_of, r)) for k, r in search.items()} for search in searches]
     count = min(_count(best_of, result) for search in searches for result in search.values())
     which = f"{count} runs'" if best_of >= 1 else f"{best_of:.0%} of the runs'"
     heading = f"mean of the best {which} {words.lowest_of_all}"
     if depths is not None and min(depths) < max(depths):
-        style(right, heading, "depth (layers)")
+        style(right, textwrap.fill(heading, 26) if apart else heading, "depth (layers)")
         ends.append(_over_depth(right, means, kinds, labels, depths, families, dashes))
     else:
         style(right, textwrap.fill(heading, 32), None)
@@ -311,25 +320,14 @@ def hyperparameters(
       name: what to call the number; "loss" is that of the paper, in nats.
       mode: "min" if lower is better, or "max".
     """
-    networks, names, words = list(values), varied(values.values()), _words(name)
-    figure = Figure(figsize=(max(12, 2.4 * len(names)), 0.7 + 2.5 * len(networks)), layout="constrained")
+    networks, names, words = list(values), varied(values.values()), wording(name)
+    figure = Figure(figsize=(max(9, 2.2 * len(names)), 0.7 + 2.5 * len(networks)), layout="constrained")
     grid = figure.subplots(len(networks), len(names), sharey=True, squeeze=False)
-    low, high, log = _scale(best.values(), mode)
-    step = ((high / low) ** 0.06 if high > 1.01 * low else 1.1) if log else 0.06 * (high - low) or 0.1
-
-    def beyond(end: float, steps: int) -> float:
-        return end * step**steps if log else end + steps * step
-
-    better, worse = (low, high) if mode == "min" else (high, low)
-    out = 1 if mode == "min" else -1  # the side of the worse
-    divider, strip = beyond(worse, out), beyond(worse, 2 * out)
-    lost = any(not np.isfinite(numbers).all() for numbers in best.values())
-    limits = sorted((beyond(better, -out), beyond(worse, 3 * out) if lost else divider))
-    ticks = _ticks(low, high, log) | ({strip: "never\nfinite"} if lost else {})
+    reached = reaches(best.values(), mode)
+    ticks = reached.ticks
     for network, row in zip(networks, grid, strict=True):
-        numbers = np.asarray(best[network], np.float64)
-        numbers = np.where(np.isfinite(numbers), numbers.clip(low), numbers)  # a loss of 0 with the lowest
-        heights = np.where(np.isfinite(numbers), numbers, strip)
+        heights = reached.heights(best[network])
+        numbers = np.where(np.isfinite(best[network]), heights, best[network])
         for axes, hyperparameter in zip(row, names, strict=True):
             if axes in grid[0]:
                 axes.set_title(plain(hyperparameter.replace("_", " ")), fontsize=11, color=TEXT)
@@ -338,12 +336,12 @@ def hyperparameters(
                 axes.set_axis_off()
                 continue
             style(axes, None, None)
-            axes.set_yscale("log" if log else "linear")
+            axes.set_yscale("log" if reached.log else "linear")
             axes.set_yticks(list(ticks), list(ticks.values()))
             axes.set_yticks([], minor=True)
-            axes.set_ylim(*limits)
-            if lost:
-                axes.axhline(divider, color=FAINT, linewidth=0.7, linestyle=(0, (4, 3)))
+            axes.set_ylim(*reached.limits)
+            if reached.divider is not None:
+                axes.axhline(reached.divider, color=FAINT, linewidth=0.7, linestyle=(0, (4, 3)))
             _against(axes, hyperparameter, values[network], numbers, heights, diverged[network], _color(network))
             label = plain(f"{network}\n{words.best}{words.unit}".strip())
         row[0].set_ylabel(label, color=_color(network), weight="bold")
@@ -366,12 +364,12 @@ def distribution(
       mode: "min" if lower is better, or "max".
     """
     networks = list(dict.fromkeys(network for search in best for network in search))
-    figure = Figure(figsize=(max(11, 2.8 * len(networks)), 3.8), layout="constrained")
+    figure = Figure(figsize=(max(9, 2.6 * len(networks)), 3.8), layout="constrained")
     panels = figure.subplots(1, len(networks), sharex=True, sharey=True, squeeze=False)[0]
     low, high, log = _scale([numbers for search in best for numbers in search.values()], mode)
     room = 0.06 * (high - low) or 0.1
     ends = [low / 1.3, high * 1.3] if log else [low - room, high + room]
-    words = _words(name)
+    words = wording(name)
     for axes, network in zip(panels, networks, strict=True):
         xlabel = f"{words.best} of at {'most' if mode == 'min' else 'least'}{words.unit}"
         style(axes, None, xlabel, "fraction of the runs" if axes is panels[0] else None)
@@ -387,7 +385,7 @@ def distribution(
         axes.set_xscale("log" if log else "linear")
         axes.set_xlim(*ends)
         if high < 100 * low:
-            _plain_ticks(axes.xaxis)
+            plain_ticks(axes.xaxis)
         axes.set_ylim(0, 1.02)
         axes.yaxis.set_major_formatter(PercentFormatter(1))
         if len(best) > 1:
@@ -399,7 +397,7 @@ def distribution(
 
 
 def population(result: "Result") -> Figure:
-    """A search by the number that it is ranked by: the ten best runs' curves, and every run's best value.
+    """A search by the number that it is ranked by: all runs' curves behind the best one's, and every run's best value.
 
     Args:
       result: a `population.Result`.
@@ -408,10 +406,9 @@ def population(result: "Result") -> Figure:
     name, color, others = rank_by.replace("_", " "), COLORS["highway"], FAINT
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(1.2, 1))
-    best, *following = ranking.order[:10]
-    for index in following:
-        _measured(left, result.curves[rank_by][index], others, 0.9, alpha=0.5)
-    _measured(left, result.curves[rank_by][best], color, 2.4)
+    best, curves = ranking.order[0], result.curves[rank_by]
+    behind = _all_runs(left, curves, ranking.diverged, others)
+    _measured(left, curves[best], color, 2.4)
     values = ranking.best[ranking.order]
     places = np.arange(1, len(values) + 1)
     for chosen, shape, label in (
@@ -422,19 +419,70 @@ def population(result: "Result") -> Figure:
             size = 5 if len(values) <= 100 else 3
             right.plot(places[chosen], values[chosen], shape, color=others, markersize=size, alpha=0.6, label=label)
     right.plot(1, values[0], "o", color=color, markersize=8)
-    also = f"; grey: the next {len(following)}" * bool(following)
-    style(left, f"blue: the best, run {result.runs[best]}, {_said(values[0], result.mode)}{also}", "epoch", name)
-    style(right, f"all {result.num_runs} runs: best {name}", "rank")
     if result.mode == "min":
         _log_losses(left)
+    title = f"blue: the best, run {result.runs[best]}, {_said(values[0], result.mode)}"
+    style(left, f"{title}{behind}{_limit(left, [curves], result.mode)}", "epoch", name)
+    never = np.isinf(ranking.best).sum()
+    style(right, f"all {result.num_runs} runs: best {name}{f'; {never} never finite' if never else ''}", "rank")
     _epochs(left)
     right.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
-    _plain_ticks(left.yaxis)
     if ranking.diverged.any():
         right.legend(frameon=False, fontsize=9.5, labelcolor=TEXT)
     what = "lowest" if result.mode == "min" else "highest"
     _suptitle(figure, f"{result.num_runs} runs, {result.epochs} epochs, ranked by their {what} {name}")
     return figure
+
+
+def _all_runs(axes: Axes, curves: np.ndarray, diverged: np.ndarray, color: str) -> str:
+    """Draw the (runs, epochs) curves faintly, with a cross where one that diverged ends; returns that in words."""
+    alpha = min(0.45, max(0.06, 15 / len(curves)))
+    several = len(curves) > 1
+    for curve in curves if several else ():
+        _measured(axes, curve, color, 0.8, alpha)
+    for curve in curves[diverged]:
+        end = np.flatnonzero(np.isfinite(curve))[-1:]
+        axes.plot(end + 1, curve[end], "x", color=color, markersize=4.5, markeredgewidth=1, alpha=0.6)
+    words = ["faint: all runs"] * several + ["\N{MULTIPLICATION SIGN}: diverged"] * bool(diverged.any())
+    return f"\n{'; '.join(words)}" if words else ""
+
+
+def _limit(axes: Axes, curves: Sequence[np.ndarray], mode: str) -> str:
+    """End the axis of curves where `shown` says, and say so."""
+    low, high, cut = shown(curves, mode, axes.get_yscale() == "log")
+    if cut:
+        axes.set_ylim(low, high)
+    return cut
+
+
+def shown(curves: Sequence[np.ndarray], mode: str, log: bool) -> tuple[float, float, str]:
+    """The range of an axis of (runs, epochs) curves, and in words where it ends before the worst of them.
+
+    A run that is about to diverge is worse by orders of magnitude. So the axis ends near the worst five percent of all
+    numbers, though not before the best runs' own, nor before the best number of any run.
+    """
+    finite = [curve[np.isfinite(curve) & (curve > 0 if log else True)] for curve in curves]
+    every = np.concatenate(finite)
+    if not len(every):
+        return 0.1, 1.0, ""
+    rankings = [rank(curve, mode=mode) for curve in curves]
+    lead = np.concatenate([curve[r.order[0]] for curve, r in zip(curves, rankings, strict=True)])
+    lead = np.concatenate([lead, *(r.best for r in rankings)])
+    lead = lead[np.isfinite(lead)]
+    ends = np.log(every) if log else every
+    ends = ends if mode == "min" else -ends
+    usual = np.quantile(ends, 0.95)
+    if len(lead):
+        lead = (np.log(np.maximum(lead, every.min())) if log else lead) * (1 if mode == "min" else -1)
+        usual = max(usual, lead.max())
+    room = 0.05 * (usual - ends.min()) or 0.1
+    low, high = ends.min() - room, usual + room
+    cut = ends.max() > high + 4 * room
+    high = high if cut else ends.max() + room
+    low, high = (low, high) if mode == "min" else (-high, -low)
+    low, high = (math.exp(low), math.exp(high)) if log else (low, high)
+    worse = f"above {number(high)}" if mode == "min" else f"below {low:.3g}"
+    return float(low), float(high), f"; cut off {worse}" if cut else ""
 
 
 def _measured(axes: Axes, values: np.ndarray, color: str, width: float, alpha: float = 1.0) -> None:
@@ -457,6 +505,81 @@ def _curve(
     return [(epochs[finite[-1]], losses[finite[-1]], f"{label}  {_said(best, mode)}", _color(network))]
 
 
+class Across(NamedTuple):
+    """Where runs are on the axis of a hyperparameter: (runs,) places, a choice's options by place, if it is log."""
+
+    x: np.ndarray
+    options: list[str]
+    log: bool
+
+
+def across(values: np.ndarray) -> Across:
+    """The axis that suits a hyperparameter: a place for every option of a choice, or logarithmic, or linear."""
+    if is_choice(values):
+        options, index = np.unique(values, return_inverse=True)
+        # Spread sideways by multiples of the golden ratio, which keep apart however many there are.
+        return Across(index + 0.6 * (np.arange(len(index)) * 0.618034 % 1 - 0.5), list(map(str, options)), False)
+    most_are_small = values.min() > 0 and values.max() > max(WIDE * values.min(), 4 * np.median(values))
+    return Across(values, [], bool(most_are_small))
+
+
+def medians(x: np.ndarray, options: Sequence[str], best: np.ndarray) -> list[tuple[list[float], list[float]]]:
+    """The lines that join the median best numbers of fifths of 25 runs or more, or one for each option of a choice."""
+    if options:
+        index = np.round(x)
+        there = [i for i in range(len(options)) if (index == i).any()]
+        return [([i - 0.4, i + 0.4], [float(np.median(best[index == i]))] * 2) for i in there]
+    fifths = np.array_split(np.argsort(x, kind="stable"), 5) if len(x) >= 25 else []
+    return [([float(np.median(x[f])) for f in fifths], [float(np.median(best[f])) for f in fifths])]
+
+
+@dataclass(frozen=True)
+class Reaches:
+    """An axis of the best numbers of runs, and beyond the worst of them a strip for runs that never had a finite one.
+
+    Attributes:
+      log: whether it is logarithmic.
+      limits: of the axis.
+      ticks: their labels by place.
+      lowest: the lowest place there is for a number; a loss of 0 is there.
+      strip: the place of runs without a finite number.
+      divider: where the strip begins; None if there is no such run.
+    """
+
+    log: bool
+    limits: tuple[float, float]
+    ticks: dict[float, str]
+    lowest: float
+    strip: float
+    divider: float | None
+
+    def heights(self, best: np.ndarray) -> np.ndarray:
+        """(runs,) the places of runs by their best numbers."""
+        best = np.asarray(best, np.float64)
+        return np.where(np.isfinite(best), best.clip(self.lowest), self.strip)
+
+
+def reaches(best: Iterable[np.ndarray], mode: str) -> Reaches:
+    """The axis for the best numbers of all these runs."""
+    best = list(best)
+    low, high, log = _scale(best, mode)
+    step = ((high / low) ** 0.06 if high > 1.01 * low else 1.1) if log else 0.06 * (high - low) or 0.1
+
+    def beyond(end: float, steps: int) -> float:
+        return end * step**steps if log else end + steps * step
+
+    better, worse = (low, high) if mode == "min" else (high, low)
+    out = 1 if mode == "min" else -1  # the side of the worse
+    divider, strip = beyond(worse, out), beyond(worse, 2 * out)
+    lost = any(not np.isfinite(numbers).all() for numbers in best)
+    ends = sorted((beyond(better, -out), beyond(worse, 3 * out) if lost else divider))
+    ticks = _ticks(low, high, log)
+    if lost:  # a label of two lines, which has to have room
+        crowded = [tick for tick in ticks if out * (tick - beyond(worse, -out)) > 0]
+        ticks = {tick: label for tick, label in ticks.items() if tick not in crowded} | {strip: "never\nfinite"}
+    return Reaches(log, (ends[0], ends[1]), ticks, low, strip, divider if lost else None)
+
+
 def _against(
     axes: Axes,
     name: str,
@@ -467,25 +590,17 @@ def _against(
     color: str,
 ) -> None:
     """Scatter runs over one hyperparameter at these heights, with the median of their best numbers."""
-    values = table[name]
-    if is_choice(values):
-        options, index = np.unique(values, return_inverse=True)
-        # Spread sideways by multiples of the golden ratio, which keep apart however many there are.
-        x = index + 0.6 * (np.arange(len(index)) * 0.618034 % 1 - 0.5)
-        medians = [([i - 0.4, i + 0.4], [np.median(best[index == i])] * 2) for i in range(len(options))]
-        axes.set_xticks(range(len(options)), [plain(str(option)) for option in options])
+    x, options, log = across(table[name])
+    if options:
+        axes.set_xticks(range(len(options)), list(map(plain, options)))
         axes.set_xlim(-0.6, len(options) - 0.4)
+    elif log:
+        axes.set_xscale("log")
     else:
-        x = values
-        fifths = np.array_split(np.argsort(x, kind="stable"), 5) if len(x) >= 25 else []
-        medians = [([np.median(x[f]) for f in fifths], [np.median(best[f]) for f in fifths])]
-        if x.min() > 0 and x.max() > WIDE * x.min() and x.max() > 4 * np.median(x):  # most are small
-            axes.set_xscale("log")
-        else:
-            axes.xaxis.set_major_locator(MaxNLocator(4, min_n_ticks=2))
-    for places, median in medians:
+        axes.xaxis.set_major_locator(MaxNLocator(4, min_n_ticks=2))
+    for places, median in medians(x, options, best):
         axes.plot(places, np.where(np.isfinite(median), median, np.nan), color=TEXT, linewidth=1.8, zorder=4)
-    activation = table.get("activation", np.full(len(values), ""))
+    activation = table.get("activation", np.full(len(x), ""))
     for kind in np.unique(activation):
         for chosen, marker in (~diverged, MARKERS.get(kind, "o")), (diverged, "x"):
             runs = chosen & (activation == kind)
@@ -502,7 +617,7 @@ def _hyperparameter_legend(
     if crosses:
         markers.append((crosses, FAINT, "x"))
     handles: list[Artist] = [
-        axes.scatter([], [], s=26, color=color, marker=marker, label=label) for label, color, marker in markers
+        axes.scatter([], [], s=26, color=color, marker=marker, label=plain(label)) for label, color, marker in markers
     ]
     handles += axes.plot([], [], color=TEXT, linewidth=1.8, label="median")
     figure.legend(
@@ -539,12 +654,19 @@ def _log_losses(axes: Axes) -> None:
     drawn = drawn[np.isfinite(drawn) & (drawn > 0)]
     if len(drawn) and drawn.max() > 3 * drawn.min():
         axes.set_yscale("log")
+        if drawn.max() < 100 * drawn.min():
+            plain_ticks(axes.yaxis)
 
 
-def _plain_ticks(axis: Axis) -> None:
+def plain_ticks(axis: Axis) -> None:
     """Label a logarithmic axis of few decades with ordinary numbers."""
+
+    def label(value: float, _: float) -> str:
+        low, high = axis.get_view_interval()
+        return f"{value:g}" if f"{value:.0e}"[0] in ("25" if high > 10 * low else "23457") else ""
+
     axis.set_major_formatter(lambda value, _: f"{value:g}")
-    axis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:.0e}"[0] in "25" else "")
+    axis.set_minor_formatter(label)
 
 
 def _scale(numbers: Iterable[np.ndarray], mode: str) -> tuple[float, float, bool]:
@@ -563,7 +685,7 @@ def _ticks(low: float, high: float, log: bool) -> dict[float, str]:
         return {tick: f"{tick:.4g}" for tick in MaxNLocator(6).tick_values(low, high) if low <= tick <= high}
     powers = range(math.ceil(math.log10(low)), math.floor(math.log10(high)) + 1)
     if len(powers) > 1:
-        return {10.0**power: f"$10^{{{power}}}$" for power in powers}
+        return {10.0**power: f"$10^{{{power}}}$" for power in powers[:: -(-len(powers) // 7)]}
     return {end: number(end) for end in (low, high)}
 
 

@@ -64,7 +64,7 @@ def add(found: Workdir, name: str, draw: Callable[[Sequence[Workdir]], Figure]) 
 def draw(searches: Sequence[Workdir]) -> dict[str, list[Picture]]:
     """The page's pictures by section: Figure 1, every search's hyperparameters, the best numbers of all runs."""
     names, title, name = _names(searches), _title(searches), sentences.measured(searches)
-    results = [_by_kind(search) for search in searches]
+    results = [results_of(search) for search in searches]
     mode = next(iter(results[0].values())).mode
     panels = []
     for i, (search, label, by_kind) in enumerate(zip(searches, names, results, strict=True), start=1):
@@ -72,7 +72,7 @@ def draw(searches: Sequence[Workdir]) -> dict[str, list[Picture]]:
         if plotting.varied(values.values()):
             best = {kind: result.ranking.best for kind, result in by_kind.items()}
             diverged = {kind: result.ranking.diverged for kind, result in by_kind.items()}
-            above = _short(f"{search.config.dataset}, ") + label if label.startswith("depth") else label
+            above = shortened(f"{search.config.dataset}, ") + label if label.startswith("depth") else label
             figure = plotting.hyperparameters(values, best, diverged, above, name, mode)
             file = f"report_hyperparameters{f'_{i}' if len(searches) > 1 else ''}.png"
             panels.append(Picture(file, png(figure), label))
@@ -85,14 +85,14 @@ def draw(searches: Sequence[Workdir]) -> dict[str, list[Picture]]:
     }
 
 
-def _by_kind(search: Workdir) -> dict[str, Result]:
+def results_of(search: Workdir) -> dict[str, Result]:
     """The results by kind of network; that of a search by `population.fit` is of none."""
     return search.results if search.program else {"": search.results[search.kinds[0]]}
 
 
 def figure1(searches: Sequence[Workdir]) -> Figure:
     """The best runs' curves of one search, or of several beside one another."""
-    results, title = [_by_kind(search) for search in searches], _title(searches)
+    results, title = [results_of(search) for search in searches], _title(searches)
     if len(searches) > 1:
         program = bool(searches[0].program)
         return plotting.comparison(
@@ -116,7 +116,7 @@ def learning_curves(trained: Sequence[Workdir]) -> Figure:
     for label, found in zip(sentences.labels(trained), trained, strict=True):
         for kind, result in found.results.items():
             tested = result.curves.get("test_accuracy", np.empty((1, 0)))
-            name = kind if len(set(kinds)) == len(kinds) else _short(f"{kind}, {label}")
+            name = kind if len(set(kinds)) == len(kinds) else shortened(f"{kind}, {label}")
             curves[name], accuracy[name] = result.curves[result.rank_by], tested
     return plotting.learning_curves(curves, accuracy, _title(trained))
 
@@ -138,14 +138,14 @@ def check_evaluated(trained: Sequence[Workdir]) -> None:
 
 
 def _title(searches: Sequence[Workdir]) -> str:
-    return _short(sentences.describe(searches), 120)
+    return shortened(sentences.describe(searches), 120)
 
 
 def _names(searches: Sequence[Workdir]) -> list[str]:
-    return [_short(name) for name in sentences.labels(searches)]
+    return [shortened(name) for name in sentences.labels(searches)]
 
 
-def _short(text: str, width: int = 36) -> str:
+def shortened(text: str, width: int = 36) -> str:
     """Text for a figure: short enough to leave room for it."""
     return text if len(text) <= width else f"…{text[1 - width :]}"
 

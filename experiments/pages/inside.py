@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from experiments.app.errors import UserError
 from experiments.jobs.trained import Network
 from experiments.pages.figures import png
 from experiments.pages.templates import template
-from experiments.workdir.files import write_text
+from experiments.workdir.files import damaged, read_json, write_text
 from highway_jax import data
-from highway_jax.analysis import Analysis, plots, summarize
+from highway_jax.analysis import Analysis, Dropped, GateStatistics, InnerStates, Lesions, plots, summarize
 from highway_jax.analysis.plots import percent
 from highway_jax.analysis.summary import OPEN, TOLERATED
 from highway_jax.files import write_whole
@@ -24,17 +25,11 @@ BINS = 60  # of the histogram of open layers
 def write(directory: Path, dataset: data.Dataset, network: Network, found: Analysis, title: str) -> None:
     """Write the figures and `analysis.json` to a workdir."""
     hp = network.hyperparameters
-    gates, lesions = {title: found.gates}, {title: found.lesions}
-    for name, figure in {
-        "figure2.png": plots.figure2(gates, {title: found.sample}, {title: hp["transform_bias"]}),
-        "figure3.png": plots.figure3(gates),
-        "figure4.png": plots.figure4(lesions),
-        "depth_in_use.png": plots.depth_in_use(gates, lesions, {title: found.dropped}),
-    }.items():
-        write_whole(directory / name, png(figure))
+    _draw(directory, found, hp["transform_bias"], title)
     counts, edges = np.histogram(found.gates.open_layers, BINS)
     numbers = {
         "dataset": dataset.name,
+        "title": title,
         "split": "train",
         "images": len(dataset.train["y"]),
         "network": network.kind,
@@ -51,13 +46,65 @@ def write(directory: Path, dataset: data.Dataset, network: Network, found: Analy
         "lesions": {**found.lesions._asdict(), "damage": found.lesions.damage},
         "dropped": found.dropped._asdict(),
     }
-    numbers["captions"] = _captions(title, numbers)
+    numbers["captions"] = _captions(numbers, found)
     write_text(directory / "analysis.json", json.dumps(_json(numbers), allow_nan=False) + "\n")
 
 
-def _captions(title: str, numbers: Mapping[str, Any]) -> dict[str, str]:
+def redraw(directory: Path, title: str | None) -> None:
+    """Draw the figures again, and write their captions again, from a workdir's `analysis.json` alone.
+
+    Raises:
+      UserError: if there is none, or it is damaged.
+    """
+    path = directory / "analysis.json"
+    if not path.exists():
+        raise UserError(f"{path} is missing; experiments.analyze without --redraw writes it")
+    numbers = read_json(path)
+    try:
+        found = _read(numbers)
+        numbers["title"] = title or numbers.get("title", numbers["dataset"])
+        _draw(directory, found, numbers["hyperparameters"]["transform_bias"], numbers["title"])
+        summary = {name: np.nan if value is None else value for name, value in numbers["summary"].items()}
+        numbers["captions"] = _captions({**numbers, "summary": summary}, found)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise damaged(path, "experiments.analyze without --redraw writes it again") from error
+    write_text(path, json.dumps(numbers, allow_nan=False) + "\n")
+
+
+def _read(numbers: Mapping[str, Any]) -> Analysis:
+    """What `analysis.json` was written of; samples are spread evenly over each bin of the histogram."""
+
+    def arrays(values: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: np.array(value, float) for name, value in values.items()}
+
+    gates, histogram = numbers["gates"], arrays(numbers["gates"]["open_layers"])
+    routing, mean = np.array(numbers["routing"], float), np.array(gates["mean"], float)
+    bins = zip(histogram["counts"].astype(int), histogram["edges"][:-1], histogram["edges"][1:], strict=True)
+    open_layers = np.concatenate([low + (high - low) * (np.arange(n) + 0.5) / n for n, low, high in bins if n])
+    counted = {"class_size": np.array(gates["class_size"]), "open_layers": open_layers}
+    return Analysis(
+        gates=GateStatistics(np.array(gates["bias"], float), mean, routing + mean, **counted),
+        sample=InnerStates(**arrays({name: numbers["sample"][name] for name in InnerStates._fields})),
+        lesions=Lesions(**arrays({name: numbers["lesions"][name] for name in Lesions._fields})),
+        dropped=Dropped(**arrays(numbers["dropped"])),
+    )
+
+
+def _draw(directory: Path, found: Analysis, initial_bias: float, title: str) -> None:
+    gates, lesions = {title: found.gates}, {title: found.lesions}
+    for name, figure in {
+        "figure2.png": plots.figure2(gates, {title: found.sample}, {title: initial_bias}),
+        "figure3.png": plots.figure3(gates),
+        "figure4.png": plots.figure4(lesions),
+        "depth_in_use.png": plots.depth_in_use(gates, lesions, {title: found.dropped}),
+    }.items():
+        write_whole(directory / name, png(figure))
+
+
+def _captions(numbers: Mapping[str, Any], found: Analysis) -> dict[str, str]:
     """What is written below each figure, from `captions.jinja` and what `analysis.json` has."""
-    values = {"title": title, "threshold": OPEN, "tolerated": TOLERATED, **numbers}
+    faintest = f"{plots.faintest_gate(found.gates):g}"
+    values = {"threshold": OPEN, "tolerated": TOLERATED, "faintest": faintest, **numbers}
     said = template(Path(__file__).with_name("captions.jinja"), short_percent=percent).make_module(values)
     names = ("figure2", "figure3", "figure4", "depth_in_use")
     return {f"{name}.png": str(getattr(said, name)).strip().replace("\n", " ") for name in names}

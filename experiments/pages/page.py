@@ -7,7 +7,7 @@ from typing import Any
 from experiments.app.errors import UserError
 from experiments.app.output import say
 from experiments.configs.keys import leaves
-from experiments.pages import commands, figures, outcomes, sentences
+from experiments.pages import commands, figures, interactive, outcomes, sentences
 from experiments.pages.figures import Picture
 from experiments.pages.templates import template
 from experiments.pages.words import listed
@@ -90,10 +90,25 @@ def render(searches: Sequence[Workdir], pictures: dict[str, list[Picture]]) -> s
         origins=merged([_origin(search) for search in searches]),
         differing=[key for key, values in configs if len(values) > 1 and key not in (*COMPARABLE, *PROGRESS)],
         hyperparameters=hyperparameters,
+        activations="activation" in hyperparameters,
         colors=plotting.COLORS,
+        interactive=interactive,
+        every_run=_every_run(named),
         kinds=len({kind for search in searches for kind in search.results}),
         networks=listed(dict.fromkeys(kind for search in searches for kind in search.kinds)),
     )
+
+
+def _every_run(named: Sequence[tuple[str, Workdir]]) -> list[dict[str, Any]]:
+    """The interactive figures of every search that has several runs."""
+    found = []
+    for i, (name, search) in enumerate(named, start=1):
+        results = figures.results_of(search)
+        if max(result.num_runs for result in results.values()) > 1:
+            data, ids = interactive.figures(results, sentences.measured([search]), f"runs-{i}")
+            pairs = len(results) > 1 and interactive.paired(results)
+            found.append({"name": name, "id": f"runs-{i}", "data": data, "panels": ids, "paired": pairs})
+    return found
 
 
 def merged(tables: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:

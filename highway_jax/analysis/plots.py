@@ -11,17 +11,18 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colorbar import Colorbar
 from matplotlib.colors import CenteredNorm, LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator, PercentFormatter
 
 from highway_jax.analysis import Dropped, GateStatistics, InnerStates, Lesions, effective_layers
-from highway_jax.plotting import COLORS, number, plain, style
+from highway_jax.plotting import COLORS, TEXT, number, plain, style
 
 DIVERGING = "RdBu_r"
 GATES = "magma"
-GATE_RANGE = (1e-2, 1.0)  # logarithmic: most gates are nearly closed, and differ in how nearly
+FAINTEST_GATE = 1e-6  # gates have logarithmic colours; below this one is as good as closed
 LEAST_BIAS_RANGE, LEAST_ROUTING_RANGE = 0.05, 0.01  # differences far below are next to nothing, and look so
 SOLID, DASHED = "-", (0, (4, 2))
 
@@ -35,31 +36,39 @@ def figure2(
       statistics, states: of each network.
       initial_bias: what each network's transform-gate biases started from; the colours tell lower from higher.
     """
-    figure = Figure(figsize=(13, 0.7 + 3.7 * len(statistics)), layout="constrained")
+    figure = Figure(figsize=(10.5, 0.9 + 3.2 * len(statistics)), layout="constrained")
     rows = figure.subplots(len(statistics), 4, squeeze=False)
     for axes, (network, gates) in zip(rows, statistics.items(), strict=True):
         sample, bias = states[network], initial_bias[network]
         moved = np.nanmax(np.abs(gates.bias - bias))
-        images = (
-            _blocks(axes[0], gates.bias, DIVERGING, CenteredNorm(bias, max(moved, LEAST_BIAS_RANGE))),
-            _blocks(axes[1], gates.mean, GATES, LogNorm(*GATE_RANGE)),
-            _blocks(axes[2], sample.transform_gate, GATES, LogNorm(*GATE_RANGE)),
-            _blocks(axes[3], sample.block_output, DIVERGING, CenteredNorm(0)),
-        )
-        for panel, image in zip(axes, images, strict=True):
-            bar = figure.colorbar(image, ax=panel, pad=0.02, aspect=30)
-            bar.outline.set_visible(False)
-            if image.cmap.name == GATES:
+        open_from = LogNorm(faintest_gate(gates), 1)
+        initial = f"{bias:.2g}".replace("-", "\N{MINUS SIGN}")
+        shown = {
+            f"transform gate biases\n(white: initial, {initial})": (
+                gates.bias, DIVERGING, CenteredNorm(bias, max(moved, LEAST_BIAS_RANGE))
+            ),
+            "transform gate outputs,\nmean over samples": (gates.mean, GATES, open_from),
+            "transform gate outputs,\none sample": (sample.transform_gate, GATES, open_from),
+            "block outputs,\nsame sample": (sample.block_output, DIVERGING, CenteredNorm(0)),
+        }  # fmt: skip
+        for panel, (title, (values, colors, norm)) in zip(axes, shown.items(), strict=True):
+            image = _blocks(panel, values, colors, norm)
+            panel.set_title(title, fontsize=10)
+            panel.set_xlabel("block")
+            bar = _color_bar(figure, image, panel)
+            if colors == GATES:
                 bar.ax.yaxis.set_major_formatter("{x:g}")
         _row_label(axes[0], network)
-        initial = f"{bias:.2g}".replace("-", "\N{MINUS SIGN}")
-        axes[0].set_title(f"transform gate biases (white: initial, {initial})", fontsize=10)
-        axes[1].set_title("mean transform gate outputs", fontsize=10)
-        axes[2].set_title("transform gate outputs, one sample", fontsize=10)
-        axes[3].set_title("block outputs, same sample", fontsize=10)
-    for panel in rows[-1]:
-        panel.set_xlabel("block")
     return figure
+
+
+def faintest_gate(gates: GateStatistics) -> float:
+    """The gate output that Figure 2 shows as the darkest: a power of ten below nearly all mean outputs.
+
+    Outputs below it have the same colour, and the colour bar an arrow for them.
+    """
+    low = max(float(np.nanquantile(gates.mean, 0.01)), FAINTEST_GATE)
+    return float(min(10.0 ** np.floor(np.log10(low)), 0.1))
 
 
 def figure3(
@@ -79,21 +88,23 @@ def figure3(
         classes = range(min(10, *(len(gates.class_size) for gates in statistics.values())))
     if not classes:
         raise ValueError("there are no classes of samples, so there is no routing to show")
-    figure = Figure(figsize=(2.6 + 1.25 * len(classes), 0.6 + 2.8 * len(statistics)), layout="constrained")
-    rows = figure.subplots(len(statistics), len(classes), squeeze=False, sharey="row")
-    for axes, (network, gates) in zip(rows, statistics.items(), strict=True):
+    columns = min(5, len(classes))
+    lines = -(-len(classes) // columns)  # of panels, for every network
+    figure = Figure(figsize=(1.9 + 1.7 * columns, 0.6 + 2.6 * lines * len(statistics)), layout="constrained")
+    rows = figure.subplots(len(statistics) * lines, columns, squeeze=False, sharex=True, sharey=True)
+    for axes, (network, gates) in zip(rows.reshape(len(statistics), lines * columns), statistics.items(), strict=True):
         routing = gates.routing[:, :layers]
         # A few blocks stand out so far that the full range would leave the others white.
         norm = CenteredNorm(0, max(np.nanquantile(np.abs(routing), 0.995), LEAST_ROUTING_RANGE))
-        for panel, label in zip(axes, classes, strict=True):
+        for panel, label in zip(axes, classes, strict=False):
             image = _blocks(panel, routing[label], DIVERGING, norm)
             panel.set_title(f"class {label}", fontsize=10)
-            panel.tick_params(labelsize=8)
-        _row_label(axes[0], network)
-        bar = figure.colorbar(image, ax=axes, pad=0.01, aspect=30, extend="both")
-        bar.set_label("difference from the overall mean", fontsize=9)
-        bar.ax.tick_params(labelsize=8)
-        bar.outline.set_visible(False)
+        for panel in axes[len(classes) :]:
+            panel.set_axis_off()
+        for first in axes[::columns]:
+            first.set_ylabel("highway layer")
+        bar = _color_bar(figure, image, axes.tolist(), routing[list(classes)])
+        bar.set_label(f"{plain(network)}: mean gate output of a class\nless that of all samples", fontsize=10)
     for panel in rows[-1]:
         panel.set_xlabel("block")
     return figure
@@ -104,7 +115,7 @@ def figure4(lesions: Mapping[str, Lesions]) -> Figure:
 
     The loss, where a network's error is not known.
     """
-    figure = Figure(figsize=(5.6 * len(lesions), 3.9), layout="constrained")
+    figure = Figure(figsize=(max(7, 5 * len(lesions)), 3.9), layout="constrained")
     (panels,) = figure.subplots(1, len(lesions), squeeze=False)
     for axes, (network, lesion) in zip(panels, lesions.items(), strict=True):
         of_error = np.isfinite(lesion.intact_error)
@@ -115,9 +126,10 @@ def figure4(lesions: Mapping[str, Lesions]) -> Figure:
         axes.axhline(intact, color="0.35", linestyle=DASHED, linewidth=1.2, label=label)
         axes.legend(frameon=False, fontsize=9)
         style(axes, f"{network}: {effective_layers(lesion.damage):.1f} effective layers", "lesioned layer")
-        axes.set_ylabel(f"{'error' if of_error else 'loss'} with the layer's gates closed")
+        axes.set_ylabel(f"{'error' if of_error else 'loss'} with the layer's gates closed", color=TEXT)
         if of_error:
             _errors(axes, np.append(values, intact))
+        axes.xaxis.set_major_locator(_whole_numbers())
     return figure
 
 
@@ -125,26 +137,36 @@ def depth_in_use(
     statistics: Mapping[str, GateStatistics], lesions: Mapping[str, Lesions], dropped: Mapping[str, Dropped]
 ) -> Figure:
     """How much of its depth a network uses: layers dropped together, layers open per sample, and where they are."""
-    figure = Figure(figsize=(13.5, 3.9), layout="constrained")
+    figure = Figure(figsize=(10.5, 3.9), layout="constrained")
     drop, opened, where = figure.subplots(1, 3)
+    several = len(statistics) > 1
     for color, (network, gates) in zip(cycle(COLORS.values()), statistics.items(), strict=False):
         line = {"color": color, "linewidth": 1.8}
         drop.plot(dropped[network].error, **line, label=plain(network))
         opened.hist(gates.open_layers, bins=60, density=True, color=color, alpha=0.55, label=plain(network))
-        where.plot(_cumulated(np.nanmean(gates.mean, axis=1)), **line, label=plain(network))
+        where.plot(_cumulated(np.nanmean(gates.mean, axis=1)), **line)
         where.plot(_cumulated(lesions[network].damage), **line, linestyle=DASHED)
+    style(drop, "error without several layers", "layers dropped together,\nthe least important first", "error")
     _errors(drop, np.concatenate([curve.error for curve in dropped.values()]))
-    style(drop, None, "layers dropped together, the least important first", "error")
-    style(opened, None, "layers' worth of open gates in a sample", "density of samples")
+    style(
+        opened,
+        "how many layers a sample opens",
+        "sum over layers of\na sample's mean gate output",
+        "density of samples",
+    )
     opened.set_yticks([])
     opened.xaxis.set_major_locator(MaxNLocator(5))
-    for dashes, label in (SOLID, "gate activity"), (DASHED, "lesion damage"):
-        where.plot([], [], color="0.35", linestyle=dashes, label=label)
-    style(where, None, "highway layer", "share up to this layer")
-    where.xaxis.set_major_locator(_whole_numbers())
+    key = "0.35" if several else color
+    for dashes, label in (SOLID, "mean gate output"), (DASHED, "rise in loss without it"):
+        where.plot([], [], color=key, linestyle=dashes, label=label)
+    style(where, "where the layers in use are", "highway layer", "share up to this layer")
     where.yaxis.set_major_formatter(PercentFormatter(1))
-    for axes in (drop, opened, where):
+    for axes in (drop, where):
+        axes.xaxis.set_major_locator(_whole_numbers())
+    for axes in (drop, opened, where) if several else (where,):
         axes.legend(frameon=False, fontsize=9)
+    if not several:
+        figure.suptitle(plain(next(iter(statistics))), fontsize=12, color=TEXT, x=0.01, ha="left")
     return figure
 
 
@@ -165,21 +187,41 @@ def _blocks(axes: Axes, values: np.ndarray, colors: str, norm: Normalize) -> Axe
     return axes.imshow(values, cmap=colors, norm=norm, extent=extent, aspect="auto", interpolation="nearest")
 
 
+def _color_bar(figure: Figure, image: AxesImage, axes: Any, values: np.ndarray | None = None) -> Colorbar:
+    """A colour bar with an arrow at each end beyond which there are values: the image's, or of all that share it."""
+    values = np.asarray(np.ma.filled(image.get_array(), np.nan) if values is None else values)  # type: ignore[arg-type]
+    beyond = np.nanmin(values) < image.norm.vmin, np.nanmax(values) > image.norm.vmax
+    extend = {(False, False): "neither", (True, False): "min", (False, True): "max", (True, True): "both"}[beyond]
+    bar = figure.colorbar(image, ax=axes, pad=0.02, aspect=30, extend=extend)
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(labelsize=9)
+    return bar
+
+
 def _row_label(axes: Axes, network: str) -> None:
     axes.set_ylabel("highway layer")
     at: Any = {"xycoords": "axes fraction", "textcoords": "offset points", "ha": "right", "va": "center"}
-    axes.annotate(plain(network), (0, 0.5), (-44, 0), **at, rotation=90, fontsize=13, fontweight="bold")
+    axes.annotate(plain(network), (0, 0.5), (-44, 0), **at, rotation=90, fontsize=12, fontweight="bold")
 
 
 def _errors(axes: Axes, errors: np.ndarray) -> None:
-    """Layers across; the errors shown upwards on a logarithmic scale, at whose foot there is room for 0."""
+    """The errors shown upwards: logarithmic, or linear from 0 if all are close together.
+
+    Where some are 0, the scale is the inverse hyperbolic sine: logarithmic above the smallest other error, and smooth
+    down to 0.
+    """
     errors = errors[np.isfinite(errors)]
     low, high = (errors[errors > 0].min(), errors.max()) if errors.any() else (1e-3, 1e-2)
-    ticks = [step * 10.0**power for power in range(-8, 1) for step in (1, 2, 5)]
-    if (errors == 0).any():
-        axes.set_yscale("symlog", linthresh=low, linscale=0.3)
-        axes.set_ylim(-0.1 * low, 1.4 * high)
-        ticks = [0, *(tick for tick in ticks if tick >= low)]
+    steps = (1, 2, 5) if high < 1e5 * low else (1,)
+    ticks = [step * 10.0**power for power in range(-8, 1) for step in steps]
+    if high < 3 * low and not (errors == 0).any():
+        axes.set_ylim(0, 1.1 * high)
+        ticks = []
+    elif (errors == 0).any():
+        axes.set_yscale("asinh", linear_width=low)
+        axes.set_ylim(-0.2 * low, 1.4 * high)
+        axes.set_ylabel(f"{axes.get_ylabel()} (asinh scale)", color=TEXT)
+        ticks = [0, *(tick for tick in ticks if tick >= 0.3 * low)]
     else:
         axes.set_yscale("log")
         axes.set_ylim(0.75 * low, 1.4 * high)
@@ -188,7 +230,6 @@ def _errors(axes: Axes, errors: np.ndarray) -> None:
     axes.yaxis.set_major_locator(FixedLocator(ticks) if enough else MaxNLocator(5))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda error, _: percent(error)))
     axes.yaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_locator(_whole_numbers())
 
 
 def _whole_numbers() -> MaxNLocator:

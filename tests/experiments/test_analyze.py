@@ -15,6 +15,7 @@ from PIL import Image
 
 from experiments import analyze, search, train
 from experiments.app import entry
+from experiments.app.errors import UserError
 from experiments.pages import page
 from experiments.workdir import reading
 from highway_jax import MLP, analysis, checkpoint, data
@@ -175,6 +176,29 @@ MISTAKES = {
     "diverged": (["--workdir={diverged}"], "best/highway holds parameters that are not finite"),
     "data": (["--workdir={work}", "--data_dir=nowhere"], "config.data_dir is 'nowhere'; it must be an existing dir"),
 }
+
+
+def test_the_figures_are_drawn_again_from_the_numbers_alone(analyzed, tmp_path):
+    workdir = shutil.copytree(analyzed[0], tmp_path / "work")
+    pictures, before = {name: (workdir / name).read_bytes() for name in FIGURES}, read(workdir)
+    for name in FIGURES:
+        (workdir / name).unlink()
+    analyze.main(["--redraw", str(workdir)])
+    assert read(workdir) == before
+    for name, first in pictures.items():  # of samples, only a histogram is kept, and numbers are float64 now
+        grey = [
+            np.asarray(Image.open(io.BytesIO(png)).convert("L"), float)
+            for png in (first, (workdir / name).read_bytes())
+        ]
+        assert np.abs(grey[0] - grey[1]).mean() < 1
+    analyze.main(["--redraw", str(workdir), "--title=$x_$"])
+    assert read(workdir)["title"] == "$x_$" and "on $x_$;" in read(workdir)["captions"]["figure2.png"]
+    (workdir / "analysis.json").write_text("{}")
+    with pytest.raises(UserError, match=r"analysis\.json is damaged"):
+        analyze.main(["--redraw", str(workdir)])
+    (workdir / "analysis.json").unlink()
+    with pytest.raises(UserError, match=r"analysis\.json is missing; experiments\.analyze without"):
+        analyze.main(["--redraw", str(workdir)])
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,8 @@
 import base64
 import csv
 import functools
+import gzip
+import hashlib
 import io
 import json
 import re
@@ -26,7 +28,7 @@ from experiments.app import command_line, entry
 from experiments.app.errors import UserError
 from experiments.configs import convolutional, figure1, loading
 from experiments.configs.keys import config_of, leaves
-from experiments.pages import commands, figures, outcomes, page
+from experiments.pages import commands, figures, interactive, outcomes, page
 from experiments.workdir import reading
 from experiments.workdir.contents import Workdir
 from experiments.workdir.identity import FREE, as_json
@@ -41,14 +43,29 @@ SMALL = {network: np.float32(curves) for network, curves in SMALL.items()}
 
 
 class Page(HTMLParser):
-    """A page's text, tables, pictures and whatever a browser would fetch."""
+    """A page's text, tables, pictures, scripts and whatever a browser would fetch.
+
+    `shown` has what the interactive figures are drawn from: a dictionary of JSON for every search.
+    """
 
     def __init__(self, path):
         super().__init__()
         self.tables, self.pictures, self.fetched, self.tags, self.text, self.cell = [], [], [], set(), "", False
+        self.scripts, self.shown, self.policy, self.script = [], [], "", None
         html = path.read_text(encoding="utf-8")
         self.fetched += re.findall(r"url\(|@import|https?:", html)
         self.feed(html)
+        self.runs_code = [code for kind, code in self.scripts if kind is None]
+        packed = [code for kind, code in self.scripts if kind == "text/plain"]
+        unpacked = [gzip.decompress(base64.b64decode(code)).decode() for code in packed]
+        self.shown = list(map(json.loads, unpacked[1:]))
+        # Exactly the scripts that the policy names may run: the page's own, and the library that it unpacks.
+        digests = [
+            base64.b64encode(hashlib.sha256(c.encode()).digest()).decode() for c in self.runs_code + unpacked[:1]
+        ]
+        assert self.policy.startswith("default-src 'none';")
+        allowed = re.findall(r"'sha256-([^']+)'", self.policy)
+        assert not self.scripts or allowed == digests
         self.text = " ".join(self.text.split())
 
     def handle_starttag(self, tag, attributes):
@@ -58,6 +75,12 @@ class Page(HTMLParser):
                 self.pictures.append(base64.b64decode(value.partition(",")[2]))
             elif name in ("src", "srcset", "href", "data", "poster", "action") and not value.startswith("#"):
                 self.fetched.append(value)
+        attributes = dict(attributes)
+        if tag == "script":
+            self.script = attributes.get("type")
+            self.scripts.append((self.script, ""))
+        if tag == "meta" and attributes.get("http-equiv") == "Content-Security-Policy":
+            self.policy = attributes["content"]
         if tag == "table":
             self.tables.append([])
         if tag == "tr":
@@ -71,6 +94,9 @@ class Page(HTMLParser):
         self.cell = self.cell and tag not in ("td", "th")
 
     def handle_data(self, data):
+        if self.lasttag == "script" and self.cdata_elem == "script":
+            self.scripts[-1] = (self.scripts[-1][0], self.scripts[-1][1] + data)
+            return
         self.text += data
         if self.cell:
             self.tables[-1][-1][-1] += data.strip()
@@ -126,9 +152,10 @@ def test_a_report_of_a_real_search(searched):
     assert process.stdout == f"report: {directory}/report.html\n"
     page = Page(directory / "report.html")
     assert not page.fetched
-    assert "script" not in page.tags
-    files = [directory / f"report_{name}.png" for name in ("figure1", "losses", "hyperparameters")]
+    files = [directory / f"report_{name}.png" for name in ("figure1", "losses")]
     assert page.pictures == [file.read_bytes() for file in files]
+    assert (directory / "report_hyperparameters.png").exists()
+    assert (directory / "report.html").stat().st_size < 1_000_000
     for text in (
         "Highway and plain networks on digits",
         "depth 10; 12 runs of each network; 2 epochs",
@@ -248,7 +275,7 @@ def test_depths_make_one_page(tmp_path):
     assert [row[0] for row in glance[1:]] == ["depth 10", "", "depth 20", "", "depth 100", ""]
     assert glance[1][2:7] == ["0.70", "1.2", "1.0", "1 of 3", "0"]  # highway: 0.7, 2, 1
     assert glance[2][5:7] + glance[2][8:] == ["1 of 3", "1", "1 min 15 s"]
-    assert len(page.pictures) == 5
+    assert len(page.pictures) == 2 and len(page.shown) == 3
     assert not (tmp_path / "d100/report.html").exists()
 
 
@@ -309,7 +336,9 @@ def test_odd_searches_make_a_page_too(kind, tmp_path, monkeypatch):
     monkeypatch.setattr(plotting, "distribution", lambda *_: Figure())  # that of all is drawn below
     curves = {network: np.float32(losses) for network, losses in ODD[kind].items()}
     page = write_report(write_workdir(tmp_path / "x", curves, networks=tuple(curves)))
-    assert len(page.pictures) == 3 - (kind in ALONE)  # no hyperparameters vary
+    assert len(page.pictures) == 2
+    assert (tmp_path / "x/report_hyperparameters.png").exists() == (kind not in ALONE)  # otherwise none vary
+    assert len(page.shown) == (kind not in ALONE)
     if kind == "all runs diverged":
         assert "no highway run ever had a finite loss, no plain run ever had a finite loss." in page.text
         assert [row["diverged_in_epoch"] for row in page.runs()[-1]] == ["1"] * 3
@@ -345,7 +374,10 @@ def test_a_search_of_ones_own_has_a_page_in_its_own_words(rank_by, mode, tmp_pat
     assert said in page.text
     assert f"ranked by their {'lowest' if mode == 'min' else 'highest'} {rank_by}" in page.text
     assert not re.search(r"\bloss(es)?\b|nats|depth|network|experiments\.(search|train)", page.text)
-    assert len(page.pictures) == 3
+    assert len(page.pictures) == 2
+    (source,) = sources(page.shown[0])
+    assert source["x0_0"] == pytest.approx(result.hyperparameters["lr"].tolist(), rel=1e-4)
+    assert source["text2_0"] == result.hyperparameters["norm"].tolist()
     table = result.table().sort_values("rank")
     best_runs, diverged = (table for table in page.tables if "norm" in table[0] and "run" in table[0])
     assert best_runs[0][:5] == ["rank", "run", "lr", "width", "norm"] and f"best_{rank_by}" in best_runs[0]
@@ -376,7 +408,7 @@ def test_a_search_of_ones_own_is_drawn_whatever_its_numbers_are(tmp_path):
     for mode in "min", "max":
         measured = np.where(np.isfinite(losses), losses, NAN)
         write_own(tmp_path / mode, 3, "valid_score", mode, train_loss=losses, valid_score=measured)
-        assert len(write_report(tmp_path / mode).pictures) == 3
+        assert len(write_report(tmp_path / mode).shown) == 1
     write_own(tmp_path / "more", 3, "valid_score", "max", train_loss=losses, valid_score=measured)
     write_report(tmp_path / "max", tmp_path / "more")
 
@@ -418,7 +450,7 @@ def test_odd_searches_make_one_page_together(tmp_path, monkeypatch):
         curves = {network: np.float32(curve) for network, curve in losses.items()}
         write_workdir(tmp_path / str(depth), curves, depth=depth, networks=tuple(curves))
     page = write_report(*(tmp_path / str(depth + 2) for depth in range(len(ODD))))
-    assert len(page.pictures) == 2 + len(ODD) - len(ALONE)
+    assert len(page.shown) == len(ODD) - len(ALONE)
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -437,6 +469,90 @@ def test_text_is_escaped_everywhere(tmp_path):
     page = write_report(*directories)
     assert not {"b", "u"} & page.tags
     assert evil in page.text and "<u>layers</u>" in page.text
+    assert page.runs_code == [interactive.LOADER]
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_text_of_a_stranger_is_plain_text_to_the_interactive_figures_too(tmp_path):
+    """A string would be a formula between dollars, whose parser Bokeh would fetch; in a tooltip a field of the data."""
+    evil = "</script><script>$$x$$</script>", "\\(x\\)", "@run{safe} <i>"
+    values = {name: np.arange(9) + 0.5 for name in evil[:2]} | {evil[2]: np.array([*"abc"] * 3, object)}
+    values[evil[2]][::2] = evil[0]
+    numbers = {"train_loss": np.ones((9, 2)), evil[0]: np.arange(18.0).reshape(9, 2)}
+    (tmp_path / "evil").mkdir()
+    population.save(Result(np.arange(9), values, numbers, evil[0], "min", 2), tmp_path / "evil")
+    page = write_report(tmp_path / "evil")
+    assert page.runs_code == [interactive.LOADER] and "i" not in page.tags
+    labels = list(found(page.shown[0], "PlainText"))
+    for text in evil[:2]:
+        assert text in [label["text"] for label in labels]
+    for axis in (*found(page.shown[0], "LinearAxis"), *found(page.shown[0], "LogAxis")):
+        assert axis["axis_label"]["name"] == "PlainText"
+        assert all(
+            label["name"] == "PlainText" for _, label in axis.get("major_label_overrides", {}).get("entries", [])
+        )
+    for tool in found(page.shown[0], "HoverTool"):
+        for _, value in tool["tooltips"]:
+            assert re.sub(r"@\w+_0", "", value) in ("", ", rank ", " (epoch )")
+
+
+def found(value, name):
+    """The attributes of every model of this name in a document of Bokeh's."""
+    if isinstance(value, dict):
+        if value.get("name") == name and "attributes" in value:
+            yield value["attributes"]
+        value = list(value.values())
+    for item in value if isinstance(value, list) else ():
+        yield from found(item, name)
+
+
+def sources(shown):
+    """The columns that a search's figures share, those of single lines left out."""
+    columns = [dict(source["data"]["entries"]) for source in found(shown, "ColumnDataSource")]
+    return [source for source in columns if "run_0" in source or "run_1" in source]
+
+
+def test_every_run_is_in_the_interactive_figures(searched):
+    """As runs.csv and curves.csv have it, in one source of both networks: run i of each is the same draw."""
+    directory, _ = searched
+    (shown,) = Page(directory / "report.html").shown
+    (source,) = sources(shown)
+    result = reading.load(directory).results
+    for i, kind in enumerate(("highway", "plain")):
+        ranking, losses = result[kind].ranking, result[kind].curves["train_loss"]
+        assert source[f"network_{i}"] == [kind] * 12 and source[f"run_{i}"] == list(range(12))
+        assert source[f"rank_{i}"] == ranking.ranks.tolist()
+        assert [shape == "x" for shape in source[f"shape_{i}"]] == ranking.diverged.tolist()
+        for run in range(12):
+            finite = np.isfinite(losses[run])
+            assert source[f"epochs_{i}"][run] == (1 + np.flatnonzero(finite)).tolist()
+            np.testing.assert_allclose(source[f"curve_{i}"][run], losses[run][finite], rtol=1e-4)
+        np.testing.assert_allclose(source[f"x0_{i}"], result[kind].hyperparameters["learning_rate"], rtol=1e-4)
+        assert source[f"text3_{i}"] == result[kind].hyperparameters["activation"].tolist()
+    scales = [figure["x_scale"]["name"] for figure in found(shown, "Figure")]
+    assert scales == ["LinearScale", "LogScale", *["LinearScale"] * 4]  # epochs, learning rate, the others
+
+
+def test_no_run_is_left_out_however_many_there_are():
+    losses = np.random.default_rng(0).uniform(size=(1000, 3))
+    values = {"lr": losses[:, 0], "kind": np.array(["a", "b"] * 500, object)}
+    results = {kind: Result(np.arange(1000), values, {"train_loss": losses}, "train_loss", "min", 3) for kind in "ab"}
+    (source,) = sources(json.loads(interactive.figures(results, "loss", "x")[0]))
+    assert [len(source[f"curve_{i}"]) for i in range(2)] == [1000, 1000]
+    other = {
+        **results,
+        "b": Result(np.arange(1000), {"lr": losses[:, 1]}, {"train_loss": losses}, "train_loss", "min", 3),
+    }
+    assert len(sources(json.loads(interactive.figures(other, "loss", "x")[0]))) == 2  # not the same draws
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Chromium")
+def test_a_browser_without_network_shows_the_interactive_figures(searched):
+    directory, _ = searched
+    options = ["--headless", "--no-sandbox", "--proxy-server=127.0.0.1:9", "--window-size=1400,6000"]
+    command = ["chromium", *options, "--virtual-time-budget=60000", "--dump-dom", f"file://{directory}/report.html"]
+    drawn = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
+    assert 'class="asks shown"' in drawn and "newer browser" not in drawn.partition("<script")[0]
 
 
 @pytest.mark.usefixtures("undrawn")
