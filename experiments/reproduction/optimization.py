@@ -66,7 +66,7 @@ def figure1(searches: Searches, controls: Mapping[str, Searches]) -> list[Claim]
         claim("3.1", "plain networks get significantly worse with depth", _degrades, *DEPTHS),
         claim("3.1", "highway networks of 50 and 100 layers are similar to 10 and 20", _unharmed, *DEPTHS),
         claim("3.1", "at 100 layers highway is more than 2 orders of magnitude better", _far_better, 100),
-        claim("3.1", "Figure 1, right: of the ten best settings, the same is true of the mean", _means, *DEPTHS),
+        claim("3.1", "Figure 1, right: the means of the ten best settings show the same", _means, *DEPTHS),
         claim("3.1", "highway networks consistently converge significantly faster", _faster, *DEPTHS),
     ]
 
