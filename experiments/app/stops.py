@@ -26,7 +26,7 @@ def stop_requests() -> Iterator[StopRequest]:
         if request.signal:
             os._exit(128 + number)
         request.signal = number
-        os.write(2, b"stopping after this epoch; repeat to stop at once\n")
+        os.write(2, b"stopping after this epoch; a second signal stops at once\n")
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

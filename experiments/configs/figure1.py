@@ -26,7 +26,7 @@ KEYS = base.KEYS | {
     "search.activation": some_of(("relu", "tanh"), ACTIVATIONS),
     "search.transform_bias": span((-10.0, -1.0), *base.FINITE),  # of networks with gates
     # Successive halving; there is none if `every` is None.
-    "search.halving.every": integer(None, 1, base.MANY),  # epochs after which the worst runs stop, again and again
+    "search.halving.every": integer(None, 1, base.MANY),  # epochs between halvings, each of which stops the worst runs
     "search.halving.keep": number(0.5, "between 0 and 1", lambda share: 0 < share < 1),  # share of runs kept each time
     "search.halving.at_least": integer(1, 1, base.MANY),  # number of runs that are kept in any case
 }

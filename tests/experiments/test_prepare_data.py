@@ -16,7 +16,7 @@ without_tensorflow = pytest.mark.skipif(
     ("args", "message"),
     [
         ([], "--dataset is missing"),
-        (["--dataset=digits"], "'digits', which is embedded"),
+        (["--dataset=digits"], "'digits', which comes with scikit-learn"),
         (["--dataset=nonesuch"], "dataset 'nonesuch' is unknown"),
         (["--dataset=mnist", "--data_dir=~no-such-user/data"], "path '~no-such-user/data' begins with '~'"),
         pytest.param(

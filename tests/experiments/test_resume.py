@@ -77,7 +77,7 @@ def test_a_stopped_search_keeps_what_it_has_and_goes_on(undisturbed, tmp_path, c
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM
-    assert errors.splitlines()[0] == "stopping after this epoch; repeat to stop at once"
+    assert errors.splitlines()[0] == "stopping after this epoch; a second signal stops at once"
     assert re.match(r"interrupted after part \d/2, epoch \d/4 of \w+; ", errors.splitlines()[1])
     assert errors.splitlines()[1].endswith("the same command resumes from there")
     assert (tmp_path / "work/runs.csv").exists()
