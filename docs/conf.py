@@ -13,7 +13,7 @@ from sphinx.util import logging
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
-(URL,) = re.findall(r'^URL = "(.+)"$', (ROOT / "setup.py").read_text(), re.MULTILINE)
+(URL,) = re.findall(r'^URL = "(.+?)"', (ROOT / "setup.py").read_text(), re.MULTILINE)
 
 project = "highway-jax"
 root_doc = "docs/index"
