@@ -663,7 +663,8 @@ def plain_ticks(axis: Axis) -> None:
 
     def label(value: float, _: float) -> str:
         low, high = axis.get_view_interval()
-        return f"{value:g}" if f"{value:.0e}"[0] in ("25" if high > 10 * low else "23457") else ""
+        digits = "25" if high > 10 * low else "23457" if high > 3 * low else "23456789"
+        return f"{value:g}" if f"{value:.0e}"[0] in digits else ""
 
     axis.set_major_formatter(lambda value, _: f"{value:g}")
     axis.set_minor_formatter(label)
