@@ -262,7 +262,7 @@ class Result:
         return pandas.DataFrame({"run": self.runs[index], "epoch": epoch + 1, **numbers})
 
     def plot(self) -> "Figure":
-        """The best runs' curves, and the distribution of all runs' best values, labelled with what was measured."""
+        """All runs' curves behind the best one's, and all runs' best values by rank, labelled by what was measured."""
         from highway_jax import plotting
 
         return plotting.population(self)
