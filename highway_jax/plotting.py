@@ -565,14 +565,14 @@ def reaches(best: Iterable[np.ndarray], mode: str) -> Reaches:
     low, high, log = _scale(best, mode)
     step = ((high / low) ** 0.06 if high > 1.01 * low else 1.1) if log else 0.06 * (high - low) or 0.1
 
-    def beyond(end: float, steps: int) -> float:
+    def beyond(end: float, steps: float) -> float:
         return end * step**steps if log else end + steps * step
 
     better, worse = (low, high) if mode == "min" else (high, low)
     out = 1 if mode == "min" else -1  # the side of the worse
     divider, strip = beyond(worse, out), beyond(worse, 2 * out)
     lost = any(not np.isfinite(numbers).all() for numbers in best)
-    ends = sorted((beyond(better, -out), beyond(worse, 3 * out) if lost else divider))
+    ends = sorted((beyond(better, -out), beyond(worse, 3.5 * out) if lost else divider))
     ticks = _ticks(low, high, log)
     if lost:  # a label of two lines, which has to have room
         crowded = [tick for tick in ticks if out * (tick - beyond(worse, -out)) > 0]
@@ -663,7 +663,8 @@ def plain_ticks(axis: Axis) -> None:
 
     def label(value: float, _: float) -> str:
         low, high = axis.get_view_interval()
-        return f"{value:g}" if f"{value:.0e}"[0] in ("25" if high > 10 * low else "23457") else ""
+        digits = "25" if high > 10 * low else "23457" if high > 3 * low else "23456789"
+        return f"{value:g}" if f"{value:.0e}"[0] in digits else ""
 
     axis.set_major_formatter(lambda value, _: f"{value:g}")
     axis.set_minor_formatter(label)

@@ -226,10 +226,23 @@ def _errors(axes: Axes, errors: np.ndarray) -> None:
         axes.set_yscale("log")
         axes.set_ylim(0.75 * low, 1.4 * high)
     bottom, top = axes.get_ylim()
-    enough = sum(bottom <= tick <= top for tick in ticks) > 2
+    ticks = _apart(axes, [tick for tick in ticks if bottom <= tick <= top])
+    enough = len(ticks) > 2
     axes.yaxis.set_major_locator(FixedLocator(ticks) if enough else MaxNLocator(5))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda error, _: percent(error)))
     axes.yaxis.set_minor_locator(NullLocator())
+
+
+def _apart(axes: Axes, ticks: Sequence[float], gap: float = 0.055) -> list[float]:
+    """The ascending ticks upwards, without those whose labels would be upon the one before."""
+    to_axes = axes.transData + axes.transAxes.inverted()
+    kept, last = [], -np.inf
+    for tick in ticks:
+        height = to_axes.transform((1, tick))[1]
+        if height >= last + gap:
+            kept.append(tick)
+            last = height
+    return kept
 
 
 def _whole_numbers() -> MaxNLocator:

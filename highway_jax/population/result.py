@@ -283,7 +283,7 @@ class Result:
         return pandas.DataFrame({"run": self.runs[index], "epoch": epoch + 1, **numbers})
 
     def plot(self) -> "Figure":
-        """Plot the curves of the best runs and the distribution of the best values of all runs."""
+        """Plot the curves of all runs behind the best one's, and the best values of all runs by rank."""
         from highway_jax import plotting
 
         return plotting.population(self)

@@ -24,7 +24,9 @@ def known():
         "gates": gates,
         "sample": sample._replace(transform_gate=mean**2),
         "lesions": analysis.Lesions(3 * error + 0.1, error, 0.1, 0.0),
-        "dropped": analysis.Dropped(np.arange(49), np.linspace(0.1, 2, 50), np.linspace(0, 0.8, 50) ** 4),
+        "dropped": analysis.Dropped(
+            np.arange(49), np.linspace(0.1, 2, 50), np.append([0, 0], np.geomspace(3e-5, 0.1, 48))
+        ),
     }
 
 
