@@ -203,9 +203,11 @@ def test_the_table_of_figure_1(tmp_path):
     found = reading.load(write_workdir(tmp_path / "many", {"highway": curves}, networks=("highway",)))
     few = reading.load(write_workdir(tmp_path / "few", {"highway": curves[[0, 5, 1]]}, networks=("highway",)))
     said = rows_of_figure_1({"figure1_depth10": found, "figure1_depth20": few})
-    # Means of 1 to 10 and of 1 and 2, median between 10 and 12, all in thousandths.
-    assert said[0] == "| 10 | highway | 1.0e-3 | 5.5e-3 | 1.5e-3 | 0.011 | 2 | 3 | 5 | 1 of 20 | 1 min 15 s |"
-    assert said[2] == "| 20 | highway | 1.0e-3 |  | 1.0e-3 | 2.0e-3 | 2 | 3 | 5 | 0 of 3 | 1 min 15 s |"
+    # The mean of 1 to 10 and the median between 10 and 12, all in thousandths; learning rates as drawn.
+    drawn = (search.results["highway"].hyperparameters["learning_rate"][:10] for search in (found, few))
+    rates = [f"{some.min():.2g} to {some.max():.2g}" for some in drawn]
+    assert said[0] == f"| 10 | highway | 1.0e-3 | 5.5e-3 | 0.011 | 2 | 3 | 5 | {rates[0]} | 1 of 20 | 1 min 15 s |"
+    assert said[2] == f"| 20 | highway | 1.0e-3 |  | 2.0e-3 | 2 | 3 | 5 | {rates[1]} | 0 of 3 | 1 min 15 s |"
     assert said[1] == "| 10 | plain | not run | not run |  |  |  |  |  |  |  |"
     assert len(said) == 8
 
