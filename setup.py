@@ -57,7 +57,7 @@ setup(
     packages=find_packages(include=["highway_jax", "highway_jax.*", "experiments", "experiments.*"]),
     package_data={
         "highway_jax": ["py.typed", "native/*.h", "functional/direct.cc", "stack/fused.cc", "stack/fused.cu"],
-        "experiments": ["pages/*.jinja", "reproduction/*.jinja"],
+        "experiments": ["pages/*.jinja", "pages/*.js", "reproduction/*.jinja"],
     },
     install_requires=[
         jax.format(""),

@@ -81,10 +81,17 @@ def _read(numbers: Mapping[str, Any]) -> Analysis:
     routing, mean = np.array(numbers["routing"], float), np.array(gates["mean"], float)
     bins = zip(histogram["counts"].astype(int), histogram["edges"][:-1], histogram["edges"][1:], strict=True)
     open_layers = np.concatenate([low + (high - low) * (np.arange(n) + 0.5) / n for n, low, high in bins if n])
-    counted = {"class_size": np.array(gates["class_size"]), "open_layers": open_layers}
+    unknown = np.full_like(mean, np.nan)  # an analysis of an earlier version lacks some numbers, which no figure shows
     return Analysis(
-        gates=GateStatistics(np.array(gates["bias"], float), mean, routing + mean, **counted),
-        sample=InnerStates(**arrays({name: numbers["sample"][name] for name in InnerStates._fields})),
+        gates=GateStatistics(
+            bias=np.array(gates["bias"], float),
+            mean=mean,
+            open_fraction=np.array(gates.get("open_fraction", unknown), float),
+            class_mean=routing + mean,
+            class_size=np.array(gates["class_size"]),
+            open_layers=open_layers,
+        ),
+        sample=InnerStates(**arrays({name: numbers["sample"].get(name, unknown) for name in InnerStates._fields})),
         lesions=Lesions(**arrays({name: numbers["lesions"][name] for name in Lesions._fields})),
         dropped=Dropped(**arrays(numbers["dropped"])),
     )

@@ -16,9 +16,9 @@ def known():
     mean[0, 0] = 1e-9
     class_mean = np.clip(mean + random.standard_t(2, (10, 49, 50)) / 100, 0, 1)
     gates = analysis.GateStatistics(
-        random.normal(-3, 0.1, mean.shape), mean, class_mean, np.full(10, 9), random.normal(6, 1, 500)
+        random.normal(-3, 0.1, mean.shape), mean, mean, class_mean, np.full(10, 9), random.normal(6, 1, 500)
     )
-    sample = analysis.InnerStates(*random.normal(size=(4, 49, 50)))
+    sample = analysis.InnerStates(*random.normal(size=(5, 49, 50)))
     error = np.append(0, 10 ** random.uniform(-4.5, -0.5, 48))
     return {
         "gates": gates,

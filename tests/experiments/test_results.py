@@ -148,7 +148,7 @@ DAMAGE = [
     ("curves.csv", replace("0.7", "0.6"), "best_loss of highway's runs is not that of runs.csv"),
     ("curves.csv", replace("0.7", "0,7"), "it is no table"),
     ("curves.csv", replace("0.7", "x"), "'x'"),
-    ("curves.csv", replace("^highway,0,1,", "highway,0,2,"), "twice"),
+    ("curves.csv", replace("^highway,0,1,", "highway,0,2,"), "an epoch has two rows"),
     ("curves.csv", replace("^highway,0,1,", "highway,0,999999999,"), "the epochs of highway must be 1 to 3"),
     ("curves.csv", replace("^highway,0,1,", "highway,-1,1,"), "a row of run -1, which is not in runs.csv"),
     ("curves.csv", lambda text: text.replace("2.0", "\0"), "it is no text"),
