@@ -35,7 +35,8 @@ napoleon_use_rtype = False
 
 html_theme = "furo"
 html_title = "highway-jax"
-html_theme_options = {"source_repository": URL, "source_branch": "main", "source_directory": ""}
+if "OWNER" not in URL:  # links to edit a page
+    html_theme_options = {"source_repository": URL, "source_branch": "main", "source_directory": ""}
 html_static_path = ["site.css"]
 html_css_files = ["site.css"]
 html_extra_path = ["root"]

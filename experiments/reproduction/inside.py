@@ -25,7 +25,6 @@ from experiments.reproduction.criteria import (
     verdict,
 )
 
-BEFORE = "analyzed before this was measured"
 Analysis = Mapping[str, Any]  # an `analysis.json`
 
 
@@ -103,7 +102,7 @@ def _selects(found: Analysis) -> Judgement:
 
 def _differs(found: Analysis) -> Judgement:
     if "blocks_used" not in found["summary"]:
-        return NOT_RUN, BEFORE
+        return NOT_RUN, "analyzed before this was measured"
     used, single = found["summary"]["blocks_used"], found["summary"]["open_per_sample"]
     evidence = (
         f"an image opens {single:.1%} of the gates on average; {used:.1%} are open for one image in 1,000 or more"
@@ -119,9 +118,7 @@ def _steady(found: Analysis) -> Judgement:
 
 
 def _changes(found: Analysis, layers: int = FIRST) -> Judgement:
-    if "block_input" not in found["sample"]:
-        return NOT_RUN, BEFORE
-    output, before = (np.array(found["sample"][f"block_{name}"], float) for name in ("output", "input"))
+    output, before = np.array(found["sample"]["block_output"], float), _inputs(found["sample"])
     change = np.nansum(np.abs(output - before), axis=1)
     if not 0 < change.sum() < math.inf:
         return NOT_RUN, "the change is zero, or not finite"
@@ -129,14 +126,26 @@ def _changes(found: Analysis, layers: int = FIRST) -> Judgement:
     return verdict(share > 0.5), f"{share:.0%} of the change; 90% by layer {found['summary']['change_depth']}"
 
 
+def _inputs(sample: Mapping[str, Any]) -> np.ndarray:
+    """(layers, blocks) inputs; analyses of earlier versions lack them, and then the first layer's follow from Eq. 2."""
+    if "block_input" in sample:
+        return np.array(sample["block_input"], float)
+    states = ("block_output", "block_state", "transform_gate", "carry_gate")
+    output, state, transform, carry = (np.array(sample[name], float) for name in states)
+    return np.concatenate([(output[:1] - state[:1] * transform[:1]) / carry[:1], output[:-1]])
+
+
 def _routes(found: Analysis) -> Judgement:
-    largest = np.abs(np.array(found["routing"], float))[list(ROUTED), :FIRST].max(axis=2)  # (digits, layers)
+    largest = np.abs(np.array(found["routing"], float))[list(ROUTED)].max(axis=2)  # (digits, layers)
     if not np.isfinite(largest).all():
         return NOT_RUN, "the classes' difference is not finite"
-    counts = (largest >= SUBSTANTIAL).sum(axis=1)
-    said = [f"{count} for digit {digit}" for digit, count in zip(ROUTED, counts, strict=True)]
-    evidence = f"layers of the first {FIRST} with a gate whose mean differs by {SUBSTANTIAL} or more: {listed(said)}"
-    return verdict(bool((counts > FIRST / 2).all())), evidence
+    substantial = largest >= SUBSTANTIAL
+    first, later = (part.sum(axis=1) for part in (substantial[:, :FIRST], substantial[:, FIRST:]))
+    said = [f"{count} layers for digit {digit}" for digit, count in zip(ROUTED, first, strict=True)]
+    return verdict(bool((first > FIRST / 2).all())), (
+        f"of the first {FIRST}, {listed(said)} have a gate whose mean differs by {SUBSTANTIAL} or more; of the "
+        f"{largest.shape[1] - FIRST} later layers, {listed(later)}"
+    )
 
 
 def _needs_early(found: Analysis) -> Judgement:

@@ -19,7 +19,6 @@ from experiments.workdir import reading
 from experiments.workdir.contents import Workdir
 from experiments.workdir.files import read_json
 from highway_jax import plotting
-from highway_jax.analysis.summary import TOLERATED
 from highway_jax.files import write_whole
 
 BETWEEN = re.compile(r"(?<=<!-- claims -->\n).*(?=<!-- /claims -->)", re.DOTALL)  # of the README
@@ -126,7 +125,6 @@ def first_screen(root: Path, found: Mapping[str, Workdir], judged: list[Claim]) 
         very_deep=found.get("very_deep"),
         mnist=accuracy.whole(list(found.values()), accuracy.TABLE1, accuracy.WIDTH32),
         analysis=analysis(root / "results" / "figure1_depth50"),
-        tolerated=TOLERATED,
     )
     return screen.removesuffix("\n")
 
