@@ -8,10 +8,10 @@ Hardware: two CPU cores (AMD EPYC). Results there, with 100 runs of each network
 
     depth   best loss         mean of the best 10   time
             highway  plain    highway  plain        highway  plain
-    10      2.7e-4   2.4e-4   5.4e-4   5.5e-4         7 s     6 s
-    20      2.4e-4   2.9e-3   7.5e-4   7.0e-3        13 s    12 s
-    50      1.7e-4   7.9e-2   6.8e-4   1.7e-1        29 s    26 s
-    100     3.8e-4   6.4e-1   1.0e-3   8.0e-1        56 s    52 s
+    10      2.8e-4   2.4e-4   5.6e-4   5.5e-4       8 s     7 s
+    20      3.0e-4   2.9e-3   7.5e-4   7.0e-3      13 s    13 s
+    50      1.7e-4   7.9e-2   6.6e-4   1.7e-1      31 s    29 s
+    100     1.6e-4   6.4e-1   9.8e-4   8.0e-1      60 s    56 s
 
 Other CPUs round differently: the best loss of a hundred runs may differ by a factor of two, a test accuracy by a few
 images.
