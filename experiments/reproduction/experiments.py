@@ -35,7 +35,7 @@ class Experiment:
       what: the part of the paper that it belongs to.
       config: of `experiments.search` or `experiments.train`.
       paper: changes to the config for what the paper did.
-      small: further changes for what a CPU can do in an hour or so; None: nothing that is worth it.
+      small: further changes for what two CPU cores can do in hours; None: nothing that is worth it.
       title: what Figures 2 to 4 call it, where they are drawn.
     """
 

@@ -1,7 +1,7 @@
 """Sections 2.2 and 3.1: how well deep networks can be optimized, judged by searches on MNIST."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,6 +32,7 @@ from highway_jax.population import Ranking, Result, rank
 
 DEPTHS = (10, 20, 50, 100)
 NETWORKS = ("highway", "plain")
+TEN = 10  # best settings, of Figure 1's right half
 Searches = Mapping[int, Workdir]  # by depth
 
 
@@ -39,52 +40,61 @@ def figure1(searches: Searches, controls: Mapping[str, Searches]) -> list[Claim]
     """Section 3.1's claims and two of Section 2.2, judged by finished searches.
 
     Args:
-      searches: Figure 1's. Depths are compared after the same number of epochs, the shortest search's.
-      controls: further searches of each kind of network, whose learning rates decay more slowly. They count at depths
-        where both kinds have one.
+      searches: Figure 1's.
+      controls: further searches of each kind of network, whose learning rates decay more slowly. Claims about losses
+        are judged by them too, if there are controls of both kinds at all depths of the claim.
     """
-    complete = {depth: search for depth, search in searches.items() if set(NETWORKS) <= search.results.keys()}
+    own = {depth: search for depth, search in searches.items() if set(NETWORKS) <= search.results.keys()}
+    shared = set.intersection(*(set(controls.get(network, {})) for network in NETWORKS))
+    results = {depth: found.results for depth, found in own.items()}
+    slow = {depth: {n: controls[n][depth].results[n] for n in NETWORKS} for depth in shared}
 
     def claim(section: str, words: str, judge: Callable[[Best], Judgement], *depths: int) -> Claim:
-        if missing := [depth for depth in depths if depth not in complete]:
+        if missing := [depth for depth in depths if depth not in results]:
             return Claim(section, words, NOT_RUN, f"depth {listed(missing)}: not run to the end")
-        epochs = min(complete[depth].config.epochs for depth in depths)
-        slower = {
-            depth: {network: controls[network][depth].results[network] for network in NETWORKS}
-            for depth in depths
-            if all(depth in controls.get(network, {}) for network in NETWORKS)
-        }
-        found, evidence = judge(Best({depth: complete[depth].results for depth in depths}, slower, epochs))
-        evidence += f"; after {epochs} of {EPOCHS} epochs"
-        if "†" in evidence:
-            of_controls = {result.curves["train_loss"].shape[1] for pair in slower.values() for result in pair.values()}
-            evidence += f", † after {listed(sorted(of_controls))}"
-        return Claim(section, words, found, evidence)
+        return Claim(section, words, *_judged(judge, results, depths))
+
+    def about_losses(words: str, judge: Callable[[Best], Judgement], *depths: int) -> Claim:
+        by_search = claim("3.1", words, judge, *depths)
+        if by_search.verdict == NOT_RUN or not shared.issuperset(depths):
+            return by_search
+        found, evidence = _judged(judge, slow, depths)
+        both = by_search.verdict if found == by_search.verdict else IN_PART
+        return Claim("3.1", words, both, f"{by_search.evidence}. Controls: {evidence}")
 
     bias = "a negative gate bias suffices for different activations, in very deep networks"
     distributions = "a negative gate bias suffices for various zero-mean initial distributions of W_H"
     return [
         claim("2.2", bias, _proceeds, 100),
         Claim("2.2", distributions, NOT_RUN, "every network here has the normalized initialization of Section 3.1"),
-        _very_good(complete, controls.get("plain", {})),
-        claim("3.1", "plain networks get significantly worse with depth", _degrades, *DEPTHS),
-        claim("3.1", "highway networks of 50 and 100 layers are similar to 10 and 20", _unharmed, *DEPTHS),
-        claim("3.1", "at 100 layers highway is more than 2 orders of magnitude better", _far_better, 100),
+        _very_good(own, controls.get("plain", {})),
+        about_losses("plain networks get significantly worse with depth", _degrades, *DEPTHS),
+        about_losses("highway networks of 50 and 100 layers are similar to 10 and 20", _unharmed, *DEPTHS),
+        about_losses("at 100 layers highway is more than 2 orders of magnitude better", _far_better, 100),
         claim("3.1", "Figure 1, right: the means of the ten best settings show the same", _means, *DEPTHS),
         claim("3.1", "highway networks consistently converge significantly faster", _faster, *DEPTHS),
     ]
 
 
+def _judged(
+    judge: Callable[["Best"], Judgement], results: Mapping[int, Mapping[str, Result]], depths: Sequence[int]
+) -> Judgement:
+    """Judge searches by depth after the same number of epochs, the shortest search's."""
+    chosen = {depth: results[depth] for depth in depths}
+    epochs = min(found.curves["train_loss"].shape[1] for both in chosen.values() for found in both.values())
+    found, evidence = judge(Best(chosen, epochs))
+    return found, f"{evidence}; after {epochs} of {EPOCHS} epochs"
+
+
 @dataclass(frozen=True)
 class Best:
-    """The best runs of searches by depth, after so many epochs, and those of their controls."""
+    """The best runs of searches by depth, after so many epochs."""
 
     results: Mapping[int, Mapping[str, Result]]
-    controls: Mapping[int, Mapping[str, Result]]
     epochs: int
 
     def losses(self, network: str, depth: int) -> np.ndarray:
-        """(runs, epochs) training losses of Figure 1's search."""
+        """(runs, epochs) training losses."""
         return self.results[depth][network].curves["train_loss"][:, : self.epochs]
 
     def ranking(self, network: str, depth: int) -> Ranking:
@@ -96,31 +106,25 @@ class Best:
         return np.where(np.isfinite(best), best, np.inf)
 
     def lowest(self, network: str, *depths: int) -> list[float]:
-        """The lowest loss at each depth: of Figure 1's search or of the control."""
-        return [min(self._both(network, depth)) for depth in depths]
+        """The lowest loss of the best run at each depth."""
+        return [lowest(self.ranking(network, depth)) for depth in depths]
 
     def means(self, network: str, *depths: int) -> list[float]:
-        """The mean of the ten lowest losses at each depth, of Figure 1's search alone."""
-        return [self.ranking(network, depth).mean_of_best(10) for depth in depths]
+        """The mean of the ten best runs' lowest losses at each depth."""
+        return [self.ranking(network, depth).mean_of_best(TEN) for depth in depths]
 
     def learned(self, network: str, *depths: int) -> bool:
         """Whether the best runs of all these depths have not stalled."""
         return max(self.lowest(network, *depths)) <= STALLED * CHANCE
 
     def said(self, network: str) -> str:
-        """Such as "plain 5.4e-4 and 8.3e-4† at 10 and 20 layers"."""
-        losses = [self.said_of(network, depth) for depth in self.results]
-        return f"{network} {listed(losses)} at {listed(self.results)} layers"
+        """Such as "plain 5.4e-4 and 8.3e-4 at 10 and 20 layers"."""
+        return f"{network} {listed(map(number, self.lowest(network, *self.results)))} at {listed(self.results)} layers"
 
-    def said_of(self, network: str, depth: int) -> str:
-        """Such as "8.3e-4†", where the dagger marks a control's."""
-        own, control = self._both(network, depth)
-        return f"{number(min(own, control))}{'†' * (control < own)}"
 
-    def _both(self, network: str, depth: int) -> tuple[float, float]:
-        own = float(self.ranking(network, depth).best.min())
-        control = self.controls.get(depth, {}).get(network)
-        return own, math.inf if control is None else float(control.ranking.best.min())
+def lowest(ranking: Ranking) -> float:
+    """The lowest loss of the best run; a run that has diverged is the best only if all have."""
+    return float(ranking.best[ranking.order[0]])
 
 
 def _very_good(searches: Searches, controls: Searches) -> Claim:
@@ -128,7 +132,7 @@ def _very_good(searches: Searches, controls: Searches) -> Claim:
     best = {}
     for depth in (10, 20):
         candidates = [
-            (float(group[depth].results["plain"].ranking.best.min()), group[depth].config.epochs, mark)
+            (lowest(group[depth].results["plain"].ranking), group[depth].config.epochs, mark)
             for group, mark in ((searches, ""), (controls, "†"))
             if depth in group
         ]
@@ -149,11 +153,11 @@ def _proceeds(best: Best) -> Judgement:
         runs = found.hyperparameters["activation"] == name
         if not runs.any():
             return NOT_RUN, f"no run of 100 layers is a {name} network"
-        whole = runs & (ranking.epochs == best.epochs)
-        counts.append(np.sum(ranking.best[runs] <= CONVERGED))
+        losses = np.where(ranking.diverged, np.inf, ranking.best)[runs]
+        counts.append(np.sum(losses <= CONVERGED))
         said.append(
-            f"{counts[-1]} of {runs.sum()} {name} runs, of which {whole.sum()} were trained to the end "
-            f"(the best {number(ranking.best[runs].min())})"
+            f"{counts[-1]} of {runs.sum()} {name} runs (best {number(losses.min())}; "
+            f"{np.sum(runs & (ranking.epochs == best.epochs))} {name} runs were trained to the end)"
         )
     return verdict(all(counts)), f"100 layers get to {CONVERGED} in {listed(said)}"
 
@@ -172,8 +176,8 @@ def _far_better(best: Best) -> Judgement:
     plain, highway = (best.lowest(network, 100)[0] for network in ("plain", "highway"))
     times = f"{plain / highway:,.0f} times: " if highway and math.isfinite(plain) and math.isfinite(highway) else ""
     means = [number(best.means(network, 100)[0]) for network in ("plain", "highway")]
-    count = min(10, best.results[100]["highway"].num_runs)
-    said = f"plain {best.said_of('plain', 100)}, highway {best.said_of('highway', 100)}"
+    count = min(TEN, best.results[100]["highway"].num_runs)
+    said = f"plain {number(plain)}, highway {number(highway)}"
     holds = plain > FAR_BETTER * highway and best.learned("highway", 100)
     return verdict(holds), f"{times}{said}; means of the best {count}: {listed(means)}"
 
@@ -190,7 +194,7 @@ def _faster(best: Best) -> Judgement:
     words: dict[str, list[int]] = {"significantly": [], "slightly": [], "not": []}
     said = []
     for depth in best.results:
-        single, mean = (speedup(*(best.curve(network, depth, count) for network in NETWORKS)) for count in (1, 10))
+        single, mean = (speedup(*(best.curve(network, depth, count) for network in NETWORKS)) for count in (1, TEN))
         slower = min(single, mean)
         words["significantly" if slower >= FASTER else "slightly" if slower > 1 else "not"].append(depth)
         said.append(f"{_times(single)} and {_times(mean)} at {depth}")
@@ -233,7 +237,7 @@ def very_deep(search: Workdir | None) -> Claim:
     if search is None or "highway" not in search.results or search.depth <= 1000:
         return Claim("2.2", words, NOT_RUN, "")
     ranking = search.results["highway"].ranking
-    best, level = float(ranking.best.min()), STALLED * CHANCE
+    best, level = lowest(ranking), STALLED * CHANCE
     evidence = (
         f"depth {search.depth:,}: {np.sum(ranking.best <= level)} of {len(ranking.best)} runs get below "
         f"{number(level)}, the best to {number(best)} in {ranking.best_epoch[ranking.order[0]]} epochs "

@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +140,15 @@ def _timings(measured: Path) -> list[dict[str, Any]]:
 
 
 def _template(name: str) -> jinja2.Template:
-    return template(Path(__file__).with_name(name), device=_device, seconds=_seconds)
+    return template(Path(__file__).with_name(name), device=_device, seconds=_seconds, groupby_device=_by_device)
+
+
+def _by_device(searches: Iterable[Workdir]) -> list[tuple[str, list[Workdir]]]:
+    """Searches by what they were done on."""
+    groups: dict[str, list[Workdir]] = {}
+    for search in searches:
+        groups.setdefault(_device(search), []).append(search)
+    return list(groups.items())
 
 
 def _device(search: Workdir) -> str:

@@ -162,20 +162,48 @@ def test_a_claim_about_all_depths_may_hold_at_some(tmp_path):
     )
 
 
+def test_a_claim_about_losses_is_judged_by_the_controls_too(tmp_path):
+    found, flat = (
+        searches(tmp_path / "usual", **PAPER),
+        searches(tmp_path / "flat", plain=(9e-5,) * 4, highway=(5e-5,) * 4),
+    )
+    controls = {network: flat for network in ("highway", "plain")}
+    judged = optimization.figure1(found, controls)
+    assert [claim.verdict for claim in judged[3:8]] == [
+        *(criteria.IN_PART, criteria.HOLDS, criteria.IN_PART),
+        *(criteria.HOLDS, criteria.HOLDS),  # these are of Figure 1's searches alone
+    ]
+    del controls["plain"]
+    assert [claim.verdict for claim in optimization.figure1(found, controls)[3:6]] == [criteria.HOLDS] * 3
+
+
+def test_a_run_that_diverged_is_not_the_best(tmp_path):
+    found = searches(tmp_path, **PAPER)
+    for depth, search in found.items():
+        losses = search.results["plain"].curves["train_loss"]
+        losses[2] = [1e-9, np.inf, np.inf, np.inf]
+        assert optimization.Best({depth: search.results}, 4).lowest("plain", depth) == [losses[0].min()]
+    assert optimization.figure1(found, {})[3].verdict == criteria.HOLDS
+
+
 def test_what_is_said_of_figure_1(tmp_path):
     found = searches(tmp_path / "usual", **PAPER | {"plain": (2e-4, 8e-5, 7e-2, 0.5)})
     slower = searches(tmp_path / "slower", **PAPER)
-    controls = {"plain": {10: slower[10], 50: slower[50]}, "highway": {10: slower[20], 100: slower[20]}}
+    controls = {
+        "plain": {10: slower[10], 50: slower[50], 100: slower[50]},
+        "highway": {10: slower[20], 100: slower[20]},
+    }
     said = [claim.evidence for claim in optimization.figure1(found, controls)]
     assert said == [
-        "100 layers get to 0.01 in 2 of 2 relu runs, of which 2 were trained to the end (the best 7.0e-5) and 1 of 1 "
-        "tanh runs, of which 1 were trained to the end (the best 1.4e-4); after 4 of 400 epochs",
+        "100 layers get to 0.01 in 2 of 2 relu runs (best 7.0e-5; 2 relu runs were trained to the end) and 1 of 1 tanh "
+        "runs (best 1.4e-4; 1 tanh runs were trained to the end); after 4 of 400 epochs",
         "every network here has the normalized initialization of Section 3.1",
         "9.0e-5† at 10 layers after 4 and 8.0e-5 at 20 layers after 4 of 400 epochs",
-        # only at depth 10 do both kinds of network have a control
-        "plain 9.0e-5†, 8.0e-5, 0.070 and 0.50 at 10, 20, 50 and 100 layers; after 4 of 400 epochs, † after 4",
-        "highway 4.0e-5†, 4.0e-5, 5.0e-5 and 7.0e-5 at 10, 20, 50 and 100 layers; after 4 of 400 epochs, † after 4",
-        "7,143 times: plain 0.50, highway 7.0e-5; means of the best 3: 1.0 and 1.4e-4; after 4 of 400 epochs",
+        # only at depths 10 and 100 do both kinds of network have a control
+        "plain 2.0e-4, 8.0e-5, 0.070 and 0.50 at 10, 20, 50 and 100 layers; after 4 of 400 epochs",
+        "highway 5.0e-5, 4.0e-5, 5.0e-5 and 7.0e-5 at 10, 20, 50 and 100 layers; after 4 of 400 epochs",
+        "7,143 times: plain 0.50, highway 7.0e-5; means of the best 3: 1.0 and 1.4e-4; after 4 of 400 epochs. "
+        "Controls: 1,750 times: plain 0.070, highway 4.0e-5; means of the best 3: 0.14 and 8.0e-5; after 4 of 400 epochs",
         "plain 4.0e-4, 1.6e-4, 0.14 and 1.0; highway 1.0e-4, 8.0e-5, 1.0e-4 and 1.4e-4 at 10, 20, 50 and 100 layers; "
         "after 4 of 400 epochs",
         "significantly at 10, 20, 50 and 100 layers; plain networks take 2.00 and 2.00 at 10, 2.00 and 2.00 at 20, "
@@ -295,17 +323,20 @@ def judged_accuracies(*found):
 @pytest.mark.parametrize(
     ("reached", "epochs", "verdict", "evidence"),
     [
-        (0.9933, 12, criteria.HOLDS, "99.33 (94.66 ± 6.60) %; 12 of 300 epochs"),
-        (0.991, 12, criteria.UNDECIDED, "99.10 (94.55 ± 6.43) %; 12 of 300 epochs"),
-        (0.9933, 300, criteria.HOLDS, "99.33 (94.66 ± 6.60) %"),
-        (0.9932, 300, criteria.FAILS, "99.32 (94.66 ± 6.59) %"),
+        (0.9933, 12, criteria.HOLDS, "99.33 (91.87 ± 4.17) %; 12 of 300 epochs"),
+        (0.991, 12, criteria.UNDECIDED, "99.10 (91.82 ± 4.07) %; 12 of 300 epochs"),
+        (0.9933, 300, criteria.HOLDS, "99.33 (91.87 ± 4.17) %"),
+        (0.9932, 300, criteria.FAILS, "99.32 (91.86 ± 4.17) %"),
         (np.nan, 300, criteria.FAILS, "90.00 (nan ± nan) %"),
     ],
 )
 def test_an_accuracy_is_judged_once_the_training_is_long_enough(reached, epochs, verdict, evidence):
-    best, mean = judged_accuracies(trained([0.9, reached], epochs=epochs)).values()
+    best, _ = judged_accuracies(trained([0.9] * 4 + [reached], epochs=epochs)).values()
     assert (best.words, best.verdict, best.evidence) == ("MNIST, 39 K parameters: 99.43 %", verdict, evidence)
-    assert (mean.verdict, mean.evidence.endswith("2 of 5 runs")) == (criteria.UNDECIDED, True)
+    few = judged_accuracies(trained([0.9, reached], epochs=epochs)).values()
+    unless_reached = criteria.HOLDS if verdict == criteria.HOLDS else criteria.UNDECIDED
+    assert [claim.verdict for claim in few] == [unless_reached, criteria.UNDECIDED]
+    assert all(claim.evidence.endswith("2 of 5 runs") for claim in few)
 
 
 @pytest.mark.parametrize(
@@ -321,18 +352,19 @@ def test_a_mean_is_of_five_initializations(last, verdict):
     [
         (0.9018, "", criteria.FAILS),
         (0.9019, "", criteria.HOLDS),
-        (np.nan, "", criteria.FAILS),
+        (0.0, "", criteria.FAILS),
         (0.9018, sentences.LOSSY[0], criteria.UNDECIDED),
         (0.9019, sentences.LOSSY[0], criteria.HOLDS),
     ],
 )
 def test_highway_c_is_to_have_more_than_the_teacher_and_a_lossy_copy_refutes_nothing(reached, md5, verdict):
-    found = trained([reached], dataset="cifar10", stages=paper.HIGHWAY_C, epochs=400)
+    found = trained([reached] * 5, dataset="cifar10", stages=paper.HIGHWAY_C, epochs=400)
     found.provenance["data_md5"] = {"train": md5}
     (claim, narrow) = accuracy.accuracies([found])[5], accuracy.accuracies([found])[-1]
     assert claim.verdict == verdict
     assert claim.evidence.endswith("on a JPEG copy of CIFAR-10 (TFDS 3.0.2)") == bool(md5)
-    assert (narrow.verdict, narrow.evidence) == (criteria.NOT_RUN, "not run: Teacher, 5 layers")
+    missing = f"not run, or not learned: {'Highway C, 32 layers and ' * (reached < 0.2)}Teacher, 5 layers"
+    assert (narrow.verdict, narrow.evidence) == (criteria.NOT_RUN, missing if reached else "")
 
 
 def other(reached, stages, **changes):
@@ -347,12 +379,18 @@ def other(reached, stages, **changes):
         (0.91, 0.91, 400, criteria.HOLDS),
         (0.91, 0.92, 400, criteria.FAILS),
         (0.92, 0.91, 399, criteria.UNDECIDED),
+        (0.2, 0.2, 400, criteria.HOLDS),
+        (0.2, 0.19, 400, criteria.NOT_RUN),  # it has not learned
+        (0.19, 0.19, 400, criteria.NOT_RUN),
+        (0.91, np.nan, 400, criteria.NOT_RUN),
     ],
 )
 def test_networks_are_compared_with_those_trained_here(highway, maxout, epochs, verdict):
     found = trained([highway], dataset="cifar10", stages=paper.HIGHWAY_C, epochs=epochs)
     narrow = accuracy.accuracies([found, other(maxout, paper.TEACHER)])[-1]
     assert narrow.verdict == verdict
+    if verdict == criteria.NOT_RUN:
+        return
     said = f"Highway C, 32 layers {100 * highway:.2f} % and Teacher, 5 layers {100 * maxout:.2f} %"
     assert narrow.evidence == said + "; Highway C, 32 layers: 399 of 400 epochs" * (epochs < 400)
 
@@ -368,7 +406,9 @@ def test_networks_are_compared_with_those_trained_here(highway, maxout, epochs, 
     ],
 )
 def test_a_thin_maxout_network_trains_without_a_teacher_or_not(reached, epochs, teacher, verdict):
-    claims = accuracy.accuracies([other(reached, paper.FITNET_A, epochs=epochs, teacher=teacher)])
+    twin = trained([0.9], dataset="cifar10", stages=paper.FITNET_A, epochs=400)  # with gates: another network
+    shorter = other(0.9, paper.FITNET_A, epochs=5, teacher=teacher)
+    claims = accuracy.accuracies([twin, shorter, other(reached, paper.FITNET_A, epochs=epochs, teacher=teacher)])
     (claim,) = (claim for claim in claims if claim.words.startswith("thin maxout"))
     assert claim.verdict == verdict
 
@@ -452,8 +492,9 @@ def routed(count, digits=slice(None), difference=0.101):
         ({"biases_lowered": 0.4}, [0]),
         ({"open_in_sample": 0.099}, []),
         ({"open_in_sample": 0.101}, [1]),
-        ({"open_per_sample": 0.25}, []),
-        ({"open_per_sample": 0.26}, [2]),
+        ({"open_per_sample": 0.05, "blocks_used": 0.1}, []),
+        ({"open_per_sample": 0.05, "blocks_used": 0.099}, [2]),
+        ({"open_per_sample": 0.1}, [2]),  # not few
         ({"open_per_sample": 0.0, "blocks_used": 0.0}, [2]),
         ({"steady_outputs": 0.49}, [3]),
         ({"change": np.ones(49)}, [4]),
@@ -643,11 +684,13 @@ def test_the_readme_says_what_was_measured(tmp_path):
         "4 min 0 s on 2 CPU cores.*"
     )
     assert points.splitlines() == [
-        "- **Depth:** at 100 layers the best highway network's training loss is 7.0e-5, the best plain network's 0.50. "
-        "With 1,100 layers it falls from 2.3 to 0.056 in 2 epochs.",
-        "- **Accuracy:** 99.52 % on MNIST's test set with 151 K parameters (the paper's best of five: 99.55 %).",
-        "- **Gates:** of 49 highway layers, 30 can be removed at once before the error on 60,000 images has risen by "
-        "one percentage point ([how](docs/gates.md)).",
+        "- **Depth:** at 100 layers the best highway network's training loss is 7.0e-5 after 60 epochs, the best plain "
+        "network's 0.50. "
+        "With 1,100 layers, the best of 2 falls from 2.3 to 0.056 in 2 epochs.",
+        "- **Accuracy:** 99.52 % on MNIST's test set with 151 K parameters (one run; the paper's best of five: "
+        "99.55 %).",
+        "- **Gates:** of 49 highway layers, 30 can be removed at once before the training error on 60,000 images has "
+        "risen by one percentage point ([how](docs/gates.md)).",
         "- **Speed:** 100 networks of 100 layers train 16.0 times as fast as a loop over PyTorch modules on 2 CPU "
         "cores (2.0 times PyTorch with all batched by hand) and 866 times on an NVIDIA H100 "
         "([measured](docs/performance.md)).",
