@@ -130,7 +130,9 @@ def check_names(app, env):
         public |= {f"{name}.{leaf}": getattr(module, leaf) for leaf in leaves}
     found = [value for name, value in public.items() if name in env.get_domain("py").objects]
     for name, value in public.items():
-        explained = value.__doc__ or not (inspect.isfunction(value) or inspect.isclass(value))
+        named = inspect.isfunction(value) or inspect.isclass(value)
+        # Python itself writes "Name(fields)" for a dataclass or a named tuple without a docstring.
+        explained = not named or (value.__doc__ and not value.__doc__.startswith(f"{value.__name__}("))
         if not explained or not any(value is other for other in found):  # which may be another package's name for it
             logging.getLogger(__name__).warning(f"{name} has no docstring, or no place in docs/reference")
     logging.getLogger(__name__).info(f"{len(public)} public names of {len(modules)} modules are in the reference")

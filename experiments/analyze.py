@@ -11,7 +11,7 @@ WORKDIR            of a search, which has the best run's parameters, or of exper
 --data_dir=DIR     where prepared TFDS datasets are; by default $TFDS_DATA_DIR or ~/tensorflow_datasets
 --config=FILE      the config file, if a function in it gives the data
 --title=TEXT       name of the network in the figures; the dataset's name by default
---redraw           only draw the figures of an earlier analysis again, from analysis.json
+--redraw           only draw the figures of an earlier analysis again, from analysis.json; takes --title alone
 
 Everything is measured on the whole training set, as in the paper. The program writes figure2.png, figure3.png,
 figure4.png, depth_in_use.png and analysis.json to the workdir. analysis.json holds every number behind the figures
@@ -57,10 +57,15 @@ def main(argv: list[str]) -> None:
             if given
             else "WORKDIR is missing; it must be the workdir of a search or of a run trained again"
         )
+    title = values.title and values.title.encode(errors="replace").decode()  # arguments may not be text
+    if values.redraw and (others := [n for n in ("network", "rank", "run", "data_dir", "config") if values[n].present]):
+        raise UserError(f"--{others[0]} is given with --redraw, which takes --title alone")
     found = reading.load(command_line.expanded(given[0]))
     if values.redraw:
-        inside.redraw(found.directory, values.title)
+        inside.redraw(found.directory, title)
         output.say(f"figures: {found.directory / 'figure2.png'}, figure3.png, figure4.png, depth_in_use.png")
+        if (found.directory / "report.html").exists():
+            page.write([found], found.directory)
         return
     network = trained.choose_network(found, values.network, values.run, values.rank)
     config = found.config
@@ -80,8 +85,7 @@ def main(argv: list[str]) -> None:
     )
     with jax.default_matmul_precision(config.matmul_precision), warnings_in_a_line():
         analyzed = analyze(model, params, dataset.train, preprocess)
-    title = (values.title or dataset.name).encode(errors="replace").decode()  # arguments may not be text
-    inside.write(found.directory, dataset, network, analyzed, title)
+    inside.write(found.directory, dataset, network, analyzed, title or dataset.name)
     output.say(f"analysis: {found.directory / 'analysis.json'}, {time.monotonic() - started:.0f} s")
     page.write([found], found.directory)
 

@@ -118,7 +118,7 @@ def _of_several(devices: Sequence[jax.Device]) -> bool:
 
 
 def devices_to_a_batch(num_runs: int, batch_size: int, devices: int) -> int:
-    """The number of devices to share a batch: the largest that divides both numbers and leaves one for each run."""
+    """The largest number of devices per batch that divides devices and batch size and leaves a device for each run."""
     sizes = range(1, max(1, devices // num_runs) + 1)
     return max(size for size in sizes if devices % size == batch_size % size == 0)
 
@@ -265,7 +265,8 @@ def map_runs(function: Callable[..., Any], mesh: Mesh, runs_per_batch: int) -> C
 
     Every leaf of the population and of the result has a leading axis of rows, whose length must be divisible by the
     mesh's `runs`. `used`, (rows,) bool, marks the rows that hold runs, which must be those from `spread`; by default
-    all. Other rows cost little, and their results are meaningless. Devices do not communicate along `runs`. Along
+    all. Other rows cost little, unless they share a batch of lockstep
+    with used ones, and their results are meaningless. Devices do not communicate along `runs`. Along
     `data`, the compiler inserts communication if shared arrays are divided over it.
 
     Args:

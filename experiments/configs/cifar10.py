@@ -8,7 +8,7 @@
 
 Hardware: an accelerator. The convolutional networks train for the authors' 200,000 steps, which are 400 epochs.
 On two CPU cores (AMD EPYC), a search with 16 runs of 20 epochs takes 17 minutes. On a copy of the images re-encoded as
-JPEG it reaches a best loss of 1.43, with a network that uses none of its depth (docs/gates.md).
+JPEG it reaches a best loss of 1.42, with a network that uses none of its depth (docs/gates.md).
 CIFAR-10 must be prepared once: `python -m experiments.prepare_data --dataset=cifar10`.
 """
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import numpy as np
 
 from experiments.app.errors import UserError
@@ -19,6 +20,7 @@ from highway_jax.analysis.summary import OPEN, TOLERATED
 from highway_jax.files import write_whole
 
 SAMPLE = 0  # the index of the training image whose gates and block outputs are shown
+MOST = 10**8  # samples
 BINS = 60  # of the histogram of open layers
 
 
@@ -63,10 +65,10 @@ def redraw(directory: Path, title: str | None) -> None:
     try:
         found = _read(numbers)
         numbers["title"] = title or numbers.get("title", numbers["dataset"])
-        _draw(directory, found, numbers["hyperparameters"]["transform_bias"], numbers["title"])
         summary = {name: np.nan if value is None else value for name, value in numbers["summary"].items()}
         numbers["captions"] = _captions({**numbers, "summary": summary}, found)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        _draw(directory, found, numbers["hyperparameters"]["transform_bias"], numbers["title"])
+    except (AttributeError, KeyError, TypeError, ValueError, jinja2.TemplateError) as error:
         raise damaged(path, "experiments.analyze without --redraw writes it again") from error
     write_text(path, json.dumps(numbers, allow_nan=False) + "\n")
 
@@ -79,6 +81,8 @@ def _read(numbers: Mapping[str, Any]) -> Analysis:
 
     gates, histogram = numbers["gates"], arrays(numbers["gates"]["open_layers"])
     routing, mean = np.array(numbers["routing"], float), np.array(gates["mean"], float)
+    if not 0 <= histogram["counts"].sum() <= MOST:
+        raise ValueError("no dataset has so many samples")
     bins = zip(histogram["counts"].astype(int), histogram["edges"][:-1], histogram["edges"][1:], strict=True)
     open_layers = np.concatenate([low + (high - low) * (np.arange(n) + 0.5) / n for n, low, high in bins if n])
     unknown = np.full_like(mean, np.nan)  # an analysis of an earlier version lacks some numbers, which no figure shows

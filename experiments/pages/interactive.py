@@ -7,6 +7,7 @@ import base64
 import gzip
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -37,6 +38,7 @@ from highway_jax import plotting
 from highway_jax.plotting import COLORS, FAINT, TEXT
 from highway_jax.population import Result
 
+POINTS = 100_000  # of all curves; of more, epochs are left out
 LOADER = Path(__file__).with_name("interactive.js").read_text()
 EXPONENT = str.maketrans("-0123456789", "\N{SUPERSCRIPT MINUS}⁰¹²³⁴⁵⁶⁷⁸⁹")
 SHAPES = {"relu": "circle", "tanh": "triangle"}
@@ -105,6 +107,7 @@ class _Panels:
         self.log = self.mode == "min" and not (finite < 0).any() and wide
         self.low, self.high, self.cut = plotting.shown(every, self.mode, self.log)
         self.epochs = max(curve.shape[1] for curve in every)
+        self.stride = math.ceil(sum(curve.size for curve in every) / POINTS)
         best = {kind: result.ranking.best for kind, result in results.items()}
         self.reached = plotting.reaches(best.values(), self.mode)
         self.values = {hp: _together([result.hyperparameters.get(hp) for result in results.values()]) for hp in names}
@@ -121,6 +124,7 @@ class _Panels:
         ranking, curves = result.ranking, result.curves[result.rank_by]
         curves = np.where(curves == 0, self.low, curves) if self.log else curves  # at the edge, which is 0's place
         there = [np.flatnonzero(np.isfinite(curve)) for curve in curves]
+        there = [np.union1d(epochs[:: self.stride], epochs[-1:]) for epochs in there]
         ended = [epochs[-1:] for epochs in there]
         columns: dict[str, list[Any]] = {
             "network": [kind] * result.num_runs,
@@ -167,7 +171,8 @@ class _Panels:
     def curves(self) -> figure:
         """Every run's curve, the best one's bold."""
         label = f"{self.name.replace('_', ' ')}{self.wording.unit}{self.cut}"
-        panel = self._panel(label, "epoch", self.log, (self.low, self.high))
+        axis = "epoch" if self.stride == 1 else f"epoch (one of {self.stride} is drawn, and the last)"
+        panel = self._panel(label, axis, self.log, (self.low, self.high))
         panel.add_tools("pan", "wheel_zoom", "reset")
         panel.update(toolbar_location="above", height=340)
         panel.x_range = Range1d(1, self.epochs) if self.epochs > 1 else Range1d(0.5, 1.5)

@@ -107,7 +107,7 @@ def _differs(found: Analysis) -> Judgement:
     evidence = (
         f"an image opens {single:.1%} of the gates on average; {used:.1%} are open for one image in 1,000 or more"
     )
-    return verdict(0 < single <= DIFFERENT * used), evidence
+    return verdict(0 < single < SPARSE and single <= DIFFERENT * used), evidence
 
 
 def _steady(found: Analysis) -> Judgement:

@@ -67,10 +67,10 @@ class Layers:
         states = {name: s.reshape(self.count, *s.shape[len(self.leading) :]) for name, s in states.items()}
         if len(states) == len(STATES):
             states["block_input"] = _inputs(**states)
-        states = {
-            name: s.mean(axis=tuple(range(2, s.ndim - 1)), dtype=jnp.promote_types(s.dtype, jnp.float32))
-            for name, s in states.items()
-        }
+        for name, s in states.items():
+            average = jnp.nanmean if name == "block_input" else jnp.mean  # of the pixels where it is known
+            space, dtype = tuple(range(2, s.ndim - 1)), jnp.promote_types(s.dtype, jnp.float32)
+            states[name] = average(s, axis=space, dtype=dtype)
         return [{name: state[index] for name, state in states.items()} for index in range(self.count)]
 
 

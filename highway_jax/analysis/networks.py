@@ -44,7 +44,7 @@ class InnerStates(NamedTuple):
       carry_gate: C(x).
       block_output: y.
       block_input: x. That of a module's first layer follows from Eq. 2, x = (y - H·T) / C. It is NaN where the carry
-        gate is closed (below 0.001), or where a state is missing.
+        gate is closed (below 0.001), or where a state is missing; means over space leave out such pixels.
     """
 
     block_state: np.ndarray
@@ -197,11 +197,12 @@ def gate_statistics(
     size = np.bincount(classes, minlength=num_classes)
     with np.errstate(invalid="ignore"):
         class_mean = by_class / size[:, None, None]
+    mean = by_class.sum(axis=0) / size.sum()
     known = slice(0 if labels is None else None)
     return GateStatistics(
         bias=_table(biases),
-        mean=by_class.sum(axis=0) / size.sum(),
-        open_fraction=_table([layer / size.sum() for layer in opened]),
+        mean=mean,
+        open_fraction=np.where(np.isfinite(mean), _table([layer / size.sum() for layer in opened]), np.nan),
         class_mean=class_mean[known],
         class_size=size[known],
         open_layers=np.asarray(open_layers).reshape(-1)[: size.sum()],

@@ -61,22 +61,21 @@ def summarize(found: Analysis, initial_bias: float) -> dict[str, Any]:
     """
     gates, lesions, dropped = found.gates, found.lesions, found.dropped
     layers = np.arange(1, len(gates.bias) + 1)
-    known = np.isfinite(gates.bias)  # the rows of narrow layers end in NaN
     bias = np.nanmean(gates.bias, axis=1)
     output = found.sample.block_output
     change = np.abs(output - found.sample.block_input)
     routing = np.nanmean(np.abs(gates.routing), axis=(0, 2))
     risen = ~(dropped.error - lesions.intact_error <= TOLERATED)  # or no longer finite
     return {
-        "biases_lowered": np.mean(gates.bias[known] < initial_bias),
+        "biases_lowered": _share(gates.bias, gates.bias < initial_bias),
         "bias_depth_correlation": _correlation(bias, layers),
         "bias_activity_correlation": _correlation(bias, np.nanmean(gates.mean, axis=1)),
-        "open_on_average": np.mean(gates.mean[known] > OPEN),
-        "open_in_sample": np.mean(found.sample.transform_gate[known] > OPEN),
-        "blocks_used": np.mean(gates.open_fraction[known] >= USED),
-        "open_per_sample": np.mean(gates.open_fraction[known]),
-        "steady_outputs": np.mean(change[np.isfinite(change)] < STEADY * np.sqrt(np.nanmean(np.square(output)))),
-        "change_depth": _depth(np.nansum(change, axis=1), 0.9),
+        "open_on_average": _share(gates.mean, gates.mean > OPEN),
+        "open_in_sample": _share(found.sample.transform_gate, found.sample.transform_gate > OPEN),
+        "blocks_used": _share(gates.open_fraction, gates.open_fraction >= USED),
+        "open_per_sample": _share(gates.open_fraction, gates.open_fraction),
+        "steady_outputs": _share(change, change < STEADY * np.sqrt(np.nanmean(np.square(output)))),
+        "change_depth": _depth(np.nansum(change, axis=1), 0.9) if np.isfinite(change).any() else np.nan,
         "routing_depth_half": _depth(routing, 0.5),
         "routing_depth": _depth(routing, 0.9),
         "open_layers": gates.open_layers.mean(dtype=float),
@@ -87,6 +86,12 @@ def summarize(found: Analysis, initial_bias: float) -> dict[str, Any]:
         "effective_layers": effective_layers(lesions.damage),
         "droppable_layers": np.argmax(risen) - 1 if risen.any() else len(layers),
     }
+
+
+def _share(measured: np.ndarray, values: np.ndarray) -> float:
+    """The mean of values where the measured numbers are known: the rows of narrow layers end in NaN."""
+    known = np.isfinite(measured)
+    return float(values[known].mean()) if known.any() else np.nan
 
 
 def _correlation(a: np.ndarray, b: np.ndarray) -> float:

@@ -122,7 +122,7 @@ def fit(
       ```python
       task = population.supervised(
           model=lambda hp: Net(),
-          loss=lambda outputs, batch: population.cross_entropy(outputs, batch["y"]),
+          loss=population.cross_entropy,
           optimizer=lambda hp: optax.adam(hp["lr"]),
       )
       result = population.fit(

@@ -47,7 +47,7 @@ def warmup_cosine(
     """Linear warm-up and cosine decay as in `optax.warmup_cosine_decay_schedule`, with values that may be traced.
 
     Args:
-      init_value: the value at the first step.
+      init_value: the value at the first step, if there is a warm-up.
       peak_value: the value after the warm-up.
       warmup_steps: the number of steps of the warm-up, from 0.
       decay_steps: the number of steps of the whole schedule, including the warm-up.

@@ -46,7 +46,7 @@ class ConvNet(nn.Module):
       dtype: the dtype of the computation; by default, the promoted dtype of input and parameters.
       param_dtype: the dtype of the parameters and the logits.
       implementation: "xla", or "fused" for this library's CPU kernels where they apply (see
-        `functional.convolution.conv`). "fused" trains 1.5 to 2 times as fast on a CPU, but has no forward mode and no
+        `functional.convolution.conv`). "fused" trains about twice as fast on a CPU, but has no forward mode and no
         second derivatives.
 
     Raises:

@@ -227,6 +227,28 @@ def test_the_statistics_are_those_of_the_gates():
         np.testing.assert_allclose(value, states[name], rtol=1e-4, atol=1e-6)
 
 
+def test_inputs_of_single_layers_follow_from_the_highway_operation():
+    class Saturated(nn.Module):
+        """A convolutional layer, whose carry gate is closed at one pixel, and a dense one."""
+
+        @nn.compact
+        def __call__(self, x):
+            y = HighwayConv((1, 1), transform_bias=-0.5)(
+                jnp.concatenate([x, jnp.zeros_like(x).at[:, 0, 0].set(60)], -1)
+            )
+            z = y.mean(axis=(1, 2))
+            self.sow("intermediates", "z", z)
+            return nn.Dense(3)(HighwayDense("tanh", transform_bias=-0.5)(z))
+
+    model, image = Saturated(), SPLIT["x"][4]
+    params = jax.tree.map(lambda leaf: jnp.full_like(leaf, 0.3), initialized(model))
+    found = analysis.inner_states(model, params, image, preprocess=scale)
+    pixels = np.stack([scale(image)[..., 0], np.zeros((6, 5))], -1).reshape(-1, 2)[1:]
+    np.testing.assert_allclose(found.block_input[0], pixels.mean(axis=0), rtol=1e-3, atol=1e-4)
+    z = model.apply({"params": params}, scale(image)[None], mutable="intermediates")[1]["intermediates"]["z"][0]
+    np.testing.assert_allclose(found.block_input[1], z[0], rtol=1e-3)
+
+
 def test_feature_maps_are_averaged_over_space_and_narrow_layers_end_in_nan():
     model = Mixed()
     params = initialized(model)

@@ -193,9 +193,17 @@ def test_the_figures_are_drawn_again_from_the_numbers_alone(analyzed, tmp_path):
         assert np.abs(grey[0] - grey[1]).mean() < 1
     analyze.main(["--redraw", str(workdir), "--title=$x_$"])
     assert read(workdir)["title"] == "$x_$" and "on $x_$;" in read(workdir)["captions"]["figure2.png"]
-    (workdir / "analysis.json").write_text("{}")
-    with pytest.raises(UserError, match=r"analysis\.json is damaged"):
-        analyze.main(["--redraw", str(workdir)])
+    analyze.main(["--redraw", str(workdir), "--title=\udcff"])
+    assert read(workdir)["title"] == "?"
+    with pytest.raises(UserError, match="--rank is given with --redraw, which takes --title alone"):
+        analyze.main(["--redraw", str(workdir), "--rank=2"])
+    whole = read(workdir)
+    many = whole["gates"] | {"open_layers": {"counts": [1e13], "edges": [0, 1]}}
+    without_epoch = {name: value for name, value in whole.items() if name != "epoch"}
+    for damaged in ({}, without_epoch, whole | {"gates": many}):
+        (workdir / "analysis.json").write_text(json.dumps(damaged))
+        with pytest.raises(UserError, match=r"analysis\.json is damaged"):
+            analyze.main(["--redraw", str(workdir)])
     (workdir / "analysis.json").unlink()
     with pytest.raises(UserError, match=r"analysis\.json is missing; experiments\.analyze without"):
         analyze.main(["--redraw", str(workdir)])
