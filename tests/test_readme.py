@@ -115,7 +115,8 @@ def test_the_first_screen_counts_the_claims_of_the_page():
     assert [int(number) for number in said] == counts and counts[0] == sum(counts[1:])
 
 
-def test_the_first_screen_is_short():
+def test_the_readme_is_short():
+    assert len(README.splitlines()) <= 150
     screen = README[: README.index("## See it yourself")]
     points = re.findall(r"^- \*\*(.*):\*\* (.*)$", screen, re.MULTILINE)
     assert len(points) == 5 and max(len(text.split()) for _, text in points) <= 50 and "|" not in screen
