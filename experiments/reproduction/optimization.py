@@ -175,11 +175,12 @@ def _unharmed(best: Best) -> Judgement:
 def _far_better(best: Best) -> Judgement:
     plain, highway = (best.lowest(network, 100)[0] for network in ("plain", "highway"))
     times = f"{plain / highway:,.0f} times: " if highway and math.isfinite(plain) and math.isfinite(highway) else ""
-    means = [number(best.means(network, 100)[0]) for network in ("plain", "highway")]
-    count = min(TEN, best.results[100]["highway"].num_runs)
     said = f"plain {number(plain)}, highway {number(highway)}"
+    if all(result.num_runs >= TEN for result in best.results[100].values()):
+        means = [number(best.means(network, 100)[0]) for network in ("plain", "highway")]
+        said += f"; means of the best {TEN}: {listed(means)}"
     holds = plain > FAR_BETTER * highway and best.learned("highway", 100)
-    return verdict(holds), f"{times}{said}; means of the best {count}: {listed(means)}"
+    return verdict(holds), f"{times}{said}"
 
 
 def _means(best: Best) -> Judgement:

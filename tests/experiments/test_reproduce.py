@@ -202,9 +202,8 @@ def test_what_is_said_of_figure_1(tmp_path):
         # only at depths 10 and 100 do both kinds of network have a control
         "plain 2.0e-4, 8.0e-5, 0.070 and 0.50 at 10, 20, 50 and 100 layers; after 4 of 400 epochs",
         "highway 5.0e-5, 4.0e-5, 5.0e-5 and 7.0e-5 at 10, 20, 50 and 100 layers; after 4 of 400 epochs",
-        "7,143 times: plain 0.50, highway 7.0e-5; means of the best 3: 1.0 and 1.4e-4; after 4 of 400 epochs. "
-        "Controls: 1,750 times: plain 0.070, highway 4.0e-5; means of the best 3: 0.14 and 8.0e-5; after 4 of 400 "
-        "epochs",
+        "7,143 times: plain 0.50, highway 7.0e-5; after 4 of 400 epochs. Controls: 1,750 times: plain 0.070, highway "
+        "4.0e-5; after 4 of 400 epochs",
         "plain 4.0e-4, 1.6e-4, 0.14 and 1.0; highway 1.0e-4, 8.0e-5, 1.0e-4 and 1.4e-4 at 10, 20, 50 and 100 layers; "
         "after 4 of 400 epochs",
         "significantly at 10, 20, 50 and 100 layers; plain networks take 2.00 and 2.00 at 10, 2.00 and 2.00 at 20, "
