@@ -5,7 +5,7 @@ from pathlib import Path
 
 from experiments.app.errors import UserError
 
-DEPTHS = (10, 20, 50, 100)
+DEPTHS = (10, 20, 50, 100)  # of Figure 1
 # On a CPU, the worse half of a search's runs stops after every 20 of the 400 epochs until ten are left. Runs that start
 # late, with a slowly decaying learning rate, have 20 epochs to catch up; stopping after five favoured fast decays.
 SMALL_SEARCH = ("search.halving.every=20", "search.halving.at_least=10")

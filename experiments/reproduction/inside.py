@@ -112,9 +112,8 @@ def _differs(found: Analysis) -> Judgement:
 
 def _steady(found: Analysis) -> Judgement:
     share = found["summary"]["steady_outputs"]
-    return verdict(
-        share > 0.5
-    ), f"{share:.0%} change by less than a tenth of their root mean square from layer to layer"
+    evidence = f"{share:.0%} change by less than a tenth of their root mean square from layer to layer"
+    return verdict(share > 0.5), evidence
 
 
 def _changes(found: Analysis, layers: int = FIRST) -> Judgement:

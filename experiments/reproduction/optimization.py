@@ -26,11 +26,11 @@ from experiments.reproduction.criteria import (
     Judgement,
     verdict,
 )
+from experiments.reproduction.experiments import DEPTHS
 from experiments.workdir.contents import Workdir
 from highway_jax.plotting import number
 from highway_jax.population import Ranking, Result, rank
 
-DEPTHS = (10, 20, 50, 100)
 NETWORKS = ("highway", "plain")
 TEN = 10  # best settings, of Figure 1's right half
 Searches = Mapping[int, Workdir]  # by depth

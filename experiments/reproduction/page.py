@@ -14,7 +14,8 @@ from experiments.pages import figures, sentences, tables
 from experiments.pages.templates import template
 from experiments.reproduction import accuracy, criteria, inside, optimization
 from experiments.reproduction.criteria import Claim
-from experiments.reproduction.optimization import DEPTHS, NETWORKS
+from experiments.reproduction.experiments import DEPTHS
+from experiments.reproduction.optimization import NETWORKS
 from experiments.workdir import reading
 from experiments.workdir.contents import Workdir
 from experiments.workdir.files import read_json
